@@ -1,0 +1,38 @@
+"""Errors that are the user's to mend: one line that names the value, where it came from and the way out.
+
+Everything else (a bug of ours) stays an ordinary exception with its traceback.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+
+class MixCPTError(Exception):
+    """Base of the errors shown to the user without a traceback."""
+
+
+class ConfigError(MixCPTError):
+    """A flag, environment variable or combination of them that cannot be run."""
+
+
+class DataError(MixCPTError):
+    """A record, data file or dataset folder that cannot be used."""
+
+
+class CheckpointError(MixCPTError):
+    """A model folder or checkpoint that is missing, damaged, or of another model."""
+
+
+def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a tool's ``main`` so that a :class:`MixCPTError` ends it with one line on stderr and exit code 1."""
+
+    @wraps(main)
+    def wrapped(*args, **kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except MixCPTError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
+
+    return wrapped
