@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Lint, format and all tests, in .venv (made first where it is missing). Arguments go to pytest:
+#
+#   bash tests/run.sh                 # everything, as the continuous integration runs it
+#   bash tests/run.sh -k lssd -x      # some tests
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash tools/setup_env.sh dev
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest -q tests "$@"
