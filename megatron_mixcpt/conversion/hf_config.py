@@ -1,0 +1,184 @@
+"""From ``config.json`` to the engine's arguments, or a refusal that names the setting the engine cannot express.
+
+What decoder families have in common is here: sizes, norms, rotary embedding, sliding windows. An architecture's own
+file adds its keys (``Architecture``). Every value carries its origin in ``config.json``, so that a flag that
+contradicts the checkpoint can be refused by name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_mixcpt.conversion.rules import Rule
+from megatron_mixcpt.errors import ConfigError
+
+# The engine hard-codes these in megatron/core/models/common/embeddings/rotary_pos_embedding.py (_apply_scaling).
+ENGINE_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+CONFIG_MAP = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "layernorm_epsilon",
+    "vocab_size": "vocab_size",
+}
+
+# Arguments that decide what the weights mean, the same for every family here unless an architecture overrides them.
+FIXED_ARGUMENTS: dict[str, Any] = {
+    "normalization": "RMSNorm",
+    "layernorm_zero_centered_gamma": False,
+    "swiglu": True,
+    "squared_relu": False,
+    "openai_gelu": False,
+    "activation_func_clamp_value": None,
+    "add_bias_linear": False,
+    "add_qkv_bias": False,
+    "qk_layernorm": False,
+    "qk_l2_norm": False,
+    "group_query_attention": True,
+    "attention_output_gate": False,
+    "multi_latent_attention": False,
+    "softmax_type": "vanilla",
+    "window_size": None,
+    "position_embedding_type": "rope",
+    "rotary_percent": 1.0,
+    "rotary_interleaved": False,
+    "rotary_seq_len_interpolation_factor": None,
+    "no_rope_freq": None,
+    "use_rope_scaling": False,
+    "apply_residual_connection_post_layernorm": False,
+    "use_mup": False,
+    "mtp_num_layers": None,
+    "linear_attention_freq": None,
+    "num_experts": None,
+}
+
+# Arguments that we fill in, and that a flag may set otherwise: they change training, not what the weights mean.
+DEFAULT_ARGUMENTS: dict[str, Any] = {
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "make_vocab_size_divisible_by": 1,
+}
+FREE_ARGUMENTS = frozenset(DEFAULT_ARGUMENTS) | {"max_position_embeddings"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of models as data: how its config and its tensor names read in the engine's terms."""
+
+    name: str
+    """Entry of ``architectures`` in config.json."""
+    name_map: tuple[Rule, ...]
+    """Every engine tensor; ``output_layer.weight`` is left out by itself where embeddings are tied."""
+    config_map: Mapping[str, str] = field(default_factory=dict)
+    """Further required keys of config.json and the engine's names for them."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Engine arguments that differ from ``FIXED_ARGUMENTS``."""
+    required: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of config.json that must have this value where present, for the engine has no other."""
+    hf_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of keys that transformers takes where config.json leaves them out."""
+    ignored_tensors: str = r".*\.rotary_emb\.inv_freq"
+    """Pattern of tensors without weights (old checkpoints store the rotary table)."""
+    adjust: Callable[["HFConfig"], Mapping[str, Any]] | None = None
+    """Further arguments that no table expresses; may refuse."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An engine argument's value and where it comes from, as "key value" of config.json."""
+
+    value: Any
+    origin: str
+
+
+class HFConfig:
+    """``config.json`` with errors that name the file."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.path = path
+        self.values = {**defaults, **{key: value for key, value in values.items() if value is not None}}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or ``default`` where the key is absent or null."""
+        return self.values.get(key, default)
+
+    def require(self, key: str) -> Any:
+        """The value; raises :class:`ConfigError` where the key is absent or null."""
+        if key not in self.values:
+            raise ConfigError(f"{self.path} has no {key}: the model cannot be built without it")
+        return self.values[key]
+
+    def refuse(self, key: str, value: Any, reason: str) -> ConfigError:
+        """The error for a setting that the engine cannot express."""
+        return ConfigError(f"{self.path}: {key} {value!r} cannot be trained: {reason}")
+
+
+def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, Setting]:
+    """Every engine argument that the checkpoint decides, by the engine's name; raises :class:`ConfigError`."""
+    for key, expected in architecture.required.items():
+        if config.get(key, expected) != expected:
+            raise config.refuse(key, config.get(key), f"the engine's {architecture.name} has {key} {expected!r} only")
+    if config.get("quantization_config"):
+        raise config.refuse("quantization_config", "...", "weights are quantized: use the full-precision checkpoint")
+    refuse_sliding_window(config)
+    nature = f'"architectures": ["{architecture.name}"]'
+    fixed = {**FIXED_ARGUMENTS, **architecture.arguments}
+    settings = {name: Setting(value, nature) for name, value in {**fixed, **DEFAULT_ARGUMENTS}.items()}
+    for key, name in {**CONFIG_MAP, **architecture.config_map}.items():
+        settings[name] = Setting(config.require(key), f"{key} {config.require(key)}")
+    settings |= _attention_settings(config) | rope_settings(config)
+    tied = config.get("tie_word_embeddings", False)
+    settings["untie_embeddings_and_output_weights"] = Setting(not tied, f"tie_word_embeddings {tied}")
+    extra = architecture.adjust(config) if architecture.adjust else {}
+    return settings | {name: Setting(value, nature) for name, value in extra.items()}
+
+
+def _attention_settings(config: HFConfig) -> dict[str, Setting]:
+    heads = config.require("num_attention_heads")
+    groups = config.get("num_key_value_heads", heads)
+    channels = config.get("head_dim", config.require("hidden_size") // heads)
+    if heads % groups:
+        raise config.refuse("num_key_value_heads", groups, f"it must divide num_attention_heads {heads}")
+    return {
+        "num_query_groups": Setting(groups, f"num_key_value_heads {groups}"),
+        "kv_channels": Setting(channels, f"head_dim {channels}"),
+    }
+
+
+def refuse_sliding_window(config: HFConfig) -> None:
+    """Refuse a window that some layer applies to sequences the model allows."""
+    window = config.get("sliding_window")
+    if window is None or not config.get("use_sliding_window", True):
+        return
+    if "sliding_attention" not in config.get("layer_types", ["sliding_attention"]):
+        return
+    if window < config.require("max_position_embeddings"):
+        raise config.refuse("sliding_window", window, "attention here is over the whole sequence")
+
+
+def rope_settings(config: HFConfig) -> dict[str, Setting]:
+    """The rotary embedding, from ``rope_parameters`` (transformers 5) or from ``rope_theta`` and ``rope_scaling``."""
+    parameters = {"rope_theta": config.get("rope_theta"), **config.get("rope_scaling", {})}
+    parameters |= config.get("rope_parameters", {})
+    theta = parameters.get("rope_theta") or 10000
+    if theta != int(theta):
+        raise config.refuse("rope_theta", theta, "the engine's --rotary-base is a whole number")
+    settings = {"rotary_base": Setting(int(theta), f"rope_theta {theta}")}
+    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    settings["rotary_percent"] = Setting(float(partial), f"partial_rotary_factor {partial}")
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "default":
+        return settings
+    if kind != "llama3":
+        raise config.refuse("rope_type", kind, "the engine's rotary embedding knows 'default' and 'llama3' only")
+    for key, expected in ENGINE_LLAMA3_ROPE.items():
+        if parameters.get(key) != expected:
+            raise config.refuse(key, parameters.get(key), f"the engine's rope scaling has {expected} built in")
+    factor = float(parameters["factor"])
+    settings["use_rope_scaling"] = Setting(True, "rope_type llama3")
+    settings["rope_scaling_factor"] = Setting(factor, f"rope scaling factor {factor}")
+    return settings

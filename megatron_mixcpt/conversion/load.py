@@ -1,0 +1,96 @@
+"""Fill one pipeline stage of an engine model with its slices of a Hugging Face checkpoint.
+
+Each rank reads from the safetensors files only the bytes of its own tensor-parallel shard and its own layers. Every
+parameter of the stage is filled exactly once, and every rule of the stage's layers is used exactly once, or nothing is
+trained.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from megatron_mixcpt.conversion.model_folder import EMBEDDING, OUTPUT_LAYER, HFModel
+from megatron_mixcpt.conversion.rules import Rule
+from megatron_mixcpt.errors import CheckpointError
+
+if TYPE_CHECKING:  # an import here would come before the CPU emulation's install()
+    from megatron.core.models.gpt.gpt_model import GPTModel
+
+# Where layers are not Transformer Engine's, norms stand beside the linear layers that they are fused into there.
+LOCAL_NAMES = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+
+
+def checkpoint_name(parameter_name: str, layer_numbers: list[int], known: set[str] | dict[str, Rule]) -> str:
+    """The checkpoint's name of a live parameter.
+
+    Args:
+        parameter_name: as in ``model_chunk.named_parameters()``; its layer index counts from the stage's first layer.
+        layer_numbers: ``layer_number`` (from 1, over the whole model) of the stage's layers in order.
+        known: names that the architecture has; decides between a fused and a separate norm.
+    """
+    match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", parameter_name)
+    if not match:
+        return parameter_name
+    prefix = f"decoder.layers.{layer_numbers[int(match[1])] - 1}."
+    direct = prefix + match[2]
+    return direct if direct in known else prefix + LOCAL_NAMES.get(match[2], match[2])
+
+
+def load_hf_weights(model_chunk: "GPTModel", hf_model: HFModel, *, tp_rank: int, tp_size: int) -> None:
+    """Copy this rank's part of ``hf_model`` into an unwrapped ``GPTModel``, in place, cast to the parameters' dtype.
+
+    Rows that pad the vocabulary for tensor parallelism become zero. With tied embeddings, the last stage's copy
+    (``output_layer.weight``) is filled too. Call it before the optimizer takes its float32 copies, or let the optimizer
+    reload them (``reload_model_params``).
+
+    Raises:
+        CheckpointError: a parameter without a counterpart, a shape that differs, or a tensor left unused.
+    """
+    rules = hf_model.rules()
+    layer_numbers = [layer.layer_number for layer in model_chunk.decoder.layers]
+    unused = _rules_of_stage(model_chunk, rules, layer_numbers)
+    for parameter_name, parameter in model_chunk.named_parameters():
+        name = checkpoint_name(parameter_name, layer_numbers, rules)
+        if name == OUTPUT_LAYER and hf_model.tied:
+            name = EMBEDDING
+        if name not in rules:
+            raise CheckpointError(
+                f"the engine's parameter {parameter_name} has no counterpart in {hf_model.architecture.name} "
+                f"({hf_model.folder}): leave out the flag that adds it"
+            )
+        _fill(parameter.data, parameter_name, rules[name], hf_model, tp_rank, tp_size)
+        unused.discard(name)
+    if unused:
+        raise CheckpointError(f"the engine's model has no parameter for {', '.join(sorted(unused))}")
+
+
+def _rules_of_stage(model_chunk: "GPTModel", rules: dict[str, Rule], layer_numbers: list[int]) -> set[str]:
+    prefixes = tuple(f"decoder.layers.{number - 1}." for number in layer_numbers)
+    names = {name for name in rules if name.startswith(prefixes)} if prefixes else set()
+    if model_chunk.pre_process:
+        names.add(EMBEDDING)
+    if model_chunk.post_process:
+        names |= {name for name in rules if name.startswith(("decoder.final_layernorm.", OUTPUT_LAYER))}
+    return names
+
+
+def _fill(target: torch.Tensor, name: str, rule: Rule, hf_model: HFModel, tp_rank: int, tp_size: int) -> None:
+    row = 0
+    for block in rule.blocks(hf_model.dims, tp_rank, tp_size, num_rows=target.shape[0]):
+        rows = target[row : row + block.num_rows]
+        source = hf_model.tensors.read(block.name, block.rows, block.columns)
+        if rows.shape != source.shape:
+            break
+        rows.copy_(source)
+        row += block.num_rows
+    padded = rule.engine in (EMBEDDING, OUTPUT_LAYER)
+    if row < target.shape[0] and not padded:
+        raise CheckpointError(
+            f"the engine's {name} has shape {tuple(target.shape)} on tensor-parallel rank {tp_rank} of {tp_size}, "
+            f"which {hf_model.folder} cannot fill: its architecture flags differ from the checkpoint's"
+        )
+    target[row:].zero_()

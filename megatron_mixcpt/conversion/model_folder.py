@@ -1,0 +1,184 @@
+"""A Hugging Face model folder, understood and checked before any weight is read.
+
+:func:`read_model_folder` is where training, scoring and conversion start: it finds the architecture, turns
+``config.json`` into the engine's arguments, and compares every tensor's name and shape in the safetensors headers with
+what the architecture consumes, both ways.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_mixcpt.conversion.hf_config import FREE_ARGUMENTS, Architecture, HFConfig, engine_settings
+from megatron_mixcpt.conversion.llama import LLAMA
+from megatron_mixcpt.conversion.qwen2 import QWEN2
+from megatron_mixcpt.conversion.rules import Dimensions, Rule, dimensions
+from megatron_mixcpt.conversion.safetensors_folder import SafetensorsFolder, read_json
+from megatron_mixcpt.errors import CheckpointError, ConfigError
+
+ARCHITECTURES = {architecture.name: architecture for architecture in (LLAMA, QWEN2)}
+CONFIG_NAME = "config.json"
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT_LAYER = "output_layer.weight"
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What ``config.json`` alone decides: the engine's arguments, and a rule for every engine tensor."""
+
+    folder: Path
+    architecture: Architecture
+    config: Mapping[str, Any]
+    """config.json as it stands."""
+    engine_arguments: Mapping[str, Any]
+    """Engine arguments by their names in ``get_args()``, ready to fill in."""
+    origins: Mapping[str, str]
+    """For each engine argument, the setting of config.json that decides it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding in the HF folder, without any padding for tensor parallelism."""
+        return self.engine_arguments["vocab_size"]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output layer is the embedding."""
+        return not self.engine_arguments["untie_embeddings_and_output_weights"]
+
+    @property
+    def dims(self) -> Dimensions:
+        """The sizes that rules write shapes in."""
+        return dimensions(self.engine_arguments)
+
+    def rules(self) -> dict[str, Rule]:
+        """A rule for every engine tensor, by the engine's name."""
+        num_layers, num_experts = self.engine_arguments["num_layers"], self.engine_arguments["num_experts"] or 0
+        templates = [rule for rule in self.architecture.name_map if not (self.tied and rule.engine == OUTPUT_LAYER)]
+        return {rule.engine: rule for item in templates for rule in item.instances(num_layers, num_experts)}
+
+    def hf_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every HF tensor that the rules consume."""
+        dims = self.dims
+        return {name: shape for rule in self.rules().values() for name, shape in rule.hf_shapes(dims).items()}
+
+
+@dataclass(frozen=True)
+class HFModel(ModelPlan):
+    """A model folder whose weights are there, whole and of the right shapes."""
+
+    tensors: SafetensorsFolder
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of most of the weights."""
+        return Counter(self.tensors.entries[name].dtype for name in self.hf_shapes()).most_common(1)[0][0]
+
+
+def read_config(hf_dir: str | Path) -> ModelPlan:
+    """Understand ``config.json`` alone; raises :class:`CheckpointError` or :class:`ConfigError` in one line."""
+    folder = Path(hf_dir)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: give a Hugging Face model folder on this machine")
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_NAME}: give a Hugging Face model folder")
+    values = read_json(path)
+    names = values.get("architectures") or []
+    known = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
+    if not known:
+        raise ConfigError(f"{path}: architecture {names} is not supported; these are: {', '.join(ARCHITECTURES)}")
+    settings = engine_settings(HFConfig(path, values, known[0].hf_defaults), known[0])
+    arguments = {name: setting.value for name, setting in settings.items()}
+    return ModelPlan(folder, known[0], values, arguments, {name: item.origin for name, item in settings.items()})
+
+
+def read_model_folder(hf_dir: str | Path) -> HFModel:
+    """Understand a folder and check its weights from their headers; no tensor is read.
+
+    Raises:
+        CheckpointError: no such folder, no config.json, pickled weights only, or shards that are missing, truncated,
+            doubled or not as the index says, or tensors that are missing, unexpected or of another shape.
+        ConfigError: an architecture or setting that the engine cannot express.
+    """
+    plan = read_config(hf_dir)
+    tensors = SafetensorsFolder(plan.folder)
+    _check_tensors(plan, tensors)
+    return HFModel(**vars(plan), tensors=tensors)
+
+
+def _check_tensors(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
+    expected = plan.hf_shapes()
+    extra = [name for name in tensors.entries if name not in expected]
+    unexpected = [name for name in extra if not re.fullmatch(plan.architecture.ignored_tensors, name)]
+    if plan.tied and "lm_head.weight" in unexpected:
+        _check_tied_copy(plan, tensors)
+        unexpected.remove("lm_head.weight")
+    missing = [name for name in expected if name not in tensors.entries]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{plan.folder} does not match its {CONFIG_NAME}: missing {_some(missing)}; unexpected {_some(unexpected)}"
+        )
+    for name, shape in expected.items():
+        if tensors.entries[name].shape != shape:
+            raise CheckpointError(
+                f"{tensors.entries[name].path}: {name} has shape {tensors.entries[name].shape}, "
+                f"{CONFIG_NAME} implies {shape}"
+            )
+    for rule in plan.rules().values():
+        dtypes = {tensors.entries[name].dtype for name in rule.hf_shapes(plan.dims)}
+        if len(dtypes) > 1:
+            names = ", ".join(rule.hf_shapes(plan.dims))
+            raise CheckpointError(f"{plan.folder}: {names} differ in dtype: save the model again in one dtype")
+
+
+def _check_tied_copy(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
+    """A tied checkpoint may store the output layer too, if it is the embedding."""
+    embedding, chunk = next(iter(plan.rules()[EMBEDDING].hf_shapes(plan.dims))), 8192
+    same = tensors.entries[embedding].shape == tensors.entries["lm_head.weight"].shape
+    for start in range(0, plan.vocab_size if same else 0, chunk):
+        rows = slice(start, start + chunk)
+        same = same and torch.equal(tensors.read(embedding, rows), tensors.read("lm_head.weight", rows))
+    if not same:
+        raise CheckpointError(
+            f"{plan.folder}: {CONFIG_NAME} ties the embeddings, but lm_head.weight is not {embedding}: "
+            "set tie_word_embeddings to false if the output layer is its own"
+        )
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more if names else "none"
+
+
+FLAG_NAMES = {
+    "add_bias_linear": "--disable-bias-linear",
+    "layernorm_epsilon": "--norm-epsilon",
+    "layernorm_zero_centered_gamma": "--apply-layernorm-1p",
+}
+
+
+def refuse_contradictions(explicit_flags: Mapping[str, Any], model: ModelPlan) -> None:
+    """Refuse flags that say something else than the checkpoint.
+
+    Args:
+        explicit_flags: value of every argument that the user gave, by its name in ``get_args()`` (``num_layers``).
+        model: the folder whose settings hold.
+
+    Raises:
+        ConfigError: naming every contradicting flag, with both values.
+    """
+    wrong = [
+        f"{FLAG_NAMES.get(name, '--' + name.replace('_', '-'))} {value} (it has {model.origins[name]})"
+        for name, value in explicit_flags.items()
+        if name in model.engine_arguments and name not in FREE_ARGUMENTS and value != model.engine_arguments[name]
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{', '.join(wrong)} contradict{'s' if len(wrong) == 1 else ''} {model.folder / CONFIG_NAME}: "
+            f"leave {'the flag' if len(wrong) == 1 else 'these flags'} out"
+        )

@@ -1,0 +1,23 @@
+"""Qwen2 and Qwen2.5: Llama's layers with a bias on query, key and value."""
+
+from megatron_mixcpt.conversion.hf_config import Architecture
+from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
+from megatron_mixcpt.conversion.rules import MergeQKV, Rule
+
+QKV_BIAS: tuple[Rule, ...] = (
+    MergeQKV(
+        ENGINE + "self_attention.linear_qkv.bias",
+        HF + "self_attn.q_proj.bias",
+        HF + "self_attn.k_proj.bias",
+        HF + "self_attn.v_proj.bias",
+        bias=True,
+    ),
+)
+
+QWEN2 = Architecture(
+    name="Qwen2ForCausalLM",
+    name_map=EMBEDDINGS + ATTENTION + QKV_BIAS + MLP,
+    arguments={"add_qkv_bias": True},
+    required={"hidden_act": "silu"},
+    hf_defaults={"use_sliding_window": False},
+)

@@ -1,0 +1,191 @@
+"""Reversible rules between the engine's tensors and those of a Hugging Face checkpoint.
+
+A rule knows which blocks (rows, and columns for a row-parallel weight) of which HF tensors, one below the other, make a
+tensor-parallel rank's part of an engine tensor. Reading uses the blocks to fetch only its own bytes; export uses the
+same blocks, at tensor-parallel size 1, to cut the engine's tensor apart again. A rule is therefore its own inverse.
+
+Engine names are the keys of the engine's checkpoints, which are those of its Transformer Engine layers. ``{layer}`` and
+``{expert}`` stand for indices. Shapes are written in the symbols of :func:`dimensions`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+Dimensions = Mapping[str, int]
+
+
+def dimensions(engine_arguments: Mapping[str, Any]) -> Dimensions:
+    """The symbols that rules write shapes in, each with its size, from the engine's arguments."""
+    head = engine_arguments["kv_channels"]
+    return {
+        "hidden": engine_arguments["hidden_size"],
+        "ffn": engine_arguments["ffn_hidden_size"],
+        "vocab": engine_arguments["vocab_size"],
+        "head": head,
+        "groups": engine_arguments["num_query_groups"],
+        "query": engine_arguments["num_attention_heads"] * head,
+        "key": engine_arguments["num_query_groups"] * head,
+        "experts": engine_arguments.get("num_experts") or 0,
+        "expert_ffn": engine_arguments.get("moe_ffn_hidden_size") or 0,
+    }
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows ``[start, stop)`` and, where given, columns of one HF tensor."""
+
+    name: str
+    rows: slice
+    columns: slice | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows of the engine's tensor the block fills."""
+        return self.rows.stop - self.rows.start
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """One engine tensor and the HF tensors that make it."""
+
+    engine: str
+
+    def instances(self, num_layers: int, num_experts: int) -> Iterator["Rule"]:
+        """This rule for every layer and expert that its engine name speaks of."""
+        layers = range(num_layers) if "{layer}" in self.engine else (None,)
+        experts = range(num_experts) if "{expert}" in self.engine else (None,)
+        for layer in layers:
+            for expert in experts:
+                names = {f.name: getattr(self, f.name) for f in fields(self)}
+                texts = {key: value for key, value in names.items() if isinstance(value, str)}
+                yield replace(self, **{key: text.format(layer=layer, expert=expert) for key, text in texts.items()})
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether the tensor belongs to one expert, hence to the expert tensor-parallel group."""
+        return ".experts." in self.engine
+
+    @abstractmethod
+    def hf_shapes(self, dims: Dimensions) -> dict[str, tuple[int, ...]]:
+        """Shape of every HF tensor consumed; one consumed by parts appears once, with its full shape."""
+
+    @abstractmethod
+    def engine_shape(self, dims: Dimensions) -> tuple[int, ...]:
+        """Shape of the engine's tensor at tensor-parallel size 1, without vocabulary padding."""
+
+    @abstractmethod
+    def blocks(self, dims: Dimensions, rank: int = 0, size: int = 1, num_rows: int | None = None) -> list[Block]:
+        """The blocks that, stacked, fill this rank's part; ``num_rows``: its rows where the engine padded them."""
+
+    def split(self, tensor: torch.Tensor, dims: Dimensions) -> dict[str, torch.Tensor]:
+        """Cut the whole engine tensor into HF tensors (copies); rows past the last block are padding and dropped."""
+        shapes = self.hf_shapes(dims)
+        outputs = {name: tensor.new_empty(shape) for name, shape in shapes.items()}
+        row = 0
+        for block in self.blocks(dims):
+            outputs[block.name][block.rows] = tensor[row : row + block.num_rows]
+            row += block.num_rows
+        return outputs
+
+
+@dataclass(frozen=True)
+class Rename(Rule):
+    """The same tensor under another name, split over tensor-parallel ranks by ``split``: 0 rows, 1 columns, or None."""
+
+    hf: str
+    shape: tuple[str, ...]
+    split: int | None = None
+
+    def hf_shapes(self, dims: Dimensions) -> dict[str, tuple[int, ...]]:
+        return {self.hf: self.engine_shape(dims)}
+
+    def engine_shape(self, dims: Dimensions) -> tuple[int, ...]:
+        return tuple(dims[symbol] for symbol in self.shape)
+
+    def blocks(self, dims: Dimensions, rank: int = 0, size: int = 1, num_rows: int | None = None) -> list[Block]:
+        rows, *columns = self.engine_shape(dims)
+        if self.split == 1:
+            width = columns[0] // size
+            return [Block(self.hf, slice(0, rows), slice(rank * width, (rank + 1) * width))]
+        if self.split is None:
+            return [Block(self.hf, slice(0, rows))]
+        return _row_range([Block(self.hf, slice(0, rows))], rank, num_rows or rows // size)
+
+
+@dataclass(frozen=True)
+class MergeQKV(Rule):
+    """Query, key and value interleaved by query group: [the group's query heads, its key head, its value head] each.
+
+    The three may be one HF tensor that holds them one below the other (Phi-3). ``bias`` makes them vectors.
+    """
+
+    query: str
+    key: str
+    value: str
+    bias: bool = False
+
+    def hf_shapes(self, dims: Dimensions) -> dict[str, tuple[int, ...]]:
+        rows: dict[str, int] = {}
+        for name, symbol in ((self.query, "query"), (self.key, "key"), (self.value, "key")):
+            rows[name] = rows.get(name, 0) + dims[symbol]
+        return {name: self._shape(count, dims) for name, count in rows.items()}
+
+    def engine_shape(self, dims: Dimensions) -> tuple[int, ...]:
+        return self._shape(dims["query"] + 2 * dims["key"], dims)
+
+    def _shape(self, rows: int, dims: Dimensions) -> tuple[int, ...]:
+        return (rows,) if self.bias else (rows, dims["hidden"])
+
+    def blocks(self, dims: Dimensions, rank: int = 0, size: int = 1, num_rows: int | None = None) -> list[Block]:
+        head, query = dims["head"], dims["query"] // dims["groups"]
+        key_start = dims["query"] if self.key == self.query else 0
+        value_start = key_start + dims["key"] if self.value == self.key else 0
+        blocks = []
+        for group in range(dims["groups"]):
+            blocks.append(Block(self.query, slice(group * query, (group + 1) * query)))
+            for name, start in ((self.key, key_start), (self.value, value_start)):
+                blocks.append(Block(name, slice(start + group * head, start + (group + 1) * head)))
+        # With more ranks than groups the engine cuts through groups and gathers them again, so ranks take plain ranges.
+        return _row_range(blocks, rank, self.engine_shape(dims)[0] // size)
+
+
+@dataclass(frozen=True)
+class MergeGateUp(Rule):
+    """The two halves of a SwiGLU's first layer: each rank holds [its rows of gate, its rows of up].
+
+    Both may be one HF tensor that holds gate above up (Phi-3). ``inner`` names the feed-forward size.
+    """
+
+    gate: str
+    up: str
+    inner: str = "ffn"
+
+    def hf_shapes(self, dims: Dimensions) -> dict[str, tuple[int, ...]]:
+        if self.gate == self.up:
+            return {self.gate: self.engine_shape(dims)}
+        return {self.gate: (dims[self.inner], dims["hidden"]), self.up: (dims[self.inner], dims["hidden"])}
+
+    def engine_shape(self, dims: Dimensions) -> tuple[int, ...]:
+        return (2 * dims[self.inner], dims["hidden"])
+
+    def blocks(self, dims: Dimensions, rank: int = 0, size: int = 1, num_rows: int | None = None) -> list[Block]:
+        inner, part = dims[self.inner], dims[self.inner] // size
+        up_start = inner if self.gate == self.up else 0
+        gate = Block(self.gate, slice(rank * part, (rank + 1) * part))
+        return [gate, Block(self.up, slice(up_start + rank * part, up_start + (rank + 1) * part))]
+
+
+def _row_range(blocks: list[Block], rank: int, num_rows: int) -> list[Block]:
+    """Rows ``[rank * num_rows, (rank + 1) * num_rows)`` of the stacked blocks; fewer where the blocks end before."""
+    first, last = rank * num_rows, (rank + 1) * num_rows
+    kept, row = [], 0
+    for block in blocks:
+        start, stop = max(first - row, 0), min(last - row, block.num_rows)
+        if start < stop:
+            kept.append(replace(block, rows=slice(block.rows.start + start, block.rows.start + stop)))
+        row += block.num_rows
+    return kept

@@ -1,0 +1,172 @@
+"""Read the tensors of a Hugging Face folder: every header is checked first, then only the bytes asked for are read.
+
+A safetensors file is an 8-byte little-endian header length, a JSON header (name -> dtype, shape, byte range) and the
+raw tensors. We parse it ourselves rather than map the file: a rank reads its slices only (counted in ``bytes_read``),
+and memory is what the caller holds. Only JSON and safetensors are opened, so nothing in a model folder is executed.
+"""
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_mixcpt.errors import CheckpointError
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: file, absolute byte offset, dtype and shape."""
+
+    path: Path
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def read_json(path: Path) -> dict:
+    """Parse a JSON object; raises :class:`CheckpointError` when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, not a JSON object: download it again")
+    return value
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Parse and check one file's header against the file's size; no tensor is read."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size, MAX_HEADER_BYTES):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        ranges = sorted(tuple(fields["data_offsets"]) for fields in header.values())
+        entries = {name: _entry(path, 8 + length, name, fields) for name, fields in header.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} ({size} bytes) has no readable header ({error}): download it again") from error
+    end = 0
+    for start, stop in ranges:
+        if start != end:
+            raise CheckpointError(f"{path} is damaged: tensors overlap or leave a gap at byte {end}: download it again")
+        end = stop
+    if 8 + length + end != size:
+        raise CheckpointError(f"{path} is damaged: {size} bytes instead of {8 + length + end}: download it again")
+    return entries
+
+
+def _entry(path: Path, data_start: int, name: str, fields: dict) -> TensorEntry:
+    dtype = DTYPES.get(fields["dtype"])
+    if dtype is None:
+        raise CheckpointError(
+            f"{path}: tensor {name} is {fields['dtype']}, and only {', '.join(DTYPES)} can be trained: "
+            "use the unquantized checkpoint"
+        )
+    begin, end = fields["data_offsets"]
+    shape = tuple(fields["shape"])
+    if end - begin != torch.Size(shape).numel() * dtype.itemsize:
+        raise CheckpointError(f"{path} is damaged: tensor {name} of shape {shape} takes {end - begin} bytes")
+    return TensorEntry(path, data_start + begin, dtype, shape)
+
+
+class SafetensorsFolder:
+    """The tensors of a folder, by name, over one file or the shards of an index."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read every header; raises :class:`CheckpointError` for whatever is missing, damaged or doubled."""
+        self.folder = folder
+        self.bytes_read = 0
+        self.entries: dict[str, TensorEntry] = {}
+        index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+        if index.exists() and single.exists():
+            raise CheckpointError(f"{folder} holds both {INDEX_NAME} and {SINGLE_NAME}: remove the stale one")
+        if index.exists():
+            self._read_shards(index)
+        elif single.exists():
+            self.entries = read_header(single)
+        else:
+            raise CheckpointError(_explain_missing_weights(folder))
+
+    def _read_shards(self, index: Path) -> None:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} has no weight_map: download it again")
+        shards = sorted(set(weight_map.values()))
+        missing = [shard for shard in shards if not (self.folder / shard).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{self.folder} lacks {len(missing)} of {len(shards)} shards named in {INDEX_NAME}: {missing[0]}"
+            )
+        for shard in shards:
+            self._add_shard(shard, weight_map)
+        absent = sorted(set(weight_map) - set(self.entries))
+        if absent:
+            raise CheckpointError(f"{index} places {absent[0]} in {weight_map[absent[0]]}, which does not hold it")
+
+    def _add_shard(self, shard: str, weight_map: dict[str, str]) -> None:
+        for name, entry in read_header(self.folder / shard).items():
+            if name in self.entries:
+                first = self.entries[name].path.name
+                raise CheckpointError(f"{self.folder}: tensor {name} is in both {first} and {shard}: download it again")
+            if weight_map.get(name) != shard:
+                place = weight_map.get(name, "no file")
+                raise CheckpointError(f"{self.folder / shard} holds {name}, which {INDEX_NAME} places in {place}")
+            self.entries[name] = entry
+
+    def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
+        """Read [rows, columns] of one tensor (all of it by default) into fresh CPU memory, in the file's dtype."""
+        entry = self.entries[name]
+        start, stop, _ = (rows or slice(None)).indices(entry.shape[0])
+        row_shape = entry.shape[1:]
+        if columns is not None and columns.indices(row_shape[0])[:2] != (0, row_shape[0]):
+            return self._read_columns(entry, start, stop, columns)
+        row_bytes = torch.Size(row_shape).numel() * entry.dtype.itemsize
+        data = bytearray((stop - start) * row_bytes)
+        with entry.path.open("rb", buffering=0) as file:
+            self._fill(file.fileno(), memoryview(data), entry.offset + start * row_bytes, entry.path)
+        return _as_tensor(data, entry.dtype).view(stop - start, *row_shape)
+
+    def _read_columns(self, entry: TensorEntry, start: int, stop: int, columns: slice) -> torch.Tensor:
+        left, right, _ = columns.indices(entry.shape[1])
+        item, width = entry.dtype.itemsize, right - left
+        data = bytearray((stop - start) * width * item)
+        view = memoryview(data)
+        with entry.path.open("rb", buffering=0) as file:
+            for index, row in enumerate(range(start, stop)):
+                target = view[index * width * item : (index + 1) * width * item]
+                self._fill(file.fileno(), target, entry.offset + (row * entry.shape[1] + left) * item, entry.path)
+        return _as_tensor(data, entry.dtype).view(stop - start, width)
+
+    def _fill(self, descriptor: int, view: memoryview, offset: int, path: Path) -> None:
+        done = 0
+        while done < len(view):  # one call returns at most 2 GiB
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise CheckpointError(f"{path} became shorter while it was read")
+            done += count
+        self.bytes_read += done
+
+
+def _as_tensor(data: bytearray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def _explain_missing_weights(folder: Path) -> str:
+    pickles = sorted(path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*.{suffix}"))
+    if pickles:
+        return (
+            f"{folder} holds pickled weights only ({pickles[0]}), which run code when opened: save them again as "
+            "safetensors (transformers: from_pretrained, then save_pretrained) in a place you trust"
+        )
+    return f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}: download the safetensors files"
