@@ -114,7 +114,9 @@ def _memory_stats(*args: Any, **kwargs: Any) -> defaultdict[str, int]:
 
 def _device_properties(*args: Any, **kwargs: Any) -> SimpleNamespace:
     total_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return SimpleNamespace(name="cpu", total_memory=total_memory, major=0, minor=0, multi_processor_count=os.cpu_count())
+    return SimpleNamespace(
+        name="cpu", total_memory=total_memory, major=0, minor=0, multi_processor_count=os.cpu_count()
+    )
 
 
 def _get_rng_state(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -224,7 +226,9 @@ def _init_gloo(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
 
 
 @functools.wraps(_new_group)
-def _new_gloo_group(ranks: Any = None, timeout: Any = None, backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
+def _new_gloo_group(
+    ranks: Any = None, timeout: Any = None, backend: str | None = None, *args: Any, **kwargs: Any
+) -> Any:
     kwargs.update(device_id=None, pg_options=None)
     return _new_group(ranks, timeout, None if backend is None else _gloo(backend), **kwargs)
 
@@ -287,7 +291,10 @@ _TENSOR_FACTORIES = "new_empty new_full new_ones new_tensor new_zeros".split()
 
 def _emulate_factories() -> list[Emulated]:
     names = [f"torch.{name}" for name in _FACTORIES] + [f"torch.Tensor.{name}" for name in _TENSOR_FACTORIES]
-    return [Emulated(name, _on_cpu(functools.reduce(getattr, name.split(".")[1:], torch)), "device arguments") for name in names]
+    return [
+        Emulated(name, _on_cpu(functools.reduce(getattr, name.split(".")[1:], torch)), "device arguments")
+        for name in names
+    ]
 
 
 EMULATED += _emulate_factories()

@@ -1,0 +1,1 @@
+"""Transformer layers for machines without Transformer Engine, and the choice between the two."""

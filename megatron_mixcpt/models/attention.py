@@ -1,0 +1,106 @@
+"""Core attention on `torch.nn.functional.scaled_dot_product_attention`, for layers without Transformer Engine.
+
+It takes the place of the engine's `DotProductAttention` (megatron/core/transformer/dot_product_attention.py), which
+writes out the softmax of every head, [b, np, sq, sk], and keeps it for backward: here no such tensor exists (except
+under attention dropout, where PyTorch falls back to it on CPUs). There are no parameters, so checkpoints are unchanged.
+"""
+
+import math
+from contextlib import nullcontext
+
+from megatron.core import tensor_parallel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from megatron_mixcpt.errors import ConfigError
+
+
+class ScaledDotProductAttention(MegatronModule):
+    """softmax(scale * q k^T + mask) v with grouped queries, on this rank's heads.
+
+    The number of heads is that of the tensors passed in, which tensor parallelism has split already.
+    `config.apply_query_key_layer_scaling` divides and multiplies by the layer's number, against overflow in float16;
+    this attention accumulates in float32 and needs neither.
+
+    Raises:
+        ConfigError: for what needs Transformer Engine: context parallelism, windows, softmax offsets.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        _refuse_unsupported(config)
+        self.attn_mask_type = attn_mask_type
+        self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
+        self.dropout_probability = config.attention_dropout if attention_dropout is None else attention_dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [sq, b, np, hn], np heads of this rank.
+            key, value: [sk, b, ng, hn], ng query groups of this rank; ng divides np.
+            attention_mask: bool, [b or 1, 1, sq, sk], True = may not attend. It is the whole mask: a causal one holds
+                the future too, as the engine's datasets make it. None = causal, or nothing, by the mask type.
+            attn_mask_type: as the layer was built with, unless given.
+
+        Returns:
+            [sq, b, np * hn], of the query's dtype.
+        """
+        assert attention_bias is None and packed_seq_params is None, "no option that is accepted makes these"
+        mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
+        causal = attention_mask is None and mask_type == AttnMaskType.causal
+        assert not causal or query.size(0) == key.size(0), "a causal mask over cached keys must be given"
+        with self._dropout_random_state():
+            context = scaled_dot_product_attention(
+                *(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)),
+                attn_mask=None if attention_mask is None else ~attention_mask,
+                dropout_p=self.dropout_probability if self.training else 0.0,
+                is_causal=causal,
+                scale=self.softmax_scale,
+                enable_gqa=query.size(2) != key.size(2),
+            )
+        return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
+
+    def _dropout_random_state(self) -> nullcontext:
+        """Each tensor-parallel rank drops differently in its own heads; under sequence parallelism the caller forks."""
+        if self.config.sequence_parallel or not (self.training and self.dropout_probability):
+            return nullcontext()
+        return tensor_parallel.get_cuda_rng_tracker().fork()
+
+
+def _refuse_unsupported(config: TransformerConfig) -> None:
+    """Name the first flag that only Transformer Engine's attention can honour."""
+    refused = {
+        f"--context-parallel-size {config.context_parallel_size}": config.context_parallel_size > 1,
+        f"--window-size {config.window_size}": config.window_size is not None,
+        f"--softmax-type {config.softmax_type}": config.softmax_type != "vanilla",
+    }
+    for flag, given in refused.items():
+        if given:
+            raise ConfigError(
+                f"{flag} needs Transformer Engine, which is not in use: install it (GPU), or drop the flag"
+            )

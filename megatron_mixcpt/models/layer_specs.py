@@ -1,0 +1,122 @@
+"""Which modules a GPT layer is built from: Transformer Engine's on GPUs that have it, ours elsewhere.
+
+Ours are the engine's own linear layers with the attention and the norms of this package. Both choices name the same
+tensors in a checkpoint: Transformer Engine fuses a norm into the linear layer after it, so the separate norms are saved
+under the fused names (`sharded_state_dict_keys_map`), as the engine's own local layers are.
+"""
+
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+    get_mlp_module_spec_for_backend,
+)
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import L2Norm, LayerNormBuilder
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.models.attention import ScaledDotProductAttention
+from megatron_mixcpt.models.norm import build_norm
+
+
+class TorchSpecProvider(LocalSpecProvider):
+    """The engine's local layers with scaled-dot-product attention and norms that allow sequence parallelism."""
+
+    def layer_norm(self, rms_norm: bool = False, for_qk: bool = False, has_residual: bool = False) -> LayerNormBuilder:
+        """Builder of the norm that the config names, whatever the arguments say."""
+        return build_norm
+
+    def core_attention(self) -> type[ScaledDotProductAttention]:
+        """Class of the core attention."""
+        return ScaledDotProductAttention
+
+
+def gpt_layer_spec(
+    config: TransformerConfig, vp_stage: int | None = None, pp_rank: int | None = None
+) -> TransformerBlockSubmodules | ModuleSpec:
+    """Layers of one pipeline stage: Transformer Engine's where the config asks for it and it is installed, else ours.
+
+    Meant for `GPTModelConfig.transformer_layer_spec`, which the engine calls with its model config and `vp_stage`; a
+    model config passes its attributes on to the `TransformerConfig` within, so that either can be given.
+
+    Args:
+        vp_stage: virtual pipeline stage; None without interleaving.
+        pp_rank: pipeline stage; None = this rank's.
+
+    Raises:
+        ConfigError: without Transformer Engine, for an architecture that is not a dense GPT.
+    """
+    config = getattr(config, "transformer", config)
+    if HAVE_TE and config.transformer_impl == "transformer_engine":
+        return _transformer_engine_spec(config, vp_stage, pp_rank)
+    if config.num_moe_experts is not None or config.multi_latent_attention:
+        raise ConfigError("--num-experts and --multi-latent-attention need Transformer Engine, which is not in use")
+    provider = TorchSpecProvider()
+    layer = ModuleSpec(module=TransformerLayer, submodules=_layer_submodules(config, provider))
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=provider.layer_norm())
+
+
+def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) -> TransformerLayerSubmodules:
+    """One dense layer of the provider's modules (compare `get_gpt_layer_local_submodules`, which fixes its provider)."""
+    norm = provider.layer_norm()
+    qk_norm = L2Norm if config.qk_l2_norm else norm if config.qk_layernorm else IdentityOp
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=provider.column_parallel_linear(),
+            core_attention=provider.core_attention(),
+            linear_proj=provider.row_parallel_linear(),
+            q_layernorm=qk_norm,
+            k_layernorm=qk_norm,
+        ),
+    )
+    return TransformerLayerSubmodules(
+        input_layernorm=norm,
+        self_attention=attention,
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=norm,
+        mlp=get_mlp_module_spec_for_backend(backend=provider),
+        mlp_bda=get_bias_dropout_add,
+        sharded_state_dict_keys_map={
+            "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+            "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+        },
+    )
+
+
+def _transformer_engine_spec(
+    config: TransformerConfig, vp_stage: int | None, pp_rank: int | None
+) -> TransformerBlockSubmodules | ModuleSpec:
+    """What the engine's GPT builder picks by itself (`default_layer_spec` in megatron/training/models/gpt.py)."""
+    if config.num_moe_experts is not None:
+        return get_gpt_decoder_block_spec(
+            config,
+            use_transformer_engine=True,
+            normalization=config.normalization,
+            qk_l2_norm=config.qk_l2_norm,
+            vp_stage=vp_stage,
+            pp_rank=pp_rank,
+        )
+    return get_gpt_layer_with_transformer_engine_spec(
+        qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
+        experimental_attention_variant=config.experimental_attention_variant,
+        qk_l2_norm=config.qk_l2_norm,
+        use_kitchen=config.use_kitchen,
+        use_te_activation_func=config.use_te_activation_func,
+        use_kitchen_attention=config.use_kitchen_attention,
+        kitchen_attention_backend=config.kitchen_attention_backend,
+        mla_down_proj_fusion=config.mla_down_proj_fusion,
+        use_grouped_gemm_for_dense_mlp=config.use_grouped_gemm_for_dense_mlp,
+        use_te_op_fuser=config.use_transformer_engine_op_fuser,
+    )

@@ -1,0 +1,69 @@
+"""RMSNorm and LayerNorm that allow sequence parallelism, for layers without Transformer Engine.
+
+The engine's own fallback, `WrappedTorchNorm` (megatron/core/transformer/torch_norm.py), refuses sequence parallelism
+because its weights do not say that their gradients are partial sums over the tensor-parallel ranks. These do.
+"""
+
+from collections.abc import Callable
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, rms_norm
+
+from megatron_mixcpt.errors import ConfigError
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, with Hugging Face's rounding.
+
+    As in transformers' LlamaRMSNorm the quotient is computed in float32, rounded to the input's dtype, and then
+    multiplied by the weight (`torch.nn.RMSNorm` multiplies before it rounds, which differs in bfloat16).
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _parameter(torch.ones, hidden_size, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., hidden_size], any floating dtype; the result has the promoted dtype of x and the weight."""
+        return rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
+
+
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _parameter(torch.ones, hidden_size, config)
+        self.bias = _parameter(torch.zeros, hidden_size, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., hidden_size], of the weight's dtype."""
+        return layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def build_norm(*, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> nn.Module:
+    """The norm that `config.normalization` names, as the engine's layer specs ask for it.
+
+    Raises:
+        ConfigError: for another normalization, or a weight stored as its distance from one.
+    """
+    if config.layernorm_zero_centered_gamma:
+        raise ConfigError(
+            "--apply-layernorm-1p needs Transformer Engine or Apex: install one of them, or drop the flag"
+        )
+    norms = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
+    if config.normalization not in norms:
+        raise ConfigError(f"--normalization {config.normalization} is not one of {', '.join(norms)}")
+    return norms[config.normalization](config, hidden_size, eps)
+
+
+def _parameter(fill: Callable[..., Tensor], hidden_size: int, config: TransformerConfig) -> nn.Parameter:
+    """On the engine's current device (or the CPU for `--use-cpu-initialization`), marked for the gradient reduction."""
+    device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+    parameter = nn.Parameter(fill(hidden_size, dtype=config.params_dtype, device=device))
+    parameter.sequence_parallel = config.sequence_parallel
+    return parameter
