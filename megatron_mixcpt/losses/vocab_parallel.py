@@ -1,0 +1,94 @@
+"""What every loss over a sharded vocabulary shares: which columns a rank holds, and one all-gather of what they say.
+
+Each rank holds equally many consecutive columns of the logits, rank 0 the first. Columns at and beyond `vocab_size` pad
+the vocabulary so that it divides by the tensor parallel size; they are left out everywhere (a padded column has logit
+0 and would take probability). A rank may hold nothing else.
+
+Logits and gradients are `[tokens, columns]` here, indices, masks and values `[tokens]`.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Stands for the maximum over no columns. Finite, so that the difference of two of them is 0 and not nan.
+LOWEST = torch.finfo(torch.float32).min
+
+
+class VocabShard(NamedTuple):
+    """The true columns of one rank: `[first, first + num_columns)` of a vocabulary of `vocab_size`, without padding."""
+
+    first: int
+    num_columns: int
+    vocab_size: int
+
+    def is_true(self, index: Tensor) -> Tensor:
+        """Whether `index` is a true column of the vocabulary, on whichever rank; bool."""
+        return (index >= 0) & (index < self.vocab_size)
+
+    def owns(self, index: Tensor) -> Tensor:
+        """Whether this rank holds the true column `index`; bool."""
+        return (index >= self.first) & (index < self.first + self.num_columns)
+
+    def position(self, index: Tensor) -> Tensor:
+        """The place of `index` among this rank's columns, 0 where this rank does not own it; `[tokens, 1]`, int64."""
+        return torch.where(self.owns(index), index - self.first, 0).long().unsqueeze(1)
+
+
+def vocab_shard(num_columns: int, vocab_size: int | None, tp_group: dist.ProcessGroup | None) -> VocabShard:
+    """The shard of this rank of `tp_group` (None: one rank), whose logits have `num_columns` columns, padding included.
+
+    `vocab_size` is the number of true columns over all ranks; None means that none of them is padding.
+
+    Raises:
+        ValueError: if the ranks do not have room for `vocab_size` columns.
+    """
+    rank, num_ranks = (0, 1) if tp_group is None else (tp_group.rank(), tp_group.size())
+    if vocab_size is None:
+        vocab_size = num_columns * num_ranks
+    if not 1 <= vocab_size <= num_columns * num_ranks:
+        raise ValueError(f"vocab_size {vocab_size} does not fit {num_ranks} rank(s) of {num_columns} columns each")
+    first = rank * num_columns
+    return VocabShard(first, min(max(vocab_size - first, 0), num_columns), vocab_size)
+
+
+def logits_at(logits: Tensor, shard: VocabShard, index: Tensor) -> Tensor:
+    """`logits[token, index[token]]` in float32 where this rank owns that column, else 0."""
+    found = logits.gather(1, shard.position(index)).squeeze(1).float()
+    return torch.where(shard.owns(index), found, 0.0)
+
+
+def overwrite_at(gradient: Tensor, shard: VocabShard, index: Tensor, value: Tensor, where: Tensor) -> None:
+    """Set `gradient[token, index[token]] = value[token]`, for the tokens in `where` whose column this rank owns."""
+    position = shard.position(index)
+    owned = (where & shard.owns(index)).unsqueeze(1)
+    value = value.to(gradient.dtype).unsqueeze(1)
+    # The others write back what is at position 0: a boolean index would make a GPU wait for the number of owned tokens.
+    gradient.scatter_(1, position, torch.where(owned, value, gradient.gather(1, position)))
+
+
+def gather(local: list[Tensor], tp_group: dist.ProcessGroup | None) -> list[Tensor]:
+    """Each rank's `[tokens]` tensors of 4 bytes per token, stacked to `[ranks, tokens]`, by a single all-gather.
+
+    Integers travel as the bits of a float32: exact, where a conversion would round indices above 2**24.
+    """
+    packed = torch.stack([numbers.view(torch.float32) for numbers in local])
+    everyone = packed
+    if tp_group is not None and tp_group.size() > 1:
+        everyone = packed.new_empty((tp_group.size() * len(local), *packed.shape[1:]))
+        dist.all_gather_into_tensor(everyone, packed, group=tp_group)
+    by_rank = everyone.view(-1, *packed.shape).unbind(1)
+    return [numbers.view(mine.dtype) for numbers, mine in zip(by_rank, local, strict=True)]
+
+
+def merge_exponentials(maxima: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge `maxima` and `sums` of exp(logit - maximum), `[ranks, tokens]`, over the ranks.
+
+    Returns:
+        The maximum and the sum over all ranks, `[tokens]`, and exp(rank's maximum - maximum), `[ranks, tokens]`.
+    """
+    maximum = maxima.amax(0)
+    weights = (maxima - maximum).exp()
+    return maximum, (weights * sums).sum(0), weights

@@ -1,0 +1,41 @@
+"""The mathematics of the losses as the paper writes it: dense, float64, on one rank, with autograd for the gradient."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ExpectedLoss(NamedTuple):
+    loss: Tensor
+    ntp: Tensor
+    lssd: Tensor
+    swapped: Tensor
+    gradient: Tensor
+
+
+def expected_mixcpt_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    alpha: float,
+    swap: bool = True,
+    grad_output: Tensor | float = 1.0,
+) -> ExpectedLoss:
+    """Eq. 1, 4, 5, 6 and 7 on whole logits `[tokens, v]`, and the gradient of `(grad_output * loss).sum()`; float64."""
+    student = student.double().requires_grad_()
+    log_p = student.log_softmax(-1)
+    ntp = -log_p[torch.arange(len(labels)), labels]
+    if teacher is None:
+        alpha, lssd, swapped = 1.0, torch.zeros_like(ntp), torch.zeros(len(labels), dtype=torch.bool)
+    else:
+        target, swapped = teacher.double().clone(), torch.zeros(len(labels), dtype=torch.bool)
+        for token, label in enumerate(labels.tolist()):
+            top = target[token].tolist().index(target[token].max().item())
+            if swap and top != label:
+                target[token, top], target[token, label] = target[token, label].clone(), target[token, top].clone()
+                swapped[token] = True
+        lssd = (log_p.exp() * (log_p - target.log_softmax(-1))).sum(-1)
+    loss = alpha * ntp + (1 - alpha) * lssd
+    (gradient,) = torch.autograd.grad((loss * grad_output).sum(), student)
+    return ExpectedLoss(loss.detach(), ntp.detach(), lssd.detach(), swapped, gradient)
