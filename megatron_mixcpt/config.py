@@ -1,0 +1,68 @@
+"""Settings of knowledge mixture continual pre-training: one dataclass, checked when built, that also makes the flags.
+
+The field docstrings are the help texts: the engine's ``ArgumentGroupFactory`` reads them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_mixcpt.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class MixCPTConfig:
+    """What the student learns from, and how strongly (Mix-CPT sections 2.2 and 3.3)."""
+
+    hf_model: str | None = None
+    """Required. Hugging Face folder (config.json, tokenizer, safetensors) that the student starts from; it also sets the
+    architecture, the vocabulary and, unless --teacher says otherwise, the frozen teacher."""
+
+    mixture: str | None = None
+    """Required. Folder written by tools/preprocess_mixture.py: the indexed datasets of the three kinds and mixture.json."""
+
+    teacher: str | None = None
+    """Hugging Face folder of the frozen teacher. Default: the --hf-model folder."""
+
+    distillation: Literal["lssd", "kd", "l2", "none"] = "lssd"
+    """lssd: logit swap self-distillation; kd: the same without the swap; l2: penalty on the distance to the
+    original weights, no teacher forward; none: plain next-token prediction."""
+
+    alpha: float = 0.8
+    """Weight of next-token prediction; 1 - alpha weighs the distillation (Eq. 7)."""
+
+    distillation_fraction: float = 1.0
+    """Share of the samples that are distilled, chosen by seed and sample index; the others train on next-token
+    prediction alone (the paper's Half is 0.5)."""
+
+    l2_coefficient: float = 1e-4
+    """Factor of the squared distance to the original weights with --distillation l2."""
+
+    epochs: float = 1.0
+    """Passes over the mixture when neither --train-iters nor --train-samples is given."""
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--hf-model", self.hf_model), ("--mixture", self.mixture)):
+            if not value:
+                raise ConfigError(f"{flag} is missing: give the folder of the {flag.strip('-').replace('hf-', 'base ')}")
+        for flag, value in (("--alpha", self.alpha), ("--distillation-fraction", self.distillation_fraction)):
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{flag} {value} is outside [0, 1]: it is a share")
+        if self.l2_coefficient < 0.0:
+            raise ConfigError(f"--l2-coefficient {self.l2_coefficient} is negative: it would push the weights apart")
+        if self.epochs <= 0.0:
+            raise ConfigError(f"--epochs {self.epochs} is not positive: give the number of passes over the mixture")
+
+    @property
+    def teacher_dir(self) -> str | None:
+        """Folder of the weights the student is held to: the teacher's, or the base model's own."""
+        return self.teacher or self.hf_model
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether any sample needs the teacher's forward pass."""
+        return self.distillation in ("lssd", "kd") and self.alpha < 1.0 and self.distillation_fraction > 0.0
+
+    @property
+    def holds_teacher(self) -> bool:
+        """Whether the teacher's weights are in memory: for its forward pass, or as the anchor of the L2 penalty."""
+        return self.runs_teacher or (self.distillation == "l2" and self.l2_coefficient > 0.0)

@@ -1,0 +1,187 @@
+"""From the command line to the engine's arguments: Megatron's flags, ours, and what the model and the mixture decide.
+
+A flag is either the user's, and then it holds or is refused, or it is filled in: the architecture from the Hugging Face
+folder, the length of the run from the mixture, the rest from the paper's settings.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+import torch
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.training.argument_utils import ArgumentGroupFactory
+from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
+
+from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder, refuse_contradictions
+from megatron_mixcpt.data.manifest import MixtureManifest
+from megatron_mixcpt.data.mixture import MixturePlan, plan_mixture, split_fractions
+from megatron_mixcpt.errors import ConfigError
+
+# What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
+RECIPE_DEFAULTS = {
+    "seq_length": 2048,
+    "micro_batch_size": 1,
+    "lr": 2e-5,
+    "min_lr": 5e-6,
+    "lr_decay_style": "cosine",
+    "split": "100,0,0",
+    "eval_interval": 1000,
+    "eval_iters": 10,
+    "save_interval": 1000,
+    "log_interval": 10,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run was asked to do, all checked against one another."""
+
+    args: argparse.Namespace
+    config: MixCPTConfig
+    student: HFModel
+    teacher: HFModel
+    manifest: MixtureManifest
+    plan: MixturePlan
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as one line: the engine's usage text has a thousand flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help lists every flag)")
+
+
+def add_mixcpt_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the flags of :class:`MixCPTConfig` to the engine's; changes and returns ``parser``."""
+    ArgumentGroupFactory(MixCPTConfig).build_group(parser, "knowledge mixture continual pre-training")
+    return parser
+
+
+def parse_run(argv: Sequence[str]) -> Run:
+    """Read the command line, the model folders and the manifest, and set the engine's global arguments.
+
+    Raises:
+        MixCPTError: what the user can mend, in one line.
+    """
+    explicit = explicit_arguments(argv)
+    config = MixCPTConfig(**{field.name: explicit[field.name] for field in fields(MixCPTConfig) if field.name in explicit})
+    student = read_model_folder(config.hf_model)
+    refuse_contradictions(explicit, student)
+    teacher = read_model_folder(config.teacher) if config.teacher else student
+    _check_teacher(student, teacher)
+    manifest = MixtureManifest.load(config.mixture)
+    manifest.check_tokenizer(config.hf_model)
+    settings = RECIPE_DEFAULTS | engine_defaults(student, manifest) | explicit
+    _check_world_size(settings)
+    plan = plan_run(manifest, config, settings)
+    if "train_iters" not in settings and "train_samples" not in settings:
+        settings["train_iters"] = plan.train_iters(global_batch_size(settings))
+    args = _engine_args(argv, settings)
+    return Run(args, config, student, teacher, manifest, plan)
+
+
+def explicit_arguments(argv: Sequence[str]) -> dict[str, Any]:
+    """The arguments that the command line gives, by destination, without any default."""
+    parser = add_mixcpt_arguments(add_megatron_arguments(_Parser(allow_abbrev=False)))
+    unset = object()
+    blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
+    return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
+
+
+def engine_defaults(model: HFModel, manifest: MixtureManifest) -> dict[str, Any]:
+    """Engine arguments that follow from the model, the mixture's tokenizer and what this machine has installed."""
+    use_te = HAVE_TE and "transformer_engine" or "local"
+    return {
+        **model.engine_arguments,
+        # The data are tokens already: the engine needs the end of document and no padding token, for a padding
+        # token that is the end of document, as in many tokenizers, would be masked out of the loss.
+        "tokenizer_type": "NullTokenizer",
+        "null_tokenizer_eod_id": manifest.tokenizer.eos_id,
+        "transformer_impl": use_te,
+        "calculate_per_token_loss": True,
+        "perform_initialization": False,
+        "enable_one_logger": False,
+    } | ({} if HAVE_TE else _WITHOUT_FUSED_KERNELS)
+
+
+_WITHOUT_FUSED_KERNELS = dict.fromkeys(
+    ("gradient_accumulation_fusion", "masked_softmax_fusion", "apply_rope_fusion", "bias_dropout_fusion"), False
+)
+
+
+def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str, Any]) -> MixturePlan:
+    """How many sequences of each kind the run draws: ``--epochs``, or as many whole passes as the iterations need."""
+    length, split = settings["seq_length"], settings["split"]
+    if "train_iters" not in settings and "train_samples" not in settings:
+        return plan_mixture(manifest, sequence_length=length, split=split, epochs=config.epochs)
+    needed = settings.get("train_samples") or settings["train_iters"] * global_batch_size(settings)
+    epochs = 1
+    while (plan := plan_mixture(manifest, sequence_length=length, split=split, epochs=epochs)).num_sequences < needed:
+        epochs = max(epochs + 1, epochs * needed // plan.num_sequences)
+    return plan
+
+
+def global_batch_size(settings: dict[str, Any]) -> int:
+    """``--global-batch-size``, or one microbatch per data parallel rank, as in the engine."""
+    return settings.get("global_batch_size") or settings["micro_batch_size"] * (_world_size() // model_ranks(settings))
+
+
+def model_ranks(settings: dict[str, Any]) -> int:
+    """Ranks that hold one copy of the model: TP x PP x CP."""
+    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    tensor, pipeline, context = (settings.get(name, 1) for name in names)
+    return tensor * pipeline * context
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _check_world_size(settings: dict[str, Any]) -> None:
+    if _world_size() % model_ranks(settings):
+        names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+        tensor, pipeline, context = (settings.get(name, 1) for name in names)
+        raise ConfigError(
+            f"{_world_size()} ranks cannot hold whole copies of a model of {tensor} x {pipeline} x {context} = "
+            f"{tensor * pipeline * context} ranks (--tensor-model-parallel-size x --pipeline-model-parallel-size x "
+            "--context-parallel-size): start a multiple of that many (torchrun --nproc-per-node, --nnodes)"
+        )
+
+
+def _check_teacher(student: HFModel, teacher: HFModel) -> None:
+    """Both models share one pipeline and one vocabulary, so everything but the weights must be the same."""
+    ours, theirs = student.engine_arguments, teacher.engine_arguments
+    different = [name for name in ours if ours[name] != theirs.get(name)]
+    if different:
+        listed = ", ".join(f"{name} {theirs.get(name)} (--hf-model has {ours[name]})" for name in different)
+        raise ConfigError(f"--teacher {teacher.folder} is another model: {listed}. Give a teacher of the same shape")
+
+
+def _engine_args(argv: Sequence[str], settings: dict[str, Any]) -> argparse.Namespace:
+    """Parse once more, by the engine itself, with everything that was filled in as defaults."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        add_mixcpt_arguments(parser).set_defaults(**_validation(settings))
+        return parser
+
+    sys.argv[1:] = argv
+    try:
+        return parse_and_validate_args(extra_args_provider=add_arguments)
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"the engine refuses these flags: {error}") from error
+
+
+def _validation(settings: dict[str, Any]) -> dict[str, Any]:
+    """No validation where the split holds nothing out: the engine would take a missing dataset for one."""
+    if split_fractions(settings["split"])[1] == 0.0:
+        settings = settings | {"eval_iters": 0}
+    tensor = settings.get("tensor_model_parallel_size", 1)
+    settings["padded_vocab_size"] = -(-settings["vocab_size"] // tensor) * tensor
+    if settings.get("save") and not settings.get("tensorboard_dir"):
+        settings["tensorboard_dir"] = os.path.join(settings["save"], "tensorboard")
+    return settings

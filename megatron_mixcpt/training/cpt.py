@@ -1,0 +1,118 @@
+"""Knowledge mixture continual pre-training (Mix-CPT section 2.2): ties model, loss and data to the engine's training loop.
+
+Everything distributed is the engine's ``pretrain()``. Read on in ``distillation/wrapper.py``.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.enums import ModelType
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.training import get_timers, pretrain
+from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.checkpointing import checkpoint_exists
+from megatron.training.initialize import _initialize_distributed
+from torch import Tensor
+
+from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.load import load_hf_weights
+from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
+from megatron_mixcpt.distillation.wrapper import MixCPTModel
+from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+from megatron_mixcpt.training.arguments import Run, parse_run
+from megatron_mixcpt.training.batch import get_batch
+from megatron_mixcpt.training.dataset_helpers import skip_helper_compilation
+from megatron_mixcpt.training.datasets import dataset_provider
+from megatron_mixcpt.training.loss import TokensPerSecond, mixcpt_loss_func
+from megatron_mixcpt.training.model import MixCPTModelConfig
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says; the engine's flags and those of :class:`MixCPTConfig`."""
+    run = parse_run(sys.argv[1:] if argv is None else argv)
+    skip_helper_compilation()
+    model_config = build_model_config(run)
+    container = pretrain_cfg_container_from_args(run.args, model_config)
+    # The engine's own first step, taken here because its communicator between stages is made from the groups.
+    _initialize_distributed(None, None, None)
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    pretrain(
+        container,
+        dataset_provider(run.args, run.manifest, run.plan),
+        ModelType.encoder_or_decoder,
+        forward_step_func(run.args, run.config),
+        skip_model_parallel_init=True,
+        **_pipeline(run.config, model_config, groups),
+    )
+
+
+def build_model_config(run: Run) -> MixCPTModelConfig:
+    """The student's architecture, its weights, and the teacher beside it."""
+    args, config = run.args, run.config
+    model_config = gpt_config_from_args(args, model_config_cls=MixCPTModelConfig)
+    model_config.transformer_layer_spec = gpt_layer_spec
+    model_config.rope_scaling_factor = args.rope_scaling_factor  # which the engine's function leaves at its default
+    model_config.holds_teacher = config.holds_teacher
+    model_config.alpha = config.alpha
+    model_config.swap = config.distillation == "lssd"
+    model_config.true_vocab_size = run.student.vocab_size
+    model_config.pre_wrap_hooks = [functools.partial(load_weights, run)]
+    return model_config
+
+
+def load_weights(run: Run, chunks: list[MixCPTModel]) -> list[MixCPTModel]:
+    """Fill the student, unless a checkpoint will, and the teacher, in place: each rank its own slices."""
+    resumes = any(path and checkpoint_exists(path) for path in (run.args.load, run.args.pretrained_checkpoint))
+    place = {
+        "tp_rank": parallel_state.get_tensor_model_parallel_rank(),
+        "tp_size": parallel_state.get_tensor_model_parallel_world_size(),
+    }
+    for chunk in chunks:
+        if not resumes:
+            load_hf_weights(chunk.module, run.student, **place)
+        if chunk.teacher is not None:
+            load_hf_weights(chunk.teacher, run.teacher, **place)
+    return chunks
+
+
+def _pipeline(config: MixCPTConfig, model_config: MixCPTModelConfig, groups: ProcessGroupCollection) -> dict:
+    """The schedule's communicator, where two models' activations travel between stages; else the engine's own."""
+    if not config.runs_teacher or groups.pp.size() == 1:
+        return {}
+    communicator = DistillationP2PCommunicator(groups.pp, model_config.transformer)
+    return {"pg_collection": groups, "p2p_communicator": communicator}
+
+
+def forward_step_func(args: argparse.Namespace, config: MixCPTConfig) -> Callable:
+    """The engine's ``forward_step_func``: one microbatch through one stage of the model."""
+    cp_group = parallel_state.get_context_parallel_group()
+    read = functools.partial(
+        get_batch, seed=args.seed, packed_attention=args.transformer_impl == "transformer_engine", cp_group=cp_group
+    )
+    tokens_per_second = TokensPerSecond(parallel_state.get_data_parallel_world_size(with_context_parallel=True))
+
+    def forward_step(data_iterator: Iterator, model: MixCPTModel) -> tuple[Tensor | tuple[Tensor, ...], Callable]:
+        # Validation distils every sample, so that its figures do not depend on the fraction.
+        fraction = (config.distillation_fraction if model.training else 1.0) if config.runs_teacher else 0.0
+        timers = get_timers()
+        timers("batch-generator", log_level=2).start()
+        batch = read(data_iterator, fraction=fraction)
+        timers("batch-generator").stop()
+        output = model(
+            batch.tokens,
+            batch.position_ids,
+            batch.attention_mask,
+            labels=batch.labels,
+            distill_mask=batch.distill_mask,
+            packed_seq_params=batch.packed_seq_params,
+        )
+        loss_func = functools.partial(mixcpt_loss_func, batch.loss_mask, batch.distill_mask)
+        return output, functools.partial(tokens_per_second, loss_func) if torch.is_grad_enabled() else loss_func
+
+    return forward_step

@@ -1,0 +1,56 @@
+"""The engine's dataset provider for a mixture, with each sample's place in the training stream."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.training.global_vars import get_tokenizer
+from torch.utils.data import Dataset
+
+from megatron_mixcpt.data.blend import build_mixture_datasets
+from megatron_mixcpt.data.manifest import MixtureManifest
+from megatron_mixcpt.data.mixture import MixturePlan
+
+
+class IndexedSamples(Dataset):
+    """A dataset whose samples also say where they stand in it (``sample_index``)."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.split = dataset.split  # the engine picks the sampler by it
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], "sample_index": index}
+
+
+def dataset_config(args: argparse.Namespace) -> GPTDatasetConfig:
+    """The engine's dataset settings; masks are made where they are used, from the document boundaries."""
+    return GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        split=args.split,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=get_tokenizer(),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=False,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=False,
+        inter_document_masking=args.dataloader_inter_document_masking,
+    )
+
+
+def dataset_provider(args: argparse.Namespace, manifest: MixtureManifest, plan: MixturePlan) -> Callable:
+    """What ``pretrain()`` calls for the training, validation and test datasets, on every rank."""
+
+    def provide(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Dataset | None, ...]:
+        datasets = build_mixture_datasets(manifest, plan, dataset_config(args), num_valid_sequences=num_samples[1] or 0)
+        return (*(None if dataset is None else IndexedSamples(dataset) for dataset in datasets), None)
+
+    provide.is_distributed = True  # the engine's word for "build on every rank"
+    return provide

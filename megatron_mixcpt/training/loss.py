@@ -1,0 +1,66 @@
+"""From per-token losses to what the engine trains on and what it reports.
+
+The last stage returns sums and counts; the engine adds them over microbatches and data parallel ranks and divides once,
+so every figure is a mean over the tokens of the global batch (Eq. 7), whatever the layout.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from megatron_mixcpt.losses.lssd import MixCPTLoss
+
+# Stands for "no token", so that a mean over none is 0 and not nan; lost as soon as one token is added to it.
+_NONE = 1e-20
+
+
+def mixcpt_loss_func(
+    loss_mask: Tensor, distill_mask: Tensor | None, output: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The engine's ``loss_func`` of one microbatch.
+
+    Args:
+        loss_mask: float32 [b, s], 1 where the label counts.
+        distill_mask: bool [b, s], or None where no token is distilled.
+        output: the fields of :class:`MixCPTLoss`, each [s, b].
+
+    Returns:
+        The summed loss, the number of unmasked tokens (int32), and for each reported key its sum and count, float32
+        [2]. ``lssd loss`` and ``swapped fraction`` are means over the distilled tokens.
+    """
+    losses = MixCPTLoss(*output)
+    mask = loss_mask.transpose(0, 1).float()
+    num_tokens = mask.sum()
+    distilled = mask if distill_mask is None else mask * distill_mask.transpose(0, 1)
+    num_distilled = distilled.sum().clamp(min=_NONE) if distill_mask is not None else torch.full_like(num_tokens, _NONE)
+    loss = (losses.loss * mask).sum()
+    report = {
+        "loss": (loss.detach(), num_tokens),
+        "ntp loss": ((losses.ntp * mask).sum(), num_tokens),
+        "lssd loss": ((losses.lssd * distilled).sum(), num_distilled),
+        "swapped fraction": ((losses.swapped * distilled).sum(), num_distilled),
+    }
+    return loss, num_tokens.to(torch.int32), {key: torch.stack(pair) for key, pair in report.items()}
+
+
+class TokensPerSecond:
+    """Adds ``tokens per second`` to the report: all ranks' tokens over the wall time since the microbatch before.
+
+    Args:
+        num_ranks: data and context parallel ranks, over which the engine adds up both numbers.
+    """
+
+    def __init__(self, num_ranks: int) -> None:
+        self.num_ranks = num_ranks
+        self._last_s = time.monotonic()
+
+    def __call__(self, loss_func: Callable[[Tensor], tuple], output: tuple[Tensor, ...]) -> tuple:
+        """Run ``loss_func`` on ``output`` and add the key to its report."""
+        loss, num_tokens, report = loss_func(output)
+        now_s = time.monotonic()
+        tokens = report["loss"][1]
+        report["tokens per second"] = torch.stack([tokens, torch.full_like(tokens, (now_s - self._last_s) / self.num_ranks)])
+        self._last_s = now_s
+        return loss, num_tokens, report
