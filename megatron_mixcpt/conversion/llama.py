@@ -20,9 +20,7 @@ ATTENTION: tuple[Rule, ...] = (
         HF + "self_attn.k_proj.weight",
         HF + "self_attn.v_proj.weight",
     ),
-    Rename(
-        ENGINE + "self_attention.linear_proj.weight", HF + "self_attn.o_proj.weight", ("hidden", "query"), split=1
-    ),
+    Rename(ENGINE + "self_attention.linear_proj.weight", HF + "self_attn.o_proj.weight", ("hidden", "query"), split=1),
 )
 
 MLP: tuple[Rule, ...] = (

@@ -81,7 +81,7 @@ class Rule(ABC):
     def blocks(self, dims: Dimensions, rank: int = 0, size: int = 1, num_rows: int | None = None) -> list[Block]:
         """The blocks that, stacked, fill this rank's part; ``num_rows``: its rows where the engine padded them."""
 
-    def split(self, tensor: torch.Tensor, dims: Dimensions) -> dict[str, torch.Tensor]:
+    def take_apart(self, tensor: torch.Tensor, dims: Dimensions) -> dict[str, torch.Tensor]:
         """Cut the whole engine tensor into HF tensors (copies); rows past the last block are padding and dropped."""
         shapes = self.hf_shapes(dims)
         outputs = {name: tensor.new_empty(shape) for name, shape in shapes.items()}

@@ -1,0 +1,103 @@
+"""Write a Hugging Face folder's weights in shards, tensor by tensor, in any order and from any number of processes.
+
+Every tensor's place follows from names, shapes and dtypes alone: the shards are laid out first (header, then tensors
+one after the other), and each tensor is then written where it belongs. Memory is one tensor, whatever the shard size.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_mixcpt.conversion.safetensors_folder import DTYPES, INDEX_NAME, SINGLE_NAME
+
+MAX_SHARD_BYTES = 50_000_000_000  # what transformers 5 writes by default
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """Shape and dtype of a tensor to be written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class SafetensorsWriter:
+    """The shards of one folder."""
+
+    def __init__(
+        self, folder: Path, tensors: Mapping[str, TensorShape], max_shard_bytes: int = MAX_SHARD_BYTES
+    ) -> None:
+        """Lay the shards out; nothing is written yet. A tensor above ``max_shard_bytes`` gets its own shard."""
+        self.folder, self.tensors = folder, tensors
+        shards = _split(tensors, max_shard_bytes)
+        self._headers: dict[str, bytes] = {}
+        self._places: dict[str, tuple[str, int]] = {}
+        for number, names in enumerate(shards, start=1):
+            file = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            self._lay_out(file, names)
+
+    def _lay_out(self, file: str, names: list[str]) -> None:
+        fields: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in names:
+            tensor = self.tensors[name]
+            offsets = [end, end + tensor.num_bytes]
+            fields[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+            end = offsets[1]
+        header = json.dumps(fields, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)  # tensors start aligned
+        self._headers[file] = struct.pack("<Q", len(header)) + header
+        for name in names:
+            self._places[name] = (file, len(self._headers[file]) + fields[name]["data_offsets"][0])
+
+    def create(self) -> None:
+        """Write headers, files of their final size and, for several shards, the index; once, before any tensor."""
+        sizes = dict.fromkeys(self._headers, 0)
+        for name, (file, offset) in self._places.items():
+            sizes[file] = max(sizes[file], offset + self.tensors[name].num_bytes)
+        for file, header in self._headers.items():
+            with (self.folder / file).open("wb") as stream:
+                stream.write(header)
+                stream.truncate(max(sizes[file], len(header)))
+        if len(self._headers) > 1:
+            total = sum(tensor.num_bytes for tensor in self.tensors.values())
+            weight_map = {name: file for name, (file, _) in sorted(self._places.items())}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (self.folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor, which must have the shape and dtype laid out, at its place."""
+        expected = self.tensors[name]
+        assert tuple(tensor.shape) == expected.shape and tensor.dtype == expected.dtype, (name, tensor.shape)
+        file, offset = self._places[name]
+        view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        descriptor = os.open(self.folder / file, os.O_WRONLY)
+        try:
+            while view:
+                count = os.pwrite(descriptor, view, offset)
+                view, offset = view[count:], offset + count
+        finally:
+            os.close(descriptor)
+
+
+def _split(tensors: Mapping[str, TensorShape], max_shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.num_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.num_bytes
+    return shards
