@@ -1,0 +1,134 @@
+"""The engine's datasets for a :class:`~megatron_mixcpt.data.mixture.MixturePlan`.
+
+Each kind becomes a ``GPTDataset`` over its training split with exactly as many sequences as the plan says, and an
+*exhaustive* ``BlendedDataset`` draws each of them once, interleaved in proportion (``size=None`` with whole-number
+weights; megatron/core/datasets/blended_dataset.py). The engine's usual way, weights plus a size, asks each kind for
+half a percent more than its share, which starts another pass and repeats some sequences while others stay unseen.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from megatron.core.datasets.blended_dataset import BlendedDataset
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.utils import Split
+
+from megatron_mixcpt.data.indexed import read_lengths
+from megatron_mixcpt.data.manifest import MANIFEST_NAME, MixtureManifest
+from megatron_mixcpt.data.mixture import MixturePlan, sequences_in, split_documents
+
+Built = BlendedDataset | None
+"""A dataset, or None where it is not built on this rank or would be empty."""
+
+
+def build_mixture_datasets(
+    manifest: MixtureManifest,
+    plan: MixturePlan,
+    config: GPTDatasetConfig,
+    *,
+    num_valid_sequences: int,
+    is_built_on_rank: Callable[[], bool] = lambda: True,
+) -> tuple[Built, Built]:
+    """Build the training and the validation dataset of a run. Every rank must call this.
+
+    The training dataset has exactly ``plan.num_sequences`` sequences. The validation dataset has
+    ``num_valid_sequences``, the kinds in proportion to their held-out tokens, passing over them as often as that takes.
+    ``config.sequence_length`` must be the plan's. Where ``config.path_to_cache`` is None it is **set**, to a folder
+    inside the mixture whose name depends on its contents: the engine's own default would reuse stale indices
+    after the mixture was made again.
+    """
+    assert config.sequence_length == plan.sequence_length, (config.sequence_length, plan.sequence_length)
+    _set_cache(config, manifest)
+    train = {kind.kind: kind.num_sequences for kind in plan.kinds}
+    valid = share_out(num_valid_sequences, held_out_tokens(manifest, plan))
+    return (
+        _blend(manifest, plan, config, train, Split.train, is_built_on_rank),
+        _blend(manifest, plan, config, valid, Split.valid, is_built_on_rank),
+    )
+
+
+def build_validation_sets(
+    manifest: MixtureManifest,
+    plan: MixturePlan,
+    config: GPTDatasetConfig,
+    *,
+    is_built_on_rank: Callable[[], bool] = lambda: True,
+) -> dict[str, GPTDataset | None]:
+    """One validation dataset per kind, each passing once over its held-out samples, by name of the kind.
+
+    For the engine's ``--multiple-validation-sets --full-validation``. Kinds whose held-out samples are fewer
+    tokens than one sequence are left out. Every rank must call this; see :func:`build_mixture_datasets` for ``config``.
+    """
+    _set_cache(config, manifest)
+    held_out = held_out_tokens(manifest, plan)
+    sizes = {kind: sequences_in(tokens, plan.sequence_length) for kind, tokens in held_out.items()}
+    return {
+        kind: _gpt_dataset(manifest, plan, config, kind, count, Split.valid, is_built_on_rank)
+        for kind, count in sizes.items()
+        if count > 0
+    }
+
+
+def held_out_tokens(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
+    """Tokens of each planned kind's validation split."""
+    tokens = {}
+    for kind in plan.kinds:
+        lengths = read_lengths(Path(f"{manifest.prefix(kind.kind)}.idx"))
+        valid = split_documents(len(lengths), plan.split)[1]
+        tokens[kind.kind] = int(lengths[valid].sum(dtype=np.int64))
+    return tokens
+
+
+def share_out(total: int, parts: dict[str, int]) -> dict[str, int]:
+    """Split ``total`` into whole numbers in proportion to ``parts``; they sum to ``total`` unless all parts are 0."""
+    ends, whole, taken = 0, sum(parts.values()), {}
+    for name, part in parts.items():
+        start = total * ends // max(whole, 1)
+        ends += part
+        taken[name] = total * ends // max(whole, 1) - start
+    return taken
+
+
+def _set_cache(config: GPTDatasetConfig, manifest: MixtureManifest) -> None:
+    if config.path_to_cache is None:
+        identity = hashlib.sha256((manifest.folder / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
+        config.path_to_cache = str(manifest.folder / "cache" / identity)
+
+
+def _blend(
+    manifest: MixtureManifest,
+    plan: MixturePlan,
+    config: GPTDatasetConfig,
+    num_sequences: dict[str, int],
+    split: Split,
+    is_built_on_rank: Callable[[], bool],
+) -> Built:
+    """An exhaustive blend of ``num_sequences`` of each kind; None where that is nothing or not on this rank."""
+    wanted = {kind: count for kind, count in num_sequences.items() if count > 0}
+    parts = [_gpt_dataset(manifest, plan, config, kind, wanted[kind], split, is_built_on_rank) for kind in wanted]
+    if not parts:
+        return None
+    counts = list(wanted.values())
+    return BlendedMegatronDatasetBuilder.build_generic_dataset(
+        BlendedDataset, is_built_on_rank, True, parts, counts, None, config
+    )
+
+
+def _gpt_dataset(
+    manifest: MixtureManifest,
+    plan: MixturePlan,
+    config: GPTDatasetConfig,
+    kind: str,
+    num_sequences: int,
+    split: Split,
+    is_built_on_rank: Callable[[], bool],
+) -> GPTDataset | None:
+    prefix = manifest.prefix(kind)
+    documents = GPTDataset.build_low_level_dataset(prefix, config)
+    chosen = split_documents(len(documents), plan.split)[split.value]
+    return BlendedMegatronDatasetBuilder.build_generic_dataset(
+        GPTDataset, is_built_on_rank, True, documents, prefix, chosen, num_sequences, split, config
+    )

@@ -1,0 +1,203 @@
+"""One part of the input becomes token and sample files, marked finished once they are whole.
+
+A part leaves, in the run's work folder::
+
+    part-000012.bin      token ids of its samples, each with its end of sequence
+    part-000012.samples  per sample: tokens, line, digest of the text (``SAMPLE_TYPE``)
+    part-000012.rejects  a JSON line per record that gave no sample
+    part-000012.json     counts (:class:`PartResult`); written last: a part that has it is finished
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+import numpy as np
+
+from megatron_mixcpt.data.encoding import CheckedEncoder, SpecialStrings
+from megatron_mixcpt.data.indexed import token_type_for
+from megatron_mixcpt.data.parts import Part, Segment
+from megatron_mixcpt.data.readers import Row, is_blank, parse, read_blocks
+from megatron_mixcpt.data.records import BadRecord, to_record
+from megatron_mixcpt.data.settings import PreprocessSettings
+from megatron_mixcpt.data.sources import Source
+from megatron_mixcpt.data.unify import unified_text
+from megatron_mixcpt.errors import DataError
+
+SAMPLE_TYPE = np.dtype([("length", "<i4"), ("line", "<u4"), ("digest", "<u8", 2)])
+"""Tokens with the end of sequence; line within the segment, from 1; 128 bits of the sha256 of the normalised text."""
+
+BATCH_CHARACTERS = 1 << 20
+BATCH_TEXTS = 1024
+NUM_COMPARED_FIRST = 1000
+COMPARED_SHARE = 1 / 256
+WHITE_SPACE = b" \t\r\n\x0b\x0c"
+
+
+@dataclass
+class SegmentCounts:
+    """What became of a segment's rows."""
+
+    lines: int = 0
+    """Lines of the file that it spans, empty ones included."""
+    records: int = 0
+    samples: int = 0
+
+
+@dataclass
+class PartResult:
+    """What a finished part says of itself."""
+
+    segments: list[SegmentCounts] = field(default_factory=list)
+    special_strings: int = 0
+    """Samples in which a special token's string stands as text."""
+    encoder: str = ""
+    num_compared: int = 0
+    num_refused: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "PartResult":
+        """Read a part's .json file."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["segments"] = [SegmentCounts(**segment) for segment in content["segments"]]
+        return cls(**content)
+
+
+class PartWorker:
+    """Turns parts into files; one per process, for it keeps the encoder."""
+
+    def __init__(self, settings: PreprocessSettings, sources: list[Source], folder: Path, use_fast: bool):
+        self._settings = settings
+        self._sources = sources
+        self._folder = folder
+        self._encoder = CheckedEncoder(settings.tokenizer, settings.allow_special_tokens, use_fast)
+        self._special = SpecialStrings(settings.tokenizer.special_tokens)
+        self._token_type = token_type_for(settings.tokenizer.vocab_size)
+
+    def run(self, part: Part) -> PartResult:
+        """Process a part, unless it is finished already.
+
+        Raises DataError at the first bad record where the settings say so, and EncoderMismatch.
+        """
+        done = self._folder / f"{part.name}.json"
+        if done.exists():
+            return PartResult.read(done)
+        result = self._process(part)
+        aside = done.with_suffix(".json.tmp")
+        aside.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        aside.rename(done)
+        return result
+
+    def _process(self, part: Part) -> PartResult:
+        result = PartResult(encoder=self._encoder.name)
+        compared, refused = self._encoder.num_compared, self._encoder.num_refused
+        base = self._folder / part.name
+        with (
+            open(f"{base}.bin", "wb") as tokens,
+            open(f"{base}.samples", "wb") as samples,
+            open(f"{base}.rejects", "w", encoding="utf-8") as rejects,
+        ):
+            for index, segment in enumerate(part.segments):
+                counts = SegmentCounts()
+                result.segments.append(counts)
+                for batch in self._batches(index, segment, counts, result, rejects):
+                    num_first = 0
+                    if part.index == 0:
+                        num_first = max(0, NUM_COMPARED_FIRST - (self._encoder.num_compared - compared))
+                    self._write(batch, num_first, tokens, samples)
+        result.num_compared = self._encoder.num_compared - compared
+        result.num_refused = self._encoder.num_refused - refused
+        return result
+
+    def _batches(
+        self, index: int, segment: Segment, counts: SegmentCounts, result: PartResult, rejects: TextIO
+    ) -> Iterator[list[tuple[int, bytes, str]]]:
+        """Lists of (line, digest, text), some megabyte of text each."""
+        source = self._sources[segment.source]
+        batch, size = [], 0
+        for line, row in self._rows(source, segment, counts):
+            try:
+                text, digest = self._sample(source, row)
+            except BadRecord as error:
+                self._reject(source, segment, index, line, error, rejects)
+                continue
+            counts.samples += 1
+            result.special_strings += self._special.count(text) > 0
+            batch.append((line, digest, text))
+            size += len(text)
+            if size >= BATCH_CHARACTERS or len(batch) >= BATCH_TEXTS:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _rows(self, source: Source, segment: Segment, counts: SegmentCounts) -> Iterator[tuple[int, Row]]:
+        names = self._settings.kinds[source.kind].names
+        for rows in read_blocks(source, names, segment.start, segment.end):
+            for row in rows:
+                counts.lines += 1
+                if not is_blank(source, row):
+                    counts.records += 1
+                    yield counts.lines, row
+
+    def _sample(self, source: Source, row: Row) -> tuple[str, bytes]:
+        """A row's text and the digest that tells duplicates. Raises BadRecord."""
+        text = unified_text(to_record(source.kind, parse(source, row), self._settings.kinds[source.kind].names))
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRecord("lone_surrogate", f"character {error.start + 1} is half of a surrogate pair") from error
+        data = data.translate(None, WHITE_SPACE)
+        if not data or text.isspace():
+            raise BadRecord("empty", "the text is empty")
+        return text, hashlib.sha256(data).digest()[:16]
+
+    def _reject(
+        self, source: Source, segment: Segment, index: int, line: int, error: BadRecord, rejects: TextIO
+    ) -> None:
+        if not self._settings.skip_bad_records:
+            line += lines_before(source, segment)
+            way_out = "mend it, or go on without such records with --on-bad-record skip"
+            raise DataError(f"{source.path}:{line}: {error.detail}; {way_out}") from error
+        record = {"segment": index, "line": line, "reason": error.reason, "detail": error.detail}
+        rejects.write(json.dumps(record) + "\n")
+
+    def _write(self, batch: list, num_first: int, tokens: BinaryIO, samples: BinaryIO) -> None:
+        texts = [text for _, _, text in batch]
+        digests = np.frombuffer(b"".join(digest for _, digest, _ in batch), "<u8").reshape(-1, 2)
+        self._compare(texts, digests, num_first)
+        ids, lengths = self._encoder.encode(texts)
+        np.insert(ids.astype(self._token_type), np.cumsum(lengths), self._settings.tokenizer.eos_id).tofile(tokens)
+        table = np.empty(len(batch), SAMPLE_TYPE)
+        table["length"] = lengths + 1
+        table["line"] = [line for line, _, _ in batch]
+        table["digest"] = digests
+        table.tofile(samples)
+
+    def _compare(self, texts: list[str], digests: np.ndarray, num_first: int) -> None:
+        """Check the encoder on the first texts, and on a share of the others that their content alone decides."""
+        chosen = np.flatnonzero(digests[:, 0] < COMPARED_SHARE * 2.0**64)
+        positions = {*range(min(num_first, len(texts))), *chosen.tolist()}
+        if positions:
+            self._encoder.compare([texts[position] for position in sorted(positions)], int(digests[0, 1] >> 1))
+
+
+def lines_before(source: Source, segment: Segment) -> int:
+    """Lines of a source that lie before a segment; for a message to the user, since it reads them again."""
+    if segment.start == 0:
+        return 0
+    if source.format != "jsonl":
+        from pyarrow.parquet import read_metadata
+
+        metadata = read_metadata(source.path)
+        return sum(metadata.row_group(group).num_rows for group in range(segment.start))
+    with open(source.path, "rb") as file:
+        left, count = segment.start, 0
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            count += block.count(b"\n")
+            left -= len(block)
+        return count + (not block.endswith(b"\n"))

@@ -1,0 +1,235 @@
+"""From input files to a finished mixture: plan, encode part by part, merge, describe.
+
+Everything is written into ``OUTPUT/.work`` and renamed into place at the end, mixture.json last. A run that was
+killed goes on from its finished parts when started again with the same arguments; the result is the same to the byte.
+"""
+
+import fcntl
+import gzip
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_mixcpt import __version__
+from megatron_mixcpt.data.encoding import EncoderMismatch, limit_encoder_threads
+from megatron_mixcpt.data.manifest import MANIFEST_NAME, KindSummary, MixtureManifest, TokenizerIdentity, file_digest
+from megatron_mixcpt.data.merge import merge_kind, open_part
+from megatron_mixcpt.data.part_worker import PartWorker
+from megatron_mixcpt.data.parts import Part, plan_parts
+from megatron_mixcpt.data.pool import run_part, worker_pool
+from megatron_mixcpt.data.progress import Progress
+from megatron_mixcpt.data.records import REJECT_REASONS
+from megatron_mixcpt.data.settings import PreprocessSettings
+from megatron_mixcpt.data.sources import Source, find_sources
+from megatron_mixcpt.errors import ConfigError, DataError
+
+WORK_NAME = ".work"
+REJECTS_NAME = "rejects.jsonl.gz"
+
+
+def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1) -> MixtureManifest:
+    """Write the mixture that ``settings`` describe into folder ``output`` and return its manifest.
+
+    A folder that holds it already is left as it is. Raises DataError on bad input, on a full disk, and where the
+    folder holds another mixture or another run is writing it; no file has a final name before all of them are whole.
+    """
+    sources = [source for kind in settings.kinds for source in find_sources(kind, list(settings.kinds[kind].paths))]
+    limit_encoder_threads()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with _lock(output):
+            if (output / MANIFEST_NAME).exists():
+                return _finished_before(settings, sources, output)
+            return _run(settings, sources, output, num_workers)
+    except OSError as error:
+        what = error.strerror or error
+        raise DataError(f"--output {output}: cannot be written ({what}); mend that, then run again to go on") from error
+
+
+def describe_plan(settings: PreprocessSettings, output: Path) -> str:
+    """What :func:`preprocess` would read and write, as text. Reads no file's contents. Raises DataError."""
+    lines = []
+    for kind, chosen in settings.kinds.items():
+        sources = find_sources(kind, list(chosen.paths))
+        megabytes = sum(source.size for source in sources) / 1e6
+        lines.append(f"{kind}: {len(sources)} file(s), {megabytes:,.1f} MB -> {output / kind}.bin and .idx")
+        lines += [f"  {source.path} ({source.format}{source.compression}, {source.size:,} bytes)" for source in sources]
+    tokenizer = settings.tokenizer
+    lines.append(f"tokenizer: {tokenizer.folder}, {tokenizer.vocab_size:,} tokens, end {tokenizer.eos_token!r}")
+    return "\n".join(lines)
+
+
+def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_workers: int) -> MixtureManifest:
+    work = output / WORK_NAME
+    _start_or_resume(work, settings, sources)
+    parts = plan_parts(sources)
+    try:
+        _encode(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())
+    except EncoderMismatch as mismatch:
+        print(f"{mismatch} differs from the Hugging Face tokenizer on this text: starting again without it", flush=True)
+        _restart_without_fast(work)
+        _encode(settings, sources, parts, work, num_workers, use_fast=False)
+    manifest = _merge(settings, sources, parts, work, output)
+    _publish(manifest, work)
+    return manifest
+
+
+@contextmanager
+def _lock(output: Path) -> Iterator[None]:
+    """Hold the folder for this run and its workers alone. The lock ends with them, however they end."""
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise DataError(f"--output {output}: another run is writing there; wait for it, or choose another") from error
+    finally:
+        os.close(descriptor)
+
+
+def _start_or_resume(work: Path, settings: PreprocessSettings, sources: list[Source]) -> None:
+    """Make the work folder, or check that the one that is there is of the same run."""
+    plan_path = work / "plan.json"
+    plan = {"tool version": __version__, "settings": settings.described(), "sources": [_stamp(s) for s in sources]}
+    if plan_path.exists():
+        _refuse_other(json.loads(plan_path.read_text(encoding="utf-8")), plan, work.parent)
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    aside = work / "plan.json.tmp"
+    aside.write_text(json.dumps(plan), encoding="utf-8")
+    aside.rename(plan_path)
+
+
+def _stamp(source: Source) -> list[Any]:
+    return [source.kind, str(source.path), source.size, source.path.stat().st_mtime_ns]
+
+
+def _refuse_other(before: dict[str, Any], now: dict[str, Any], output: Path) -> None:
+    """Raise ConfigError, naming the first difference, unless both describe the same run."""
+    names = [*before["settings"], *(name for name in now["settings"] if name not in before["settings"])]
+    for name in names:
+        then, here = before["settings"].get(name, "its default"), now["settings"].get(name, "its default")
+        if then != here:
+            raise ConfigError(
+                f"--output {output} holds a mixture made with {name} {_shown(then)}, now it is {_shown(here)}; "
+                "choose another --output, or delete that folder"
+            )
+    if before["sources"] != now["sources"]:
+        changed = next((new for old, new in zip(before["sources"], now["sources"], strict=False) if old != new), None)
+        what = f"{changed[1]} has changed since" if changed else "the number of input files has changed since"
+        raise ConfigError(f"--output {output} holds another mixture: {what}; choose another --output, or delete it")
+    if before["tool version"] != now["tool version"]:
+        raise ConfigError(
+            f"--output {output} holds the work of version {before['tool version']} of this tool, this is "
+            f"{now['tool version']}; choose another --output, or delete it"
+        )
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _finished_before(settings: PreprocessSettings, sources: list[Source], output: Path) -> MixtureManifest:
+    manifest = MixtureManifest.load(output)
+    summaries = [(kind, source) for kind, summary in manifest.kinds.items() for source in summary.sources]
+    before = [[kind, source.path, source.size, source.sha256] for kind, source in summaries]
+    now = [[source.kind, str(source.path), source.size, file_digest(source.path)] for source in sources]
+    _refuse_other(
+        {"tool version": manifest.tool_version, "settings": manifest.settings, "sources": before},
+        {"tool version": manifest.tool_version, "settings": settings.described(), "sources": now},
+        output,
+    )
+    shutil.rmtree(output / WORK_NAME, ignore_errors=True)
+    print(f"{output} is finished already: nothing to do", flush=True)
+    return manifest
+
+
+def _restart_without_fast(work: Path) -> None:
+    for path in work.glob("part-*"):
+        path.unlink()
+    (work / "exact").touch()
+
+
+def _encode(
+    settings: PreprocessSettings, sources: list[Source], parts: list[Part], work: Path, num_workers: int, use_fast: bool
+) -> None:
+    """Finish every part. Errors come in the order of the parts, so that the first bad record is the one named."""
+    with Progress(sum(part.weight for part in parts), "encoding") as progress:
+        if num_workers == 1 or len(parts) == 1:
+            worker = PartWorker(settings, sources, work, use_fast)
+            for part in parts:
+                worker.run(part)
+                progress.add(part.weight)
+            return
+        with worker_pool(min(num_workers, len(parts)), settings, sources, work, use_fast) as pool:
+            try:
+                futures = [(part, pool.submit(run_part, part)) for part in parts]
+                for part, future in futures:
+                    future.result()
+                    progress.add(part.weight)
+            except BrokenProcessPool as error:
+                raise DataError("a worker was killed, perhaps for want of memory; try fewer --workers") from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _merge(
+    settings: PreprocessSettings, sources: list[Source], parts: list[Part], work: Path, output: Path
+) -> MixtureManifest:
+    kinds: dict[str, KindSummary] = {}
+    finished = [open_part(part, work) for part in parts]
+    with open(work / REJECTS_NAME, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+        rejects = io.TextIOWrapper(packed, "utf-8")
+        for kind in settings.kinds:
+            chosen = [part for part in finished if part.part.kind == kind]
+            kinds[kind] = merge_kind(kind, chosen, sources, settings, work, rejects)
+        rejects.flush()
+    _check_rejects(settings, kinds)
+    tokenizer = settings.tokenizer
+    identity = TokenizerIdentity(
+        path=str(tokenizer.folder),
+        digest=tokenizer.digest,
+        eos_token=tokenizer.eos_token,
+        eos_id=tokenizer.eos_id,
+        vocab_size=tokenizer.vocab_size,
+        encoder=", ".join(sorted({part.result.encoder for part in finished})),
+        compared_texts=sum(part.result.num_compared for part in finished),
+    )
+    return MixtureManifest(output, __version__, identity, settings.described(), kinds)
+
+
+def _check_rejects(settings: PreprocessSettings, kinds: dict[str, KindSummary]) -> None:
+    """Raise DataError where a kind has no sample, or lost too many records for being bad."""
+    for kind, summary in kinds.items():
+        num_bad = sum(count for reason, count in summary.rejects.items() if reason in REJECT_REASONS)
+        if num_bad > settings.max_rejects * summary.records:
+            raise DataError(
+                f"--{kind}: {num_bad} of {summary.records} records are bad ({num_bad / summary.records:.2%}: "
+                f"{_counted(summary.rejects)}), more than --max-rejects {settings.max_rejects:.2%}; "
+                "mend the files, or allow more"
+            )
+        if summary.samples == 0:
+            found = _counted(summary.rejects) or "no record at all"
+            num_files = len(summary.sources)
+            raise DataError(f"--{kind}: no sample in {num_files} file(s): {found}; check paths and field names")
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+
+
+def _publish(manifest: MixtureManifest, work: Path) -> None:
+    """Give every file its final name, the manifest last."""
+    for name in [f"{kind}.{suffix}" for kind in manifest.kinds for suffix in ("bin", "idx")] + [REJECTS_NAME]:
+        with open(work / name, "rb") as file:
+            os.fsync(file.fileno())
+        (work / name).replace(manifest.folder / name)
+    manifest.save()
+    shutil.rmtree(work)

@@ -1,0 +1,231 @@
+"""Data files become rows, each with its line number, in memory that does not grow with the file.
+
+A *row* is what the file holds for one record, not yet checked: the bytes of a JSON line, the object of a Parquet row,
+or a plain text file's contents. :func:`parse` turns it into an object; ``records.to_record`` makes a record of that.
+:func:`read_records` does all of it, for those who want records and not speed.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import orjson
+
+from megatron_mixcpt.data.records import FIELDS_OF_KIND, BadRecord, FieldNames, Record, to_record
+from megatron_mixcpt.data.sources import Source, find_sources
+from megatron_mixcpt.errors import DataError
+
+BLOCK_BYTES = 1 << 20
+ROWS_PER_BATCH = 256
+UTF8_MARK = b"\xef\xbb\xbf"
+
+Row = bytes | dict[str, Any]
+
+
+def read_records(kind: str, paths: list[str], names: FieldNames | None = None) -> Iterator[Record]:
+    """The records of files, folders and globs, in order.
+
+    Raises DataError, naming file and line, at the first that cannot be read.
+    """
+    names = names or FieldNames()
+    for source in find_sources(kind, paths):
+        for number, row in enumerate((row for rows in read_blocks(source, names) for row in rows), start=1):
+            if is_blank(source, row):
+                continue
+            try:
+                yield to_record(kind, parse(source, row), names)
+            except BadRecord as error:
+                raise DataError(f"{source.path}:{number}: {error.detail}; mend or remove the line") from error
+
+
+def read_blocks(source: Source, names: FieldNames, start: int = 0, end: int | None = None) -> Iterator[list[Row]]:
+    """The rows of a file, some at a time.
+
+    ``start`` and ``end`` bound a plain JSONL file by bytes (a line belongs to the range that it begins in) and a
+    Parquet file by row groups; other files are read whole. Raises DataError where a file is cut short or damaged.
+    """
+    with _errors_name(source):
+        if source.format == "parquet":
+            yield from _parquet_blocks(source, names, start, end)
+        elif source.format == "arrow":
+            yield from _arrow_blocks(source)
+        else:
+            with _open(source) as file:
+                yield from [[file.read()]] if source.format == "txt" else _line_blocks(file, start, end)
+
+
+def is_blank(source: Source, row: Row) -> bool:
+    """Whether a row is an empty line of a JSONL file, which stands for no record."""
+    return source.format == "jsonl" and row.isspace()
+
+
+def parse(source: Source, row: Row) -> Any:
+    """The object that a row holds. Raises BadRecord."""
+    if isinstance(row, dict):
+        return row
+    return {"text": _decoded(row)} if source.format == "txt" else parse_json(row)
+
+
+def parse_json(line: bytes) -> Any:
+    """The value of one line of JSON. Raises BadRecord.
+
+    orjson is the fast and strict way. What it refuses gets a second try with Python's own parser, which takes what
+    Python has always taken (NaN, huge integers, lone surrogates; the last are found and rejected later).
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(_decoded(line))
+    except json.JSONDecodeError as error:
+        raise BadRecord("invalid_json", f"invalid JSON at column {error.colno} ({error.msg})") from error
+    except (RecursionError, ValueError) as error:
+        raise BadRecord("invalid_json", f"invalid JSON ({error})") from error
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.removeprefix(UTF8_MARK).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRecord("not_utf8", f"byte {error.start + 1} is not UTF-8") from error
+
+
+def _line_blocks(file: BinaryIO, start: int, end: int | None) -> Iterator[list[bytes]]:
+    position = _next_line(file, start, end)
+    while end is None or position < end:
+        lines = file.readlines(BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - position))
+        if not lines:
+            return
+        is_first = position == 0
+        position += sum(map(len, lines))
+        if is_first:
+            lines[0] = lines[0].removeprefix(UTF8_MARK)
+        yield lines
+
+
+def _next_line(file: BinaryIO, start: int, end: int | None) -> int:
+    """Move to the first line that begins at byte ``start`` or later, and return its place. Stops once past ``end``."""
+    if start == 0:
+        return 0
+    position = file.seek(start - 1)
+    while end is None or position < end:
+        piece = file.readline(BLOCK_BYTES)
+        position += len(piece)
+        if not piece or piece.endswith(b"\n"):
+            break
+    return position
+
+
+@contextmanager
+def _errors_name(source: Source) -> Iterator[None]:
+    """Turn what the libraries say of a damaged file into one line that names it."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{source.path}: cannot be read to its end ({error}); copy the file again") from error
+
+
+@contextmanager
+def _open(source: Source) -> Iterator[BinaryIO]:
+    with open(source.path, "rb", buffering=BLOCK_BYTES) as file:
+        if source.compression == ".gz":
+            with gzip.open(file) as unpacked:
+                yield io.BufferedReader(unpacked, BLOCK_BYTES)
+        elif source.compression == ".zst":
+            yield io.BufferedReader(_ZstdFile(file), BLOCK_BYTES)
+        else:
+            yield file
+
+
+class _ZstdFile(io.RawIOBase):
+    """A .zst file, unpacked as it is read. Unlike zstandard's own reader it tells a cut file from a whole one."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._frame = None
+        self._unpacked = memoryview(b"")
+        self._packed = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._unpacked:
+            if not self._unpack_more():
+                return 0
+        size = min(len(buffer), len(self._unpacked))
+        buffer[:size] = self._unpacked[:size]
+        self._unpacked = self._unpacked[size:]
+        return size
+
+    def _unpack_more(self) -> bool:
+        import zstandard
+
+        packed = self._packed or self._file.read(128 << 10)
+        self._packed = b""
+        if not packed:
+            if self._frame is not None:
+                raise EOFError("the compressed data ends in the middle")
+            return False
+        if self._frame is None:
+            self._frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            self._unpacked = memoryview(self._frame.decompress(packed))
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        if self._frame.eof:
+            self._packed, self._frame = self._frame.unused_data, None
+        return True
+
+
+def _parquet_blocks(source: Source, names: FieldNames, start: int, end: int | None) -> Iterator[list[Row]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(source.path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
+            groups = list(range(start, file.num_row_groups if end is None else end))
+            columns = columns_read(source.kind, file.schema_arrow.names, names)
+            for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=groups, columns=columns, use_threads=False):
+                yield _rows_of(batch)
+    except pa.ArrowException as error:
+        raise OSError(str(error).partition("\n")[0]) from error
+
+
+def _arrow_blocks(source: Source) -> Iterator[list[Row]]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(source.path)) as file, pa.ipc.open_stream(file) as stream:
+            for batch in stream:
+                for start in range(0, batch.num_rows, ROWS_PER_BATCH):
+                    yield _rows_of(batch.slice(start, ROWS_PER_BATCH))
+    except pa.ArrowException as error:
+        raise OSError(str(error).partition("\n")[0]) from error
+
+
+def columns_read(kind: str, present: list[str], names: FieldNames) -> list[str] | None:
+    """The columns of a table that a kind of record needs; None for all, where none of them is there."""
+    wanted = {getattr(names, field) for field in FIELDS_OF_KIND[kind]}
+    wanted |= {name.partition(".")[0] for name in wanted}
+    return [name for name in present if name in wanted] or None
+
+
+def _rows_of(batch: Any) -> list[Row]:
+    """A batch's rows as objects. A string that is not UTF-8 becomes bytes, so that only its own row is lost."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [_row_of(batch.slice(index, 1)) for index in range(batch.num_rows)]
+
+
+def _row_of(row: Any) -> Row:
+    try:
+        return row.to_pylist()[0]
+    except UnicodeDecodeError:
+        return b"\xff"
