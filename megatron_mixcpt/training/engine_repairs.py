@@ -9,12 +9,13 @@ from importlib.util import find_spec
 import torch
 from megatron.core import optimizer as engine_optimizer
 from megatron.core.datasets import utils as engine_datasets
+from megatron.core.optimizer import distrib_optimizer
 
 
 def repair_engine() -> None:
     """Apply every repair of this module."""
     skip_helper_compilation()
-    make_adamw_resumable()
+    make_distributed_optimizer_resumable()
 
 
 def skip_helper_compilation() -> None:
@@ -27,39 +28,42 @@ def skip_helper_compilation() -> None:
         engine_datasets.compile_helpers = lambda: None
 
 
-def make_adamw_resumable() -> None:
-    """Let the distributed optimizer load a checkpoint when its Adam is PyTorch's (no Transformer Engine, no Apex)."""
-    if engine_optimizer.Adam is torch.optim.AdamW:
-        engine_optimizer.Adam = ResumableAdamW
+def make_distributed_optimizer_resumable() -> None:
+    """Let the distributed optimizer load checkpoints when its Adam is PyTorch's (no Transformer Engine, no Apex)."""
+    if not distrib_optimizer.HAVE_APEX_OR_TE:
+        engine_optimizer.DistributedOptimizer = ResumableDistributedOptimizer
 
 
-class ResumableAdamW(torch.optim.AdamW):
-    """AdamW whose state exists from the start and whose parameters each keep their own step count.
+class ResumableDistributedOptimizer(distrib_optimizer.DistributedOptimizer):
+    """The engine's distributed optimizer with PyTorch's Adam, whose step count is a tensor in each parameter's state.
 
-    The engine's `DistributedOptimizer.state_dict` (megatron/core/optimizer/distrib_optimizer.py) reads the step count
-    from the state, which AdamW makes on the first step only, so that loading fails with a bare AssertionError; and its
-    `load_state_dict` hands one step tensor to all parameters, which AdamW would then advance once for each of them.
+    The engine's own (megatron/core/optimizer/distrib_optimizer.py) counts on Apex's Adam, which keeps it in the
+    parameter group; each method says what goes wrong otherwise.
     """
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self.register_state_dict_pre_hook(_initialize_state)
-        self.register_load_state_dict_post_hook(_separate_steps)
+    def state_dict(self) -> dict:
+        """The engine reads the step count from a state that is made on the first step only: an AssertionError."""
+        _initialize_adam_state(self.optimizer)
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """The engine gives one step tensor to all parameters: Adam would advance it once for each of them."""
+        super().load_state_dict(state_dict)
+        for state in self.optimizer.state.values():
+            state["step"] = state["step"].clone()
+
+    def _set_main_param_and_optimizer_states(self, model_param: torch.Tensor, tensors: dict) -> None:
+        """The engine looks for a step among the reshardable tensors, where it leaves it out itself: a KeyError."""
+        super()._set_main_param_and_optimizer_states(model_param, {"step": None, **tensors})
 
 
-def _initialize_state(adamw: torch.optim.AdamW) -> None:
-    """Give every parameter that has none the state before the first step; on the parameter's device."""
-    for group in adamw.param_groups:
+def _initialize_adam_state(adam: torch.optim.Adam | torch.optim.AdamW) -> None:
+    """Give every parameter that has no state the one it has before its first step, on its device."""
+    for group in adam.param_groups:
         for parameter in group["params"]:
-            if not adamw.state[parameter]:
-                adamw.state[parameter] = {
+            if not adam.state[parameter]:
+                adam.state[parameter] = {
                     "step": torch.zeros((), dtype=torch.float32, device="cpu"),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
-
-
-def _separate_steps(adamw: torch.optim.AdamW) -> None:
-    for state in adamw.state.values():
-        if "step" in state:
-            state["step"] = state["step"].clone()
