@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_mixcpt.conversion.model_folder import ModelPlan
+from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 
 
 def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **overrides: Any) -> TransformerConfig:
@@ -44,7 +44,7 @@ def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_o
         parallel_output: leave logits split over tensor-parallel ranks ([b, s, v/tp]) instead of gathering them.
     """
     arguments, size = plan.engine_arguments, config.tensor_model_parallel_size
-    spec = get_gpt_layer_local_spec(qk_layernorm=arguments["qk_layernorm"], normalization=arguments["normalization"])
+    spec = gpt_layer_spec(config)
     return GPTModel(
         config=config,
         transformer_layer_spec=spec,

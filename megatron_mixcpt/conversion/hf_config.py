@@ -162,8 +162,12 @@ def refuse_sliding_window(config: HFConfig) -> None:
 
 def rope_settings(config: HFConfig) -> dict[str, Setting]:
     """The rotary embedding, from ``rope_parameters`` (transformers 5) or from ``rope_theta`` and ``rope_scaling``."""
-    parameters = {"rope_theta": config.get("rope_theta"), **config.get("rope_scaling", {})}
-    parameters |= config.get("rope_parameters", {})
+    sources = (
+        {"rope_theta": config.get("rope_theta")},
+        config.get("rope_scaling", {}),
+        config.get("rope_parameters", {}),
+    )
+    parameters = {key: value for source in sources for key, value in source.items() if value is not None}
     theta = parameters.get("rope_theta") or 10000
     if theta != int(theta):
         raise config.refuse("rope_theta", theta, "the engine's --rotary-base is a whole number")

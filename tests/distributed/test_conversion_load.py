@@ -1,43 +1,116 @@
-"""Engine models filled from Hugging Face folders, against transformers, at real tensor and pipeline layouts.
+"""Hugging Face folders in the engine and back, at real tensor and pipeline layouts, against transformers.
 
-Tolerance 1e-5: both compute in float32 on logits of size about 1, in another order of sums.
+One run of ranks per layout takes every architecture through: weights read straight into the model, a converted release
+read by the engine's own ``load_checkpoint``, the engine's own ``save_checkpoint``, and the export of what it saved.
+Logits are compared within 1e-5: both sides compute in float32 on values of about 1, in another order of sums. What is
+exported from the engine's checkpoint is compared bit for bit.
 """
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
+from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
+from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.testing import run_distributed
 from tests.unit.conversion import tiny_hf
 
-TOKENS = torch.arange(2 * 16).view(2, 16) * 7 % 259
+TOKENS = torch.arange(2 * 64).view(2, 64) * 7 % 259
+LAYOUTS = {"single": (1, 1), "TP2": (2, 1), "PP2": (1, 2), "TP2xPP2": (2, 2)}
 
 
-def engine_logits(folder: str, tp_size: int, pp_size: int) -> torch.Tensor | None:
-    """Logits [b, s, v] of the engine's model filled from ``folder``; None on all but the last pipeline stage."""
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Per architecture: ``hf`` (float32), ``release`` (converted) and ``expected.pt`` (logits of transformers)."""
+    root = tmp_path_factory.mktemp("models")
+    for name in tiny_hf.CONFIGS:
+        model = tiny_hf.build(name)
+        model.save_pretrained(root / name / "hf", max_shard_size="50KB")
+        convert_from_hf(root / name / "hf", root / name / "release")
+        with torch.no_grad():
+            torch.save(model(TOKENS).logits, root / name / "expected.pt")
+    return root
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_architecture_at(layout: str, models: Path, tmp_path: Path) -> None:
+    tp_size, pp_size = LAYOUTS[layout]
+    run_distributed(check_models, tp_size * pp_size, str(models), str(tmp_path), tp_size, pp_size, cpu_emulation=True)
+    for name in tiny_hf.CONFIGS:
+        copy_hf_metadata(models / name / "hf", tmp_path / name)
+        convert_to_hf(tmp_path / name, tmp_path / name / "exported")
+        expected_tensors = read_all(models / name / "hf")
+        exported = read_all(tmp_path / name / "exported")
+        assert exported.keys() == expected_tensors.keys()
+        assert all(torch.equal(exported[key], expected_tensors[key]) for key in exported), name
+
+
+def read_all(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder, by the safetensors library."""
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def check_models(models: str, save_root: str, tp_size: int, pp_size: int) -> None:
+    """On each rank, for each model: logits of direct and of converted weights; then save as the engine saves."""
     from megatron.core import parallel_state
+    from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    parallel_state.initialize_model_parallel(tp_size, pp_size)
+    init_num_microbatches_calculator(0, None, global_batch_size=1, micro_batch_size=1, data_parallel_size=1)
+    model_parallel_cuda_manual_seed(1)
+    for name in tiny_hf.CONFIGS:
+        check_model(Path(models) / name, Path(save_root) / name, tp_size)
+
+
+def check_model(folder: Path, save_dir: Path, tp_size: int) -> None:
+    from megatron.core import parallel_state
+    from megatron.training.checkpointing import load_checkpoint, save_checkpoint
 
     from megatron_mixcpt.conversion.engine_model import build_engine_model, transformer_config
     from megatron_mixcpt.conversion.load import load_hf_weights
     from megatron_mixcpt.conversion.model_folder import read_model_folder
 
-    parallel_state.initialize_model_parallel(tp_size, pp_size)
-    model_parallel_cuda_manual_seed(1)
-    hf_model = read_model_folder(folder)
+    hf_model = read_model_folder(folder / "hf")
     model = build_engine_model(hf_model, transformer_config(hf_model)).eval()
-    for parameter in model.parameters():
-        parameter.data.fill_(float("nan"))
+    expected_logits = torch.load(folder / "expected.pt")
+
+    forget(model)
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
     load_hf_weights(model, hf_model, tp_rank=tp_rank, tp_size=tp_size)
-    return forward_through_stages(model)
+    compare(model, expected_logits)
+
+    forget(model)
+    set_engine_arguments(hf_model.engine_arguments, load=folder / "release", save=save_dir)
+    iteration, _ = load_checkpoint([model], None, None)
+    assert iteration == 0
+    compare(model, expected_logits)
+    save_checkpoint(7, [model], None, None, 0)
+
+
+def forget(model: torch.nn.Module) -> None:
+    """Make every parameter nan, so that one left unfilled shows."""
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+
+
+def compare(model: torch.nn.Module, expected_logits: torch.Tensor) -> None:
+    """The last pipeline stage's logits, without the vocabulary's padding, equal the expected ones."""
+    logits = forward_through_stages(model)
+    if logits is not None:
+        assert expected_logits.abs().max() > 0.5
+        torch.testing.assert_close(logits[..., : expected_logits.shape[-1]], expected_logits, atol=1e-5, rtol=1e-5)
+        assert not logits[..., expected_logits.shape[-1] :].any()  # padding rows of the vocabulary are zero
 
 
 @torch.no_grad()
 def forward_through_stages(model: torch.nn.Module) -> torch.Tensor | None:
-    """One forward through the pipeline's stages, one after another; hidden states are [s, b, h]."""
+    """Logits [b, s, v] through the pipeline's stages in turn (hidden states [s, b, h]); None before the last stage."""
     from megatron.core import parallel_state
 
     batch, length = TOKENS.shape
@@ -53,21 +126,22 @@ def forward_through_stages(model: torch.nn.Module) -> torch.Tensor | None:
     return None
 
 
-def check_logits(folder: str, expected_file: str, tp_size: int, pp_size: int) -> None:
-    """On each rank: the last stage's logits equal the expected ones; padding of the vocabulary is left out."""
-    logits = engine_logits(folder, tp_size, pp_size)
-    if logits is not None:
-        expected_logits = torch.load(expected_file)
-        assert expected_logits.abs().max() > 0.5
-        torch.testing.assert_close(logits[..., : expected_logits.shape[-1]], expected_logits, atol=1e-5, rtol=1e-5)
+def set_engine_arguments(engine_arguments: dict, load: Path, save: Path) -> None:
+    """Arguments as the engine's programs have them, for its checkpoint functions."""
+    from megatron.core import parallel_state
+    from megatron.training import global_vars
+    from megatron.training.arguments import parse_args, validate_args
 
-
-@pytest.mark.parametrize("name", sorted(tiny_hf.CONFIGS))
-@pytest.mark.parametrize(("tp_size", "pp_size"), [(1, 1), (2, 1), (1, 2)], ids=["single", "TP2", "PP2"])
-def test_logits_equal_transformers(name: str, tp_size: int, pp_size: int, tmp_path: Path) -> None:
-    model = tiny_hf.build(name)
-    model.save_pretrained(tmp_path / "hf", max_shard_size="50KB")
-    with torch.no_grad():
-        torch.save(model(TOKENS).logits, tmp_path / "expected.pt")
-    files = (str(tmp_path / "hf"), str(tmp_path / "expected.pt"))
-    run_distributed(check_logits, tp_size * pp_size, *files, tp_size, pp_size, cpu_emulation=True)
+    tp_size = parallel_state.get_tensor_model_parallel_world_size()
+    pp_size = parallel_state.get_pipeline_model_parallel_world_size()
+    flags = (
+        f"--load {load} --save {save} --tensor-model-parallel-size {tp_size} --pipeline-model-parallel-size {pp_size}"
+    )
+    run = "--micro-batch-size 1 --seq-length 64 --train-iters 1 --lr 1e-4 --save-interval 1 --transformer-impl local"
+    sys.argv = ["test", *flags.split(), *run.split()]
+    os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    args = parse_args()
+    vars(args).update(engine_arguments)
+    validate_args(args)
+    args.padded_vocab_size = -(-args.vocab_size // tp_size) * tp_size
+    global_vars.set_args(args)

@@ -33,6 +33,12 @@ CONFIGS = {
     "qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=False, sliding_window=None),
     "qwen2_tied": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True, sliding_window=None),
 }
+ARCHITECTURE_OF = {
+    "llama3_tied": "LlamaForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_tied": "Qwen2ForCausalLM",
+}
 
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:
