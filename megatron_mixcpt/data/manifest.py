@@ -121,7 +121,7 @@ class MixtureManifest:
         digest = tokenizer_digest(tokenizer_dir)
         if digest != self.tokenizer.digest:
             raise CheckpointError(
-                f"{tokenizer_dir}: its tokenizer (digest {digest[:12]}) is not the one that {self.folder} was made with "
+                f"{tokenizer_dir}: its tokenizer (digest {digest[:12]}) is not the one of {self.folder} "
                 f"({self.tokenizer.path}, digest {self.tokenizer.digest[:12]}); "
                 f"preprocess again with --tokenizer {tokenizer_dir}"
             )

@@ -142,11 +142,12 @@ def plan_mixture(
     as long as ``epochs`` asks for, and the kinds share it by weight: small kinds are then repeated and large ones cut.
     Raises ConfigError on kinds the mixture lacks, and where nothing is left to train on.
     """
-    per_kind = dict(epochs) if isinstance(epochs, Mapping) else dict.fromkeys(manifest.kinds, epochs)
+    given = dict(epochs) if isinstance(epochs, Mapping) else dict.fromkeys(manifest.kinds, epochs)
+    per_kind = dict.fromkeys(manifest.kinds, 1.0) | given
     for flag, named in (("--epochs", per_kind), ("--mixture-weights", weights or {})):
         _check_kinds(flag, named, manifest)
     sizes = {kind: _training_size(manifest, kind, split) for kind in KINDS if kind in manifest.kinds}
-    drawn = {kind: per_kind.get(kind, 1.0) * tokens for kind, (_, tokens) in sizes.items()}
+    drawn = {kind: per_kind[kind] * tokens for kind, (_, tokens) in sizes.items()}
     if weights:
         total = sum(drawn.values())
         drawn = {kind: total * weights.get(kind, 0.0) / sum(weights.values()) for kind in sizes}

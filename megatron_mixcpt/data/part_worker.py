@@ -106,7 +106,7 @@ class PartWorker:
                 result.segments.append(counts)
                 for batch in self._batches(index, segment, counts, result, rejects):
                     num_first = 0
-                    if part.index == 0:
+                    if part.is_first:
                         num_first = max(0, NUM_COMPARED_FIRST - (self._encoder.num_compared - compared))
                     self._write(batch, num_first, tokens, samples)
         result.num_compared = self._encoder.num_compared - compared
@@ -179,7 +179,7 @@ class PartWorker:
         table.tofile(samples)
 
     def _compare(self, texts: list[str], digests: np.ndarray, num_first: int) -> None:
-        """Check the encoder on the first texts, and on a share of the others that their content alone decides."""
+        """Check the encoder on the first texts, and on a share of the others that their content decides."""
         chosen = np.flatnonzero(digests[:, 0] < COMPARED_SHARE * 2.0**64)
         positions = {*range(min(num_first, len(texts))), *chosen.tolist()}
         if positions:

@@ -30,6 +30,8 @@ class Part:
 
     index: int
     kind: str
+    is_first: bool
+    """Whether it is the first of its kind."""
     segments: tuple[Segment, ...]
     weight: int
     """Bytes of input, about; for progress."""
@@ -46,18 +48,23 @@ def plan_parts(sources: list[Source]) -> list[Part]:
     parts: list[Part] = []
     pending: list[Segment] = []
     weight = 0
+
+    def finish() -> None:
+        nonlocal pending, weight
+        if pending:
+            kind = sources[pending[0].source].kind
+            is_first = not parts or parts[-1].kind != kind
+            parts.append(Part(len(parts), kind, is_first, tuple(pending), weight))
+        pending, weight = [], 0
+
     for index, source in enumerate(sources):
         for segment, segment_weight in _segments(index, source, part_bytes):
-            if pending and (weight >= part_bytes or sources[pending[-1].source].kind != source.kind):
-                parts.append(_part(len(parts), sources, pending, weight))
-                pending, weight = [], 0
+            if weight >= part_bytes or (pending and sources[pending[-1].source].kind != source.kind):
+                finish()
             pending.append(segment)
             weight += segment_weight
-    return [*parts, _part(len(parts), sources, pending, weight)] if pending else parts
-
-
-def _part(index: int, sources: list[Source], segments: list[Segment], weight: int) -> Part:
-    return Part(index, sources[segments[0].source].kind, tuple(segments), weight)
+    finish()
+    return parts
 
 
 def _weight(source: Source) -> int:

@@ -98,7 +98,7 @@ def _decoded(data: bytes) -> str:
 def _line_blocks(file: BinaryIO, start: int, end: int | None) -> Iterator[list[bytes]]:
     position = _next_line(file, start, end)
     while end is None or position < end:
-        lines = file.readlines(BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - position))
+        lines = _read_lines(file, BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - position))
         if not lines:
             return
         is_first = position == 0
@@ -106,6 +106,12 @@ def _line_blocks(file: BinaryIO, start: int, end: int | None) -> Iterator[list[b
         if is_first:
             lines[0] = lines[0].removeprefix(UTF8_MARK)
         yield lines
+
+
+def _read_lines(file: BinaryIO, num_bytes: int) -> list[bytes]:
+    """Lines up to and including the one with the last of the next ``num_bytes``."""
+    # readlines() stops once it has *more* than its hint, and a hint of zero means no limit.
+    return file.readlines(num_bytes - 1) if num_bytes > 1 else [line] if (line := file.readline()) else []
 
 
 def _next_line(file: BinaryIO, start: int, end: int | None) -> int:
