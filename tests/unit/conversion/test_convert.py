@@ -1,0 +1,151 @@
+"""Conversion on disk: bit-exact round trips, metadata byte for byte, and outputs that are whole or absent."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from megatron_mixcpt.conversion import convert
+from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
+from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
+from megatron_mixcpt.conversion.megatron_checkpoint import MegatronCheckpoint
+from megatron_mixcpt.errors import CheckpointError
+from tests.unit.conversion import tiny_hf
+
+EXTRAS = {
+    "tokenizer.json": '{"version": "1.0"}\r\n',
+    "tokenizer_config.json": '{"bos_token":  "<s>"}',
+    "chat_template.jinja": "{{ messages }}\n",
+    "generation_config.json": '{ "temperature": 0.60 }',
+    "additional_chat_templates/rag.jinja": "{{ documents }}",
+    "tokenizer.model": "\x00\x01",
+}
+
+
+def save_with_extras(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    tiny_hf.save(name, folder, dtype, shard="60KB")
+    for file, content in EXTRAS.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(content.encode())
+    return folder
+
+
+def read_all(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder, by the safetensors library."""
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def assert_same_bits(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in actual.items():
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", sorted(tiny_hf.CONFIGS))
+def test_round_trip_is_bit_exact(name, dtype, tmp_path):
+    source = save_with_extras(name, tmp_path / "hf", dtype)
+    convert_from_hf(source, tmp_path / "megatron")
+    summary = convert_to_hf(tmp_path / "megatron", tmp_path / "out", max_shard_bytes=60_000)
+    assert_same_bits(read_all(tmp_path / "out"), read_all(source))
+    assert summary.num_tensors == len(read_all(source))
+    for file in [*EXTRAS, "config.json"]:
+        assert (tmp_path / "out" / file).read_bytes() == (source / file).read_bytes(), file
+
+
+def test_export_loads_strictly_and_gives_the_same_logits(tmp_path):
+    source = save_with_extras("llama3_tied", tmp_path / "hf", torch.float32)
+    convert_from_hf(source, tmp_path / "megatron")
+    convert_to_hf(tmp_path / "megatron", tmp_path / "out", max_shard_bytes=60_000)
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists()
+    models = []
+    for folder in (source, tmp_path / "out"):
+        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        models.append(model)
+    tokens = torch.arange(20)[None]
+    torch.testing.assert_close(models[1](tokens).logits, models[0](tokens).logits, rtol=0, atol=0)
+
+
+def test_dtype_of_the_export(tmp_path):
+    source = save_with_extras("qwen2", tmp_path / "hf", torch.float32)
+    convert_from_hf(source, tmp_path / "megatron")
+    convert_to_hf(tmp_path / "megatron", tmp_path / "out", dtype=torch.bfloat16)
+    expected = {name: tensor.to(torch.bfloat16) for name, tensor in read_all(source).items()}
+    assert_same_bits(read_all(tmp_path / "out"), expected)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert {**config, "dtype": "float32"} == json.loads((source / "config.json").read_text())
+
+
+def test_reads_only_what_it_writes_once(tmp_path, monkeypatch):
+    """Every byte of the checkpoint is read once."""
+    source = save_with_extras("qwen2", tmp_path / "hf")
+    models = []
+    read = convert.read_model_folder
+    monkeypatch.setattr(convert, "read_model_folder", lambda folder: models.append(read(folder)) or models[-1])
+    summary = convert_from_hf(source, tmp_path / "megatron")
+    assert models[0].tensors.bytes_read == summary.num_bytes
+    assert summary.num_bytes == sum(tensor.nbytes for tensor in read_all(source).values())
+
+
+def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
+    convert_from_hf(save_with_extras("llama", tmp_path / "hf"), tmp_path / "megatron")
+    monkeypatch.setattr(convert, "copy_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        convert_to_hf(tmp_path / "megatron", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "megatron"]
+
+
+def refusal(function, *arguments, **options) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_refusals_of_the_export(tmp_path):
+    source = save_with_extras("llama", tmp_path / "hf")
+    megatron, out = tmp_path / "megatron", tmp_path / "out"
+    assert "is not a Megatron checkpoint" in refusal(convert_to_hf, source, out)
+    convert_from_hf(source, megatron)
+    assert "exists already" in refusal(convert_from_hf, source, megatron)
+    assert "exists already" in refusal(convert_to_hf, megatron, source)
+    assert "has no iter_0000005; it has hf, release" in refusal(convert_to_hf, megatron, out, iteration=5)
+    config = json.loads((megatron / "hf" / "config.json").read_text())
+    (megatron / "hf" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    assert "has shape (4, 48), config.json implies (3, 48)" in refusal(convert_to_hf, megatron, out)
+    (megatron / "hf" / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen2ForCausalLM"]}))
+    assert "missing ['decoder.layers.self_attention.linear_qkv.bias']" in refusal(convert_to_hf, megatron, out)
+    (megatron / "hf").rename(megatron / "elsewhere")
+    assert "has no hf/ folder" in refusal(convert_to_hf, megatron, out)
+    assert not out.exists()
+
+
+def test_damaged_megatron_checkpoints(tmp_path):
+    source = save_with_extras("llama", tmp_path / "hf")
+    convert_from_hf(source, tmp_path / "megatron")
+    release = tmp_path / "megatron" / "release"
+    data = release / "__0_0.distcp"
+    data.write_bytes(data.read_bytes()[:-50_000])
+    assert "cannot be read" in refusal(convert_to_hf, tmp_path / "megatron", tmp_path / "out")
+    (release / ".metadata").write_bytes(b"")
+    assert "the save was cut off" in refusal(MegatronCheckpoint, tmp_path / "megatron")
+    (release / "metadata.json").unlink()
+    assert "is not a whole torch_dist checkpoint" in refusal(MegatronCheckpoint, tmp_path / "megatron")
+
+
+def test_metadata_is_written_once_and_belongs_to_one_model(tmp_path):
+    source = save_with_extras("llama", tmp_path / "hf")
+    folder = copy_hf_metadata(source, tmp_path / "save")
+    origin = json.loads((folder / "source.json").read_text())
+    assert (origin["base_model"], origin["vocab_size"], origin["dtype"]) == ("hf", 259, "bfloat16")
+    before = (folder / "source.json").stat().st_mtime_ns
+    assert copy_hf_metadata(source, tmp_path / "save") == folder
+    assert (folder / "source.json").stat().st_mtime_ns == before
+    assert sorted(path.name for path in (tmp_path / "save").iterdir()) == ["hf"]
+    (source / "tokenizer.json").write_text("{}")
+    assert "is from hf, whose config or tokenizer differ" in refusal(copy_hf_metadata, source, tmp_path / "save")
