@@ -43,7 +43,9 @@ class MixCPTConfig:
     def __post_init__(self) -> None:
         for flag, value in (("--hf-model", self.hf_model), ("--mixture", self.mixture)):
             if not value:
-                raise ConfigError(f"{flag} is missing: give the folder of the {flag.strip('-').replace('hf-', 'base ')}")
+                raise ConfigError(
+                    f"{flag} is missing: give the folder of the {flag.strip('-').replace('hf-', 'base ')}"
+                )
         for flag, value in (("--alpha", self.alpha), ("--distillation-fraction", self.distillation_fraction)):
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"{flag} {value} is outside [0, 1]: it is a share")

@@ -8,7 +8,6 @@ schedule, and gradients travel back for the student alone, at the plain size.
 
 import copy
 
-import torch
 from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator, Shape
 from torch import Tensor

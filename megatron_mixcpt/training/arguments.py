@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
-import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.training.argument_utils import ArgumentGroupFactory
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
@@ -69,7 +68,8 @@ def parse_run(argv: Sequence[str]) -> Run:
         MixCPTError: what the user can mend, in one line.
     """
     explicit = explicit_arguments(argv)
-    config = MixCPTConfig(**{field.name: explicit[field.name] for field in fields(MixCPTConfig) if field.name in explicit})
+    names = {field.name for field in fields(MixCPTConfig)}
+    config = MixCPTConfig(**{name: value for name, value in explicit.items() if name in names})
     student = read_model_folder(config.hf_model)
     refuse_contradictions(explicit, student)
     teacher = read_model_folder(config.teacher) if config.teacher else student
@@ -95,14 +95,13 @@ def explicit_arguments(argv: Sequence[str]) -> dict[str, Any]:
 
 def engine_defaults(model: HFModel, manifest: MixtureManifest) -> dict[str, Any]:
     """Engine arguments that follow from the model, the mixture's tokenizer and what this machine has installed."""
-    use_te = HAVE_TE and "transformer_engine" or "local"
     return {
         **model.engine_arguments,
         # The data are tokens already: the engine needs the end of document and no padding token, for a padding
         # token that is the end of document, as in many tokenizers, would be masked out of the loss.
         "tokenizer_type": "NullTokenizer",
         "null_tokenizer_eod_id": manifest.tokenizer.eos_id,
-        "transformer_impl": use_te,
+        "transformer_impl": "transformer_engine" if HAVE_TE else "local",
         "calculate_per_token_loss": True,
         "perform_initialization": False,
         "enable_one_logger": False,

@@ -1,17 +1,20 @@
-"""Knowledge mixture continual pre-training (Mix-CPT section 2.2): ties model, loss and data to the engine's training loop.
+"""Knowledge mixture continual pre-training (Mix-CPT section 2.2): model, loss and data meet the engine's training loop.
 
 Everything distributed is the engine's ``pretrain()``. Read on in ``distillation/wrapper.py``.
 """
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.enums import ModelType
+from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.utils import unwrap_model
 from megatron.training import get_timers, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.checkpointing import checkpoint_exists
@@ -26,8 +29,9 @@ from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 from megatron_mixcpt.training.arguments import Run, parse_run
 from megatron_mixcpt.training.batch import get_batch
-from megatron_mixcpt.training.dataset_helpers import skip_helper_compilation
 from megatron_mixcpt.training.datasets import dataset_provider
+from megatron_mixcpt.training.engine_repairs import repair_engine
+from megatron_mixcpt.training.l2 import L2Anchor
 from megatron_mixcpt.training.loss import TokensPerSecond, mixcpt_loss_func
 from megatron_mixcpt.training.model import MixCPTModelConfig
 
@@ -35,8 +39,10 @@ from megatron_mixcpt.training.model import MixCPTModelConfig
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`MixCPTConfig`."""
+    # The engine asks for it: kernels of tensor parallelism then start in the order they are issued.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     run = parse_run(sys.argv[1:] if argv is None else argv)
-    skip_helper_compilation()
+    repair_engine()
     model_config = build_model_config(run)
     container = pretrain_cfg_container_from_args(run.args, model_config)
     # The engine's own first step, taken here because its communicator between stages is made from the groups.
@@ -46,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         container,
         dataset_provider(run.args, run.manifest, run.plan),
         ModelType.encoder_or_decoder,
-        forward_step_func(run.args, run.config),
+        forward_step_func(run.args, run.config, groups),
         skip_model_parallel_init=True,
         **_pipeline(run.config, model_config, groups),
     )
@@ -89,17 +95,21 @@ def _pipeline(config: MixCPTConfig, model_config: MixCPTModelConfig, groups: Pro
     return {"pg_collection": groups, "p2p_communicator": communicator}
 
 
-def forward_step_func(args: argparse.Namespace, config: MixCPTConfig) -> Callable:
+def forward_step_func(args: argparse.Namespace, config: MixCPTConfig, groups: ProcessGroupCollection) -> Callable:
     """The engine's ``forward_step_func``: one microbatch through one stage of the model."""
-    cp_group = parallel_state.get_context_parallel_group()
     read = functools.partial(
-        get_batch, seed=args.seed, packed_attention=args.transformer_impl == "transformer_engine", cp_group=cp_group
+        get_batch, seed=args.seed, packed_attention=args.transformer_impl == "transformer_engine", cp_group=groups.cp
     )
-    tokens_per_second = TokensPerSecond(parallel_state.get_data_parallel_world_size(with_context_parallel=True))
+    tokens_per_second = TokensPerSecond(groups.dp_cp.size())
+    anchor = None
+    if config.distillation == "l2" and config.l2_coefficient > 0.0:
+        chunks = args.virtual_pipeline_model_parallel_size or 1
+        anchor = L2Anchor(config.l2_coefficient, groups.mp, tp_rank=groups.tp.rank(), num_chunks=chunks)
 
-    def forward_step(data_iterator: Iterator, model: MixCPTModel) -> tuple[Tensor | tuple[Tensor, ...], Callable]:
+    def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple[Tensor | tuple[Tensor, ...], Callable]:
+        training = torch.is_grad_enabled()
         # Validation distils every sample, so that its figures do not depend on the fraction.
-        fraction = (config.distillation_fraction if model.training else 1.0) if config.runs_teacher else 0.0
+        fraction = (config.distillation_fraction if training else 1.0) if config.runs_teacher else 0.0
         timers = get_timers()
         timers("batch-generator", log_level=2).start()
         batch = read(data_iterator, fraction=fraction)
@@ -112,7 +122,10 @@ def forward_step_func(args: argparse.Namespace, config: MixCPTConfig) -> Callabl
             distill_mask=batch.distill_mask,
             packed_seq_params=batch.packed_seq_params,
         )
-        loss_func = functools.partial(mixcpt_loss_func, batch.loss_mask, batch.distill_mask)
-        return output, functools.partial(tokens_per_second, loss_func) if torch.is_grad_enabled() else loss_func
+        penalty = None
+        if anchor and training:
+            penalty = anchor.after_forward(unwrap_model(model), batch.num_tokens, get_num_microbatches())
+        loss_func = functools.partial(mixcpt_loss_func, batch.loss_mask, batch.distill_mask, penalty=penalty)
+        return output, functools.partial(tokens_per_second, loss_func) if training else loss_func
 
     return forward_step

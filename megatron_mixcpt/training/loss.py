@@ -17,7 +17,11 @@ _NONE = 1e-20
 
 
 def mixcpt_loss_func(
-    loss_mask: Tensor, distill_mask: Tensor | None, output: tuple[Tensor, ...]
+    loss_mask: Tensor,
+    distill_mask: Tensor | None,
+    output: tuple[Tensor, ...],
+    *,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The engine's ``loss_func`` of one microbatch.
 
@@ -25,6 +29,7 @@ def mixcpt_loss_func(
         loss_mask: float32 [b, s], 1 where the label counts.
         distill_mask: bool [b, s], or None where no token is distilled.
         output: the fields of :class:`MixCPTLoss`, each [s, b].
+        penalty: returns what to add to the reported sum of the loss, a scalar; its gradient is accounted for elsewhere.
 
     Returns:
         The summed loss, the number of unmasked tokens (int32), and for each reported key its sum and count, float32
@@ -37,7 +42,7 @@ def mixcpt_loss_func(
     num_distilled = distilled.sum().clamp(min=_NONE) if distill_mask is not None else torch.full_like(num_tokens, _NONE)
     loss = (losses.loss * mask).sum()
     report = {
-        "loss": (loss.detach(), num_tokens),
+        "loss": (loss.detach() + (penalty() if penalty else 0.0), num_tokens),
         "ntp loss": ((losses.ntp * mask).sum(), num_tokens),
         "lssd loss": ((losses.lssd * distilled).sum(), num_distilled),
         "swapped fraction": ((losses.swapped * distilled).sum(), num_distilled),
@@ -61,6 +66,7 @@ class TokensPerSecond:
         loss, num_tokens, report = loss_func(output)
         now_s = time.monotonic()
         tokens = report["loss"][1]
-        report["tokens per second"] = torch.stack([tokens, torch.full_like(tokens, (now_s - self._last_s) / self.num_ranks)])
+        seconds = torch.full_like(tokens, (now_s - self._last_s) / self.num_ranks)
+        report["tokens per second"] = torch.stack([tokens, seconds])
         self._last_s = now_s
         return loss, num_tokens, report

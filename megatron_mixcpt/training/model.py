@@ -48,13 +48,11 @@ class MixCPTModelBuilder(GPTModelBuilder):
         teacher = GPTModelBuilder(_frozen(config)).build_model(*stage) if config.holds_teacher else None
         if teacher is not None:
             _freeze(teacher)
-        return MixCPTModel(
-            student, teacher, alpha=config.alpha, swap=config.swap, vocab_size=config.true_vocab_size
-        )
+        return MixCPTModel(student, teacher, alpha=config.alpha, swap=config.swap, vocab_size=config.true_vocab_size)
 
 
 def _frozen(config: MixCPTModelConfig) -> MixCPTModelConfig:
-    """The configuration without what only a backward pass needs: recomputation would run the teacher's hooks in vain."""
+    """The configuration without what only a backward pass needs: to the teacher, recomputation is waste."""
     transformer = copy.copy(config.transformer)
     transformer.recompute_granularity = None
     frozen = copy.copy(config)
