@@ -10,11 +10,18 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_mixcpt.conversion.model_folder import ModelPlan
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+
+# Where a mixture of experts keeps a norm of its own before the router, as Transformer Engine's layers do.
+MOE_KEYS_MAP = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
 
 
 def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **overrides: Any) -> TransformerConfig:
@@ -23,6 +30,8 @@ def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **ov
     arguments = {name: value for name, value in plan.engine_arguments.items() if name in names}
     return TransformerConfig(
         **arguments,
+        num_moe_experts=plan.engine_arguments["num_experts"],
+        expert_model_parallel_size=parallel_state.get_expert_model_parallel_world_size(),
         gated_linear_unit=plan.engine_arguments["swiglu"],
         activation_func=torch.nn.functional.silu,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
@@ -44,10 +53,9 @@ def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_o
         parallel_output: leave logits split over tensor-parallel ranks ([b, s, v/tp]) instead of gathering them.
     """
     arguments, size = plan.engine_arguments, config.tensor_model_parallel_size
-    spec = gpt_layer_spec(config)
     return GPTModel(
         config=config,
-        transformer_layer_spec=spec,
+        transformer_layer_spec=_layer_spec(config),
         vocab_size=-(-plan.vocab_size // size) * size,
         max_sequence_length=arguments["max_position_embeddings"],
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -60,3 +68,14 @@ def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_o
         rope_scaling=arguments["use_rope_scaling"],
         rope_scaling_factor=arguments.get("rope_scaling_factor", 8.0),
     )
+
+
+def _layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules | ModuleSpec:
+    """Training's layers; without Transformer Engine, a mixture of experts is the engine's plain one."""
+    if config.num_moe_experts is None or HAVE_TE:
+        return gpt_layer_spec(config)
+    spec = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts, qk_layernorm=config.qk_layernorm, normalization=config.normalization
+    )
+    spec.submodules.sharded_state_dict_keys_map = MOE_KEYS_MAP
+    return spec

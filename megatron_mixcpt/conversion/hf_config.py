@@ -81,6 +81,8 @@ class Architecture:
     """Keys of config.json that must have this value where present, for the engine has no other."""
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values of keys that transformers takes where config.json leaves them out."""
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """Older names of keys in config.json, and the names used here."""
     ignored_tensors: str = r".*\.rotary_emb\.inv_freq"
     """Pattern of tensors without weights (old checkpoints store the rotary table)."""
     adjust: Callable[["HFConfig"], Mapping[str, Any]] | None = None
@@ -98,9 +100,10 @@ class Setting:
 class HFConfig:
     """``config.json`` with errors that name the file."""
 
-    def __init__(self, path: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, values: Mapping[str, Any], architecture: "Architecture") -> None:
         self.path = path
-        self.values = {**defaults, **{key: value for key, value in values.items() if value is not None}}
+        given = {architecture.spellings.get(key, key): value for key, value in values.items() if value is not None}
+        self.values = {**architecture.hf_defaults, **given}
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, or ``default`` where the key is absent or null."""

@@ -6,6 +6,8 @@ trained.
 """
 
 import re
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,37 +26,74 @@ LOCAL_NAMES = {
 }
 
 
-def checkpoint_name(parameter_name: str, layer_numbers: list[int], known: set[str] | dict[str, Rule]) -> str:
+@dataclass(frozen=True)
+class ExpertParallel:
+    """This rank's place among the ranks that share a mixture of experts; the default holds every expert whole."""
+
+    rank: int = 0
+    """Rank in the expert-parallel group: which experts."""
+    size: int = 1
+    tp_rank: int = 0
+    """Rank in the expert tensor-parallel group: which part of each."""
+    tp_size: int = 1
+
+    def holds(self, name: str, num_experts: int) -> bool:
+        """Whether a tensor belongs to this rank: one of its experts, or no expert's."""
+        expert = re.search(r"\.experts\.(\d+)\.", name)
+        return expert is None or int(expert[1]) // (num_experts // self.size) == self.rank
+
+
+def checkpoint_name(
+    parameter_name: str, layer_numbers: list[int], known: Collection[str], first_expert: int = 0
+) -> str:
     """The checkpoint's name of a live parameter.
 
     Args:
         parameter_name: as in ``model_chunk.named_parameters()``; its layer index counts from the stage's first layer.
         layer_numbers: ``layer_number`` (from 1, over the whole model) of the stage's layers in order.
         known: names that the architecture has; decides between a fused and a separate norm.
+        first_expert: the first expert of this rank, from 0 over the whole model.
     """
     match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", parameter_name)
     if not match:
         return parameter_name
-    prefix = f"decoder.layers.{layer_numbers[int(match[1])] - 1}."
-    direct = prefix + match[2]
-    return direct if direct in known else prefix + LOCAL_NAMES.get(match[2], match[2])
+    prefix, name = f"decoder.layers.{layer_numbers[int(match[1])] - 1}.", match[2]
+    # One module per expert, or Transformer Engine's grouped layers with a numbered weight per expert.
+    expert = re.fullmatch(r"mlp\.experts\.local_experts\.(?P<index>\d+)\.(?P<rest>.+)", name)
+    expert = expert or re.fullmatch(r"mlp\.experts\.(?P<rest>linear_fc\d\.weight)(?P<index>\d+)", name)
+    if expert:
+        name = f"mlp.experts.{first_expert + int(expert['index'])}.{expert['rest']}"
+    return prefix + name if prefix + name in known else prefix + LOCAL_NAMES.get(name, name)
 
 
-def load_hf_weights(model_chunk: "GPTModel", hf_model: HFModel, *, tp_rank: int, tp_size: int) -> None:
+def load_hf_weights(
+    model_chunk: "GPTModel", hf_model: HFModel, *, tp_rank: int, tp_size: int, experts: ExpertParallel | None = None
+) -> None:
     """Copy this rank's part of ``hf_model`` into an unwrapped ``GPTModel``, in place, cast to the parameters' dtype.
 
     Rows that pad the vocabulary for tensor parallelism become zero. With tied embeddings, the last stage's copy
     (``output_layer.weight``) is filled too. Call it before the optimizer takes its float32 copies, or let the optimizer
     reload them (``reload_model_params``).
 
+    Args:
+        model_chunk: one pipeline stage (or virtual stage), as the engine builds it.
+        hf_model: the folder to read.
+        tp_rank: rank in the tensor-parallel group.
+        tp_size: size of the tensor-parallel group.
+        experts: this rank's part of the experts; None: all of them, split over the tensor-parallel group.
+
     Raises:
         CheckpointError: a parameter without a counterpart, a shape that differs, or a tensor left unused.
     """
     rules = hf_model.rules()
     layer_numbers = [layer.layer_number for layer in model_chunk.decoder.layers]
-    unused = _rules_of_stage(model_chunk, rules, layer_numbers)
+    experts = experts or ExpertParallel(tp_rank=tp_rank, tp_size=tp_size)
+    num_experts = hf_model.engine_arguments["num_experts"] or 0
+    first_expert = experts.rank * (num_experts // experts.size)
+    stage = _rules_of_stage(model_chunk, rules, layer_numbers)
+    unused = {name for name in stage if experts.holds(name, num_experts)}
     for parameter_name, parameter in model_chunk.named_parameters():
-        name = checkpoint_name(parameter_name, layer_numbers, rules)
+        name = checkpoint_name(parameter_name, layer_numbers, rules, first_expert)
         if name == OUTPUT_LAYER and hf_model.tied:
             name = EMBEDDING
         if name not in rules:
@@ -62,7 +101,8 @@ def load_hf_weights(model_chunk: "GPTModel", hf_model: HFModel, *, tp_rank: int,
                 f"the engine's parameter {parameter_name} has no counterpart in {hf_model.architecture.name} "
                 f"({hf_model.folder}): leave out the flag that adds it"
             )
-        _fill(parameter.data, parameter_name, rules[name], hf_model, tp_rank, tp_size)
+        split = (experts.tp_rank, experts.tp_size) if rules[name].is_expert else (tp_rank, tp_size)
+        _fill(parameter.data, parameter_name, rules[name], hf_model, *split)
         unused.discard(name)
     if unused:
         raise CheckpointError(f"the engine's model has no parameter for {', '.join(sorted(unused))}")

@@ -16,12 +16,21 @@ import torch
 
 from megatron_mixcpt.conversion.hf_config import FREE_ARGUMENTS, Architecture, HFConfig, engine_settings
 from megatron_mixcpt.conversion.llama import LLAMA
+from megatron_mixcpt.conversion.mistral import MISTRAL
+from megatron_mixcpt.conversion.mixtral import MIXTRAL
+from megatron_mixcpt.conversion.phi3 import PHI3
 from megatron_mixcpt.conversion.qwen2 import QWEN2
+from megatron_mixcpt.conversion.qwen3 import QWEN3
+from megatron_mixcpt.conversion.qwen3_moe import QWEN3_MOE
 from megatron_mixcpt.conversion.rules import Dimensions, Rule, dimensions
 from megatron_mixcpt.conversion.safetensors_folder import SafetensorsFolder, read_json
+from megatron_mixcpt.conversion.smollm3 import SMOLLM3
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 
-ARCHITECTURES = {architecture.name: architecture for architecture in (LLAMA, QWEN2)}
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, MIXTRAL, QWEN3_MOE)
+}
 CONFIG_NAME = "config.json"
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
@@ -92,7 +101,7 @@ def read_config(hf_dir: str | Path) -> ModelPlan:
     known = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
     if not known:
         raise ConfigError(f"{path}: architecture {names} is not supported; these are: {', '.join(ARCHITECTURES)}")
-    settings = engine_settings(HFConfig(path, values, known[0].hf_defaults), known[0])
+    settings = engine_settings(HFConfig(path, values, known[0]), known[0])
     arguments = {name: setting.value for name, setting in settings.items()}
     return ModelPlan(folder, known[0], values, arguments, {name: item.origin for name, item in settings.items()})
 
@@ -155,7 +164,7 @@ def _some(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more if names else "none"
 
 
-FLAG_NAMES = {
+FLAG_NAMES = {  # where a flag is not its argument's name
     "add_bias_linear": "--disable-bias-linear",
     "layernorm_epsilon": "--norm-epsilon",
     "layernorm_zero_centered_gamma": "--apply-layernorm-1p",

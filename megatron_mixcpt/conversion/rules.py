@@ -30,7 +30,7 @@ def dimensions(engine_arguments: Mapping[str, Any]) -> Dimensions:
         "query": engine_arguments["num_attention_heads"] * head,
         "key": engine_arguments["num_query_groups"] * head,
         "experts": engine_arguments.get("num_experts") or 0,
-        "expert_ffn": engine_arguments.get("moe_ffn_hidden_size") or 0,
+        "expert_ffn": engine_arguments.get("moe_ffn_hidden_size") or engine_arguments["ffn_hidden_size"],
     }
 
 

@@ -21,7 +21,15 @@ from megatron_mixcpt.testing import run_distributed
 from tests.unit.conversion import tiny_hf
 
 TOKENS = torch.arange(2 * 64).view(2, 64) * 7 % 259
-LAYOUTS = {"single": (1, 1), "TP2": (2, 1), "PP2": (1, 2), "TP2xPP2": (2, 2)}
+DENSE = tuple(name for name in tiny_hf.CONFIGS if name not in tiny_hf.MIXTURES_OF_EXPERTS)
+# Layout -> sizes of the tensor-, pipeline- and expert-parallel groups, and the models that go through it.
+LAYOUTS = {
+    "single": ((1, 1, 1), tuple(tiny_hf.CONFIGS)),
+    "TP2": ((2, 1, 1), tuple(tiny_hf.CONFIGS)),
+    "PP2": ((1, 2, 1), tuple(tiny_hf.CONFIGS)),
+    "TP2xPP2": ((2, 2, 1), DENSE),
+    "EP2": ((1, 1, 2), tiny_hf.MIXTURES_OF_EXPERTS),
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +47,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_architecture_at(layout: str, models: Path, tmp_path: Path) -> None:
-    tp_size, pp_size = LAYOUTS[layout]
-    run_distributed(check_models, tp_size * pp_size, str(models), str(tmp_path), tp_size, pp_size, cpu_emulation=True)
-    for name in tiny_hf.CONFIGS:
+    (tp_size, pp_size, ep_size), names = LAYOUTS[layout]
+    run_distributed(check_models, tp_size * pp_size * ep_size, layout, str(models), str(tmp_path), cpu_emulation=True)
+    for name in names:
         copy_hf_metadata(models / name / "hf", tmp_path / name)
         convert_to_hf(tmp_path / name, tmp_path / name / "exported")
         expected_tensors = read_all(models / name / "hf")
@@ -55,25 +63,26 @@ def read_all(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-def check_models(models: str, save_root: str, tp_size: int, pp_size: int) -> None:
+def check_models(layout: str, models: str, save_root: str) -> None:
     """On each rank, for each model: logits of direct and of converted weights; then save as the engine saves."""
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    parallel_state.initialize_model_parallel(tp_size, pp_size)
-    init_num_microbatches_calculator(0, None, global_batch_size=1, micro_batch_size=1, data_parallel_size=1)
+    (tp_size, pp_size, ep_size), names = LAYOUTS[layout]
+    parallel_state.initialize_model_parallel(tp_size, pp_size, expert_model_parallel_size=ep_size)
+    init_num_microbatches_calculator(0, None, ep_size, micro_batch_size=1, data_parallel_size=ep_size)
     model_parallel_cuda_manual_seed(1)
-    for name in tiny_hf.CONFIGS:
-        check_model(Path(models) / name, Path(save_root) / name, tp_size)
+    for name in names:
+        check_model(Path(models) / name, Path(save_root) / name)
 
 
-def check_model(folder: Path, save_dir: Path, tp_size: int) -> None:
+def check_model(folder: Path, save_dir: Path) -> None:
     from megatron.core import parallel_state
     from megatron.training.checkpointing import load_checkpoint, save_checkpoint
 
     from megatron_mixcpt.conversion.engine_model import build_engine_model, transformer_config
-    from megatron_mixcpt.conversion.load import load_hf_weights
+    from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
     from megatron_mixcpt.conversion.model_folder import read_model_folder
 
     hf_model = read_model_folder(folder / "hf")
@@ -81,8 +90,19 @@ def check_model(folder: Path, save_dir: Path, tp_size: int) -> None:
     expected_logits = torch.load(folder / "expected.pt")
 
     forget(model)
-    tp_rank = parallel_state.get_tensor_model_parallel_rank()
-    load_hf_weights(model, hf_model, tp_rank=tp_rank, tp_size=tp_size)
+    load_hf_weights(
+        model,
+        hf_model,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        experts=ExpertParallel(
+            parallel_state.get_expert_model_parallel_rank(),
+            parallel_state.get_expert_model_parallel_world_size(),
+            parallel_state.get_expert_tensor_parallel_rank(),
+            parallel_state.get_expert_tensor_parallel_world_size(),
+        ),
+    )
+    assert hf_model.tensors.bytes_read <= sum(parameter.nbytes for parameter in model.parameters())
     compare(model, expected_logits)
 
     forget(model)
@@ -137,6 +157,7 @@ def set_engine_arguments(engine_arguments: dict, load: Path, save: Path) -> None
     flags = (
         f"--load {load} --save {save} --tensor-model-parallel-size {tp_size} --pipeline-model-parallel-size {pp_size}"
     )
+    flags += f" --expert-model-parallel-size {parallel_state.get_expert_model_parallel_world_size()}"
     run = "--micro-batch-size 1 --seq-length 64 --train-iters 1 --lr 1e-4 --save-interval 1 --transformer-impl local"
     sys.argv = ["test", *flags.split(), *run.split()]
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"

@@ -14,8 +14,8 @@ from tests.unit.conversion import tiny_hf
 
 def folder_with(tmp_path: Path, name: str = "llama", **changes) -> Path:
     """A folder with ``config.json`` alone; a change to None takes the key out."""
-    config = {**json.loads(tiny_hf.CONFIGS[name]().to_json_string()), **changes}
-    config["architectures"] = changes.get("architectures", [tiny_hf.ARCHITECTURE_OF[name]])
+    architectures = [type(tiny_hf.CONFIGS[name]).__name__.replace("Config", "ForCausalLM")]
+    config = {**tiny_hf.CONFIGS[name].to_dict(), "architectures": architectures, **changes}
     (tmp_path / "config.json").write_text(
         json.dumps({key: value for key, value in config.items() if value is not None})
     )

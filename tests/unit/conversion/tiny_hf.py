@@ -6,7 +6,19 @@ Every one-dimensional parameter (norms, biases) is perturbed: at their initial o
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+)
 
 SIZES = {
     "vocab_size": 259,  # odd: padded for any tensor-parallel size above 1
@@ -27,24 +39,31 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 8192,
 }
 
-CONFIGS = {
-    "llama3_tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE),
-    "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
-    "qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=False, sliding_window=None),
-    "qwen2_tied": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True, sliding_window=None),
+MOE = {"num_experts_per_tok": 2, "num_local_experts": 4}
+SMALL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # some defaults lie outside a tiny vocabulary
+UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SIZES, **UNTIED),
+    "llama3_tied": LlamaConfig(**SIZES, **TIED, rope_parameters=LLAMA3_ROPE),
+    "mistral": MistralConfig(**SIZES, **UNTIED, sliding_window=None),
+    "qwen2": Qwen2Config(**SIZES, **UNTIED),
+    "qwen2_tied": Qwen2Config(**SIZES, **TIED),
+    "qwen3": Qwen3Config(**SIZES, **UNTIED, head_dim=16),
+    "qwen3_tied": Qwen3Config(**SIZES, **TIED, head_dim=16),
+    "smollm3_tied": SmolLM3Config(**SIZES, **TIED, **SMALL_IDS),
+    "phi3": Phi3Config(**SIZES, **UNTIED, **SMALL_IDS),
+    "mixtral": MixtralConfig(**SIZES, **UNTIED, **MOE),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **UNTIED, **MOE, head_dim=16, moe_intermediate_size=24, norm_topk_prob=True),
+    "qwen3_moe_raw_weights": Qwen3MoeConfig(**SIZES, **UNTIED, **MOE, head_dim=16, moe_intermediate_size=24),
 }
-ARCHITECTURE_OF = {
-    "llama3_tied": "LlamaForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen2_tied": "Qwen2ForCausalLM",
-}
+MIXTURES_OF_EXPERTS = ("mixtral", "qwen3_moe", "qwen3_moe_raw_weights")
 
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:
     """A random float32 model on the CPU."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

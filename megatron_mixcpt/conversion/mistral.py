@@ -1,0 +1,10 @@
+"""Mistral (without a sliding window in use) and the models that share its architecture: Llama's layers."""
+
+from megatron_mixcpt.conversion.hf_config import Architecture
+from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, MLP
+
+MISTRAL = Architecture(
+    name="MistralForCausalLM",
+    name_map=EMBEDDINGS + ATTENTION + MLP,
+    required={"hidden_act": "silu"},
+)

@@ -1,0 +1,18 @@
+"""Phi-3 and Phi-4 (without longrope or a sliding window in use): Llama's layers, stored with fused projections."""
+
+from megatron_mixcpt.conversion.hf_config import Architecture
+from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
+from megatron_mixcpt.conversion.rules import MergeGateUp, MergeQKV, Rename, Rule
+
+FUSED_QKV, FUSED_GATE_UP = HF + "self_attn.qkv_proj.weight", HF + "mlp.gate_up_proj.weight"
+
+FUSED: tuple[Rule, ...] = (
+    MergeQKV(ENGINE + "self_attention.linear_qkv.weight", FUSED_QKV, FUSED_QKV, FUSED_QKV),
+    MergeGateUp(ENGINE + "mlp.linear_fc1.weight", FUSED_GATE_UP, FUSED_GATE_UP),
+)
+
+PHI3 = Architecture(
+    name="Phi3ForCausalLM",
+    name_map=EMBEDDINGS + tuple(rule for rule in ATTENTION + MLP if isinstance(rule, Rename)) + FUSED,
+    required={"hidden_act": "silu", "attention_bias": False},
+)

@@ -1,0 +1,18 @@
+"""Qwen3: Llama's layers with a norm on each query and key head, and a head size of its own."""
+
+from megatron_mixcpt.conversion.hf_config import Architecture
+from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
+from megatron_mixcpt.conversion.rules import Rename, Rule
+
+QK_NORM: tuple[Rule, ...] = (
+    Rename(ENGINE + "self_attention.q_layernorm.weight", HF + "self_attn.q_norm.weight", ("head",)),
+    Rename(ENGINE + "self_attention.k_layernorm.weight", HF + "self_attn.k_norm.weight", ("head",)),
+)
+
+QWEN3 = Architecture(
+    name="Qwen3ForCausalLM",
+    name_map=EMBEDDINGS + ATTENTION + QK_NORM + MLP,
+    arguments={"qk_layernorm": True},
+    required={"hidden_act": "silu", "attention_bias": False},
+    hf_defaults={"use_sliding_window": False, "head_dim": 128},
+)

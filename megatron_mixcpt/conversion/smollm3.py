@@ -1,0 +1,18 @@
+"""SmolLM3: Llama's layers, some of them (every fourth) without rotary embedding."""
+
+from megatron_mixcpt.conversion.hf_config import Architecture, HFConfig
+from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, MLP
+
+
+def layers_without_rope(config: HFConfig) -> dict[str, list[int]]:
+    """The engine marks the layers that skip the embedding with 1, the checkpoint with 0."""
+    return {"no_rope_freq": [1 - uses_rope for uses_rope in config.require("no_rope_layers")]}
+
+
+SMOLLM3 = Architecture(
+    name="SmolLM3ForCausalLM",
+    name_map=EMBEDDINGS + ATTENTION + MLP,
+    required={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    hf_defaults={"use_sliding_window": False, "tie_word_embeddings": True},
+    adjust=layers_without_rope,
+)
