@@ -16,10 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # No tests, demos or other people's packages, no tables of characters or help texts in Python's clothes.
-EXCLUDED_FOLDERS = {
-    *("__pycache__", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data"),
-    *("site-packages", "test", "tests", "turtledemo"),
-}
+EXCLUDED_FOLDERS = set("encodings ensurepip idlelib lib2to3 pydoc_data site-packages test tests turtledemo".split())
 FILE_BYTES = range(3_000, 30_000)  # shorter files hold little code, longer ones would crowd out the variety
 SEED = 2407
 
@@ -63,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSONL file of the training documents")
     parser.add_argument("--heldout", type=Path, required=True, help="JSONL file of the held-out documents")
-    parser.add_argument("--train-bytes", type=int, default=260_000, help="bytes of training text, about 3 to a token")
-    parser.add_argument("--heldout-bytes", type=int, default=40_000, help="bytes of held-out text")
+    parser.add_argument("--train-bytes", type=int, default=130_000, help="bytes of training text, about 4 to a token")
+    parser.add_argument("--heldout-bytes", type=int, default=30_000, help="bytes of held-out text")
     args = parser.parse_args()
     library = Path(sysconfig.get_path("stdlib"))
     chosen = library_files(library)

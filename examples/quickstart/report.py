@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from megatron_mixcpt.errors import ConfigError, exit_on_user_error
 
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the weights")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="text file for the table")
     args = parser.parse_args()
+    disable_progress_bar()  # of reading the weights, which takes a second
     texts = {name: read_texts(path) for name, path in map(named_path, args.text)}
     dtype = getattr(torch, args.dtype)
     report = table(*(score_model(folder, texts, args.window, dtype) for folder in (args.before, args.after)))

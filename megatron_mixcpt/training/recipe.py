@@ -48,7 +48,7 @@ def recipe_argv(defaults: str, argv: Sequence[str], environment: Mapping[str, st
 
 
 def flag_value(argv: Sequence[str], flag: str) -> str | None:
-    """The last value that ``argv`` gives to ``flag``, as ``--flag value`` or ``--flag=value``; None where it is absent."""
+    """The last value that ``argv`` gives to ``flag``, as ``--flag value`` or ``--flag=value``, or None without one."""
     value = None
     for index, argument in enumerate(argv):
         if argument == flag and index + 1 < len(argv):

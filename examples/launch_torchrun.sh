@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Starts this node's ranks of a training example with torchrun. The examples call it when bash runs them:
+#
+#   GPUS_PER_NODE  ranks on this node             default: the GPUs that nvidia-smi lists
+#   NNODES         nodes                          default: 1
+#   NODE_RANK      this node's number, from 0     default: 0
+#   MASTER_ADDR    host name of node 0            needed with several nodes
+#   MASTER_PORT    a free port of node 0          default: 29500
+set -euo pipefail
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+torchrun="$root/.venv/bin/torchrun"
+if [ ! -x "$torchrun" ]; then
+    torchrun="$(command -v torchrun)" || fail "no torchrun in $root/.venv or on PATH; run 'bash tools/setup_env.sh' first"
+fi
+
+ranks="${GPUS_PER_NODE:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}"
+[ "$ranks" -gt 0 ] || fail "nvidia-smi lists no GPU; set GPUS_PER_NODE to the number of ranks to start on this node"
+
+nodes="${NNODES:-1}"
+if [ "$nodes" -eq 1 ] && [ -z "${MASTER_PORT:-}" ]; then
+    rendezvous=(--standalone) # chooses a free port, so that two runs on one node do not meet
+else
+    [ "$nodes" -eq 1 ] || [ -n "${MASTER_ADDR:-}" ] || fail "NNODES=$nodes needs MASTER_ADDR, the host name of node 0"
+    rendezvous=(--nnodes "$nodes" --node-rank "${NODE_RANK:-0}")
+    rendezvous+=(--master-addr "${MASTER_ADDR:-localhost}" --master-port "${MASTER_PORT:-29500}")
+fi
+
+exec "$torchrun" --nproc-per-node "$ranks" "${rendezvous[@]}" "$@"

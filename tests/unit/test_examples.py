@@ -1,0 +1,107 @@
+"""The shipped examples: valid shell, valid Python where they are Python too, flags that the training entry accepts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = [
+    ".ci/run",
+    "examples/launch_torchrun.sh",
+    "examples/pretrain_mixcpt_llama3.sh",
+    "examples/pretrain_mixcpt_qwen2.sh",
+    "examples/quickstart.sh",
+    "examples/slurm/pretrain_mixcpt.sbatch",
+    "tests/run.sh",
+    "tools/setup_env.sh",
+]
+RECIPES = ["examples/pretrain_mixcpt_llama3.sh", "examples/pretrain_mixcpt_qwen2.sh"]
+ENVIRONMENT = {"HF_MODEL": "/models/base", "MIXTURE": "/data/mixture", "SAVE": "/checkpoints"}
+
+# Runs in a process of its own: the emulation must be installed before Megatron is imported, and stays installed.
+PARSE = """
+import json, os, runpy, sys
+example = runpy.run_path(sys.argv[1])
+from megatron_mixcpt.training.arguments import explicit_arguments
+from megatron_mixcpt.training.recipe import recipe_argv
+values = explicit_arguments(recipe_argv(example["DEFAULTS"], sys.argv[2:], os.environ))
+print("PARSED", json.dumps(values, default=str))
+"""
+# What the paper states (section 3.1) and the base models allow; a world of 8 ranks holds whole copies.
+PAPER = {"alpha": 0.8, "global_batch_size": 1920, "seq_length": 2048, "lr": 2e-5, "min_lr": 5e-6, "bf16": True}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with ``changes``, without what a launcher or a user may have set."""
+    names = ("GPUS_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", *ENVIRONMENT)
+    return {name: value for name, value in os.environ.items() if name not in names} | changes
+
+
+def launched_with(repository: Path, folder: Path, example: str, **changes: str) -> list[str]:
+    """The arguments that ``bash example --alpha 0.5`` hands to torchrun, a stand-in of which prints them."""
+    stand_in = folder / "torchrun"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    stand_in.chmod(0o755)
+    # A copy, for in the repository itself the real torchrun of its .venv would be taken.
+    (folder / "examples").mkdir(exist_ok=True)
+    for name in (example, "examples/launch_torchrun.sh"):
+        (folder / name).write_text((repository / name).read_text(encoding="utf-8"), encoding="utf-8")
+    result = subprocess.run(
+        ["bash", str(folder / example), "--alpha", "0.5"],
+        env=environment(PATH=f"{folder}:{os.environ['PATH']}", **changes),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.splitlines() or [result.stderr.strip()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shell_syntax(repository: Path, script: str) -> None:
+    result = subprocess.run(["bash", "-n", str(repository / script)], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_every_script_is_listed(repository: Path) -> None:
+    found = {
+        str(path.relative_to(repository))
+        for folder in ("examples", "tests", "tools")
+        for path in (repository / folder).rglob("*")
+        if path.suffix in (".sh", ".sbatch")
+    }
+    assert found | {".ci/run"} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("example", RECIPES)
+def test_recipe_has_the_papers_settings_and_can_be_overridden(repository: Path, example: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PARSE, str(repository / example), "--lr", "1e-5"],
+        env=environment(PYTHONPATH=str(repository), **ENVIRONMENT),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("PARSED "))
+    values = json.loads(line.removeprefix("PARSED "))
+    expected = PAPER | {"lr": 1e-5, "hf_model": "/models/base", "save": "/checkpoints", "load": "/checkpoints"}
+    assert {name: values.get(name) for name in expected} == expected
+    model_ranks = values["tensor_model_parallel_size"] * values["pipeline_model_parallel_size"]
+    assert 8 % model_ranks == 0 and 1920 % (8 // model_ranks * values["micro_batch_size"]) == 0
+
+
+@pytest.mark.parametrize("example", RECIPES)
+def test_bash_starts_torchrun_with_the_same_file(repository: Path, tmp_path: Path, example: str) -> None:
+    launched = launched_with(repository, tmp_path, example, GPUS_PER_NODE="8")
+    assert launched == ["--nproc-per-node", "8", "--standalone", str(tmp_path / example), "--alpha", "0.5"]
+
+
+def test_several_nodes_meet_at_the_master(repository: Path, tmp_path: Path) -> None:
+    nodes = {"GPUS_PER_NODE": "8", "NNODES": "4", "NODE_RANK": "3", "MASTER_ADDR": "node0", "MASTER_PORT": "29511"}
+    launched = " ".join(launched_with(repository, tmp_path, RECIPES[0], **nodes))
+    assert "--nnodes 4 --node-rank 3 --master-addr node0 --master-port 29511" in launched
+    (error,) = launched_with(repository, tmp_path, RECIPES[0], GPUS_PER_NODE="8", NNODES="4")
+    assert error.startswith("error: NNODES=4 needs MASTER_ADDR")
