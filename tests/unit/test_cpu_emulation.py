@@ -1,0 +1,268 @@
+"""What the CPU emulation covers, and that it covers what the engine asks of torch.cuda."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_mixcpt import cpu_emulation
+from megatron_mixcpt.cpu_emulation import EMULATED
+from megatron_mixcpt.testing import RankFailedError, run_distributed
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulation stands aside where CUDA is")
+
+STAND_INS = {name: stand_in for stand_ins in EMULATED.values() for name, stand_in in stand_ins.items()}
+
+# What the engine's modules mention, and a CPU run neither needs nor reaches, or has from torch itself.
+WITHOUT_STAND_IN = {
+    "torch.cuda.BFloat16Tensor": "a type, there without a device",
+    "torch.cuda.FloatTensor": "a type, there without a device",
+    "torch.cuda.HalfTensor": "a type, there without a device",
+    "torch.cuda.OutOfMemoryError": "a type, there without a device",
+    "torch.cuda.amp.custom_bwd": "a decorator, works without a device",
+    "torch.cuda.amp.custom_fwd": "a decorator, works without a device",
+    "torch.cuda.CUDAGraph": "CUDA graphs (--cuda-graph-impl)",
+    "torch.cuda.graph": "CUDA graphs (--cuda-graph-impl)",
+    "torch.cuda.graph_pool_handle": "CUDA graphs (--cuda-graph-impl)",
+    "torch.cuda._sleep": "CUDA graphs (--cuda-graph-impl)",
+    "torch.cuda.MemPool": "user buffers of nccl (--use-nccl-ub) and inference",
+    "torch.cuda.use_mem_pool": "user buffers of nccl (--use-nccl-ub) and inference",
+    "torch.cuda.memory.MemPool": "user buffers of nccl (--use-nccl-ub) and inference",
+    "torch.cuda.memory.CUDAPluggableAllocator": "user buffers of nccl (--use-nccl-ub) and inference",
+    "torch.cuda.ExternalStream": "nvshmem, which needs GPUs",
+    "torch.cuda.Stream.priority_range": "overlapping expert parallelism, which needs Transformer Engine",
+    "torch.cuda.check_error": "profiling (--profile)",
+    "torch.cuda.cudart": "profiling (--profile)",
+    "torch.cuda.memory._dump_snapshot": "profiling (--record-memory-history)",
+    "torch.cuda.memory._record_memory_history": "profiling (--record-memory-history)",
+    "torch.cuda.memory._snapshot": "profiling (--record-memory-history)",
+    "torch.cuda.memory_snapshot": "inference",
+    "torch.cuda.clock_rate": "straggler detection (--log-straggler)",
+    "torch.cuda.power_draw": "straggler detection (--log-straggler)",
+    "torch.cuda.temperature": "straggler detection (--log-straggler)",
+    "torch.cuda.utilization": "straggler detection (--log-straggler)",
+    "torch.distributed._coalescing_manager": "works over gloo, whatever device it is given",
+}
+
+
+def run_emulated(func, *args) -> None:
+    run_distributed(func, 1, *args, backend="nccl", cpu_emulation=True)
+
+
+def test_every_stand_in_is_in_place() -> None:
+    run_emulated(check_every_stand_in_is_in_place)
+
+
+def check_every_stand_in_is_in_place() -> None:
+    for name, stand_in in STAND_INS.items():
+        assert cpu_emulation._resolve(name) is stand_in, name
+
+
+def test_the_engine_needs_nothing_that_has_no_stand_in() -> None:
+    run_emulated(check_the_engine_needs_nothing_more)
+
+
+def check_the_engine_needs_nothing_more() -> None:
+    """Read the source of every module of the engine that training imports, and look up what it wants of torch."""
+    import megatron.training.argument_utils
+    import megatron.training.training  # noqa: F401
+
+    import megatron_mixcpt.models.layer_specs  # noqa: F401
+
+    modules = [module for name, module in sys.modules.items() if name.startswith("megatron.")]
+    sources = {module.__file__ for module in modules if getattr(module, "__file__", None)}
+    assert len(sources) > 100, "the engine's modules were not found"
+    needed: dict[str, str] = {}
+    for source in sources:
+        needed |= dict.fromkeys(cuda_requirements(Path(source)), source)
+    missing = {name: source for name, source in needed.items() if name not in STAND_INS.keys() | WITHOUT_STAND_IN}
+    assert not missing, f"the engine has come to use {missing}: add a stand-in, or say above why it needs none"
+    unused = {name for name in STAND_INS if name.startswith("torch.cuda.") and name not in needed}
+    assert not unused, f"the engine no longer uses {unused}"
+    assert not WITHOUT_STAND_IN.keys() - needed, f"not in use any more: {WITHOUT_STAND_IN.keys() - needed}"
+
+
+def cuda_requirements(source: Path) -> Iterator[str]:
+    """Names of torch that a file takes from torch.cuda, by attribute or by import, or calls with a device."""
+    inner = set()
+    for node in ast.walk(ast.parse(source.read_text())):  # breadth first: torch.cuda.a.b comes before torch.cuda.a
+        if isinstance(node, ast.Attribute):
+            name = dotted_name(node)
+            if name.startswith("torch.cuda.") and node not in inner:
+                yield name
+            inner.add(node.value)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.cuda"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and any(keyword.arg == "device" for keyword in node.keywords):
+            yield from factory_names(node.func)
+
+
+def factory_names(function: ast.expr) -> Iterator[str]:
+    """What a call with a device calls, where that is a function of torch or a method of tensors."""
+    if not isinstance(function, ast.Attribute):
+        return
+    name = dotted_name(function)
+    if name.startswith("torch."):
+        yield name
+    elif hasattr(torch.Tensor, function.attr):
+        yield f"torch.Tensor.{function.attr}"
+
+
+def dotted_name(node: ast.expr) -> str:
+    """a.b.c of an attribute chain, "" for one that does not start at a name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    prefix = dotted_name(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{prefix}.{node.attr}" if prefix else ""
+
+
+def test_what_has_no_stand_in_is_named() -> None:
+    run_emulated(check_what_has_no_stand_in_is_named)
+
+
+def check_what_has_no_stand_in_is_named() -> None:
+    with pytest.raises(NotImplementedError, match=r"torch\.cuda\.current_blas_handle, called at .*test_cpu_emulation"):
+        torch.cuda.current_blas_handle()
+    with pytest.raises(NotImplementedError, match=r"an operation on a CUDA device, called at .*test_cpu_emulation"):
+        torch.hann_window(4, device="cuda")
+
+
+def test_cuda_tensors_are_on_the_cpu() -> None:
+    run_emulated(check_cuda_tensors_are_on_the_cpu)
+
+
+def check_cuda_tensors_are_on_the_cpu() -> None:
+    cpu = torch.device("cpu")
+    for device in ("cuda", "cuda:0", torch.device("cuda", 0), torch.cuda.current_device()):
+        assert torch.zeros(2, device=device).device == cpu
+        assert torch.zeros(2).new_ones(2, device=device).device == cpu
+        assert torch.zeros(2).to(device).device == cpu
+        assert torch.zeros(2).to(device=device, dtype=torch.int32).dtype == torch.int32
+    assert torch.nn.Linear(2, 2).cuda().weight.cuda(non_blocking=True).pin_memory().device == cpu
+    assert torch.empty(2, dtype=torch.bfloat16, pin_memory=True).type() == "torch.cuda.BFloat16Tensor"
+    assert torch.zeros(2, device="meta").device.type == "meta"
+    assert torch.zeros(2).to(torch.float64).dtype == torch.zeros(2).type(torch.float64).dtype == torch.float64
+
+
+def test_a_copy_to_the_host_is_a_copy() -> None:
+    run_emulated(check_a_copy_to_the_host_is_a_copy)
+
+
+def check_a_copy_to_the_host_is_a_copy() -> None:
+    """The asynchronous checkpoint writer takes one, and training goes on in place meanwhile."""
+    weights = torch.zeros(2)
+    copied = weights.to("cpu", non_blocking=True)
+    weights.fill_(1.0)
+    assert copied.tolist() == [0.0, 0.0]
+
+
+def test_random_state_streams_and_events() -> None:
+    run_emulated(check_random_state_streams_and_events)
+
+
+def check_random_state_streams_and_events() -> None:
+    torch.cuda.manual_seed(3)
+    state, expected = torch.cuda.get_rng_state(), torch.rand(2)
+    torch.cuda.set_rng_state(state)
+    torch.testing.assert_close(torch.rand(2), expected, rtol=0, atol=0)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        start.record()
+        torch.cuda.current_stream().wait_event(start)
+        end.record()
+    torch.cuda.synchronize()
+    assert 0.0 <= start.elapsed_time(end) < 1e3
+    assert torch.cuda.memory_allocated() > 2**20
+
+
+def test_groups_of_nccl_are_groups_of_gloo() -> None:
+    run_distributed(check_groups_of_nccl_are_groups_of_gloo, 2, backend="nccl", cpu_emulation=True)
+
+
+def check_groups_of_nccl_are_groups_of_gloo() -> None:
+    group = dist.new_group([0, 1], backend="nccl", device_id=torch.device("cuda", 0))
+    assert dist.get_backend() == dist.get_backend(group) == "gloo"
+    total = torch.ones(2, device="cuda", dtype=torch.bfloat16)
+    dist.all_reduce(total, group=group)
+    assert total.tolist() == [2.0, 2.0]
+
+
+def test_compilation_is_left_out_for_the_engine_alone() -> None:
+    run_emulated(check_compilation_is_left_out_for_the_engine_alone)
+
+
+def check_compilation_is_left_out_for_the_engine_alone() -> None:
+    """Our losses are compiled in ranks that have a process group; the engine's fused functions run as written."""
+    from megatron.core.fusions import fused_bias_swiglu
+
+    assert fused_bias_swiglu.swiglu.__name__ == "swiglu" and not hasattr(
+        fused_bias_swiglu.swiglu, "_torchdynamo_inline"
+    )
+    counters = torch._dynamo.utils.counters
+    x = torch.randn(4, 8, requires_grad=True)
+    expected = softmax_of_shifted(x)
+    compiled = torch.compile(softmax_of_shifted)(x)
+    torch.testing.assert_close(compiled, expected)
+    compiled.sum().backward()
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+def softmax_of_shifted(x: torch.Tensor) -> torch.Tensor:
+    """Something to compile that makes tensors and moves them, as the stand-ins must be compiled along."""
+    return (x + torch.arange(x.size(-1), device=x.device).to(x.dtype)).softmax(dim=-1)
+
+
+def test_install_says_so_in_one_line() -> None:
+    program = "from megatron_mixcpt import cpu_emulation as e; e.install(); e.install()"
+    environment = {"PYTHONPATH": str(Path(cpu_emulation.__file__).parents[1])}
+    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert process.stderr == "cpu_emulation: no CUDA device found, Megatron runs on the CPU over gloo\n"
+    assert not process.stdout
+
+
+def test_install_refuses_to_come_too_late() -> None:
+    run_distributed(check_install_refuses_to_come_too_late, 1)
+
+
+def check_install_refuses_to_come_too_late() -> None:
+    sys.modules["megatron.core"] = sys.modules[__name__]  # as if
+    with pytest.raises(RuntimeError, match="must come before the import of megatron"):
+        cpu_emulation.install()
+
+
+def test_install_leaves_a_machine_with_cuda_alone() -> None:
+    run_distributed(check_install_leaves_a_machine_with_cuda_alone, 1)
+
+
+def check_install_leaves_a_machine_with_cuda_alone() -> None:
+    torch.cuda.is_available = lambda: True
+    originals = {name: cpu_emulation._resolve(name) for name in STAND_INS if not name.startswith("torch.cuda.")}
+    assert not cpu_emulation.install()
+    assert all(cpu_emulation._resolve(name) is original for name, original in originals.items())
+
+
+def test_a_failing_rank_is_told() -> None:
+    with pytest.raises(RankFailedError, match=r"(?s)rank 1 of 2 .*ValueError: on rank 1"):
+        run_distributed(fail_on_rank_1, 2)
+
+
+def fail_on_rank_1() -> None:
+    if dist.get_rank() == 1:
+        raise ValueError("on rank 1")
+    dist.barrier()
+
+
+def test_a_rank_that_hangs_is_ended() -> None:
+    with pytest.raises(RankFailedError, match=r"ranks \[0, 1\] had not finished after 2"):
+        run_distributed(hang_on_rank_1, 2, timeout_s=2)
+
+
+def hang_on_rank_1() -> None:
+    if dist.get_rank() == 1:
+        while True:
+            pass
