@@ -18,9 +18,10 @@ from megatron_mixcpt.data.settings import PreprocessSettings
 from megatron_mixcpt.data.sources import Source
 from megatron_mixcpt.errors import DataError
 
-COPY_BYTES = 8 << 20
-CHECK_SAMPLES = 1 << 15
-BUCKET_SAMPLES = 1 << 22
+COPY_BYTES = 1 << 20
+CHECK_SAMPLES = 1 << 20
+CHECK_TOKENS = 1 << 20
+BUCKET_SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -181,24 +182,31 @@ def _check_written(path: Path, lengths: np.ndarray, settings: PreprocessSettings
     tokenizer = settings.tokenizer
     token_type = token_type_for(tokenizer.vocab_size)
     digest = hashlib.sha256()
+    num_inner_ends = 0
     with open(path, "rb") as file:
-        for part in _chunks(lengths):
-            tokens = np.fromfile(file, token_type, int(part.sum(dtype=np.int64)))
+        for num_tokens, ends in _token_blocks(lengths):
+            tokens = np.fromfile(file, token_type, num_tokens)
             digest.update(tokens)
-            ends = np.cumsum(part, dtype=np.int64)
-            whole = len(tokens) == ends[-1] and int(tokens.max()) < tokenizer.vocab_size
-            if not whole or not (tokens[ends - 1] == tokenizer.eos_id).all():
+            if len(tokens) != num_tokens or tokens.max() >= tokenizer.vocab_size:
                 raise DataError(f"{path}: what was written reads back differently; check the disk, then run again")
-            if not settings.allow_special_tokens and np.count_nonzero(tokens == tokenizer.eos_id) != len(part):
-                raise DataError(
-                    f"--tokenizer {tokenizer.folder}: ordinary text encodes to its end of sequence, "
-                    f"{tokenizer.eos_token!r}; name another with --eos-token, or allow it with --allow-special-tokens"
-                )
+            is_end = tokens == tokenizer.eos_id
+            if not is_end[ends].all():
+                raise DataError(f"{path}: what was written reads back differently; check the disk, then run again")
+            num_inner_ends += np.count_nonzero(is_end) - len(ends)
         if file.read(1):
             raise DataError(f"{path}: more was written than promised; check the disk, then run again")
+    if num_inner_ends and not settings.allow_special_tokens:
+        raise DataError(
+            f"--tokenizer {tokenizer.folder}: ordinary text encodes to its end of sequence, {tokenizer.eos_token!r}; "
+            "name another with --eos-token, or allow it with --allow-special-tokens"
+        )
     return digest.hexdigest()
 
 
-def _chunks(lengths: np.ndarray) -> Iterator[np.ndarray]:
+def _token_blocks(lengths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks of at most ``CHECK_TOKENS`` tokens: how many they are, and which of them are the last of a sample."""
     for start in range(0, len(lengths), CHECK_SAMPLES):
-        yield lengths[start : start + CHECK_SAMPLES]
+        last = np.cumsum(lengths[start : start + CHECK_SAMPLES], dtype=np.int64) - 1
+        for first in range(0, int(last[-1]) + 1, CHECK_TOKENS):
+            inside = slice(*np.searchsorted(last, (first, first + CHECK_TOKENS)))
+            yield min(CHECK_TOKENS, int(last[-1]) + 1 - first), last[inside] - first

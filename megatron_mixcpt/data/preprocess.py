@@ -228,8 +228,6 @@ def _counted(reasons: dict[str, int]) -> str:
 def _publish(manifest: MixtureManifest, work: Path) -> None:
     """Give every file its final name, the manifest last."""
     for name in [f"{kind}.{suffix}" for kind in manifest.kinds for suffix in ("bin", "idx")] + [REJECTS_NAME]:
-        with open(work / name, "rb") as file:
-            os.fsync(file.fileno())
         (work / name).replace(manifest.folder / name)
     manifest.save()
     shutil.rmtree(work)

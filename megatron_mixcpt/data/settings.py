@@ -29,7 +29,7 @@ class PreprocessSettings:
     allow_special_tokens: bool = False
     """Let a special token's string inside a text become that token."""
     keep_duplicates: bool = False
-    """Keep samples whose text, white space apart, is that of an earlier sample of their kind."""
+    """Keep samples whose text, but for line ends and outer white space, is that of an earlier sample of their kind."""
 
     def described(self) -> dict[str, Any]:
         """The settings by their flags, for the manifest; only those that differ from their defaults."""

@@ -163,7 +163,7 @@ def test_bad_records_skipped_are_listed(run_tool, inputs: dict[str, Path], tmp_p
 
 def test_duplicates_are_dropped_across_files(run_tool, inputs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
-    copied = [{"text": "new"}, {"text": CPT[3]["text"].replace(" ", "\n  ")}, {"text": "new"}]
+    copied = [{"text": "new"}, {"text": " " + CPT[3]["text"].replace("\n", "\r\n")}, {"text": "new"}]
     (tmp_path / "more" / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in copied))
     result = run_tool("--cpt", inputs["cpt"], tmp_path / "more")
     assert result.returncode == 0, result.stderr
