@@ -68,25 +68,24 @@ def convert_from_hf(hf_dir: str | Path, save_dir: str | Path) -> Summary:
         write_release(aside, sources, {**hf_model.engine_arguments, **parallel})
         if _rank() == 0:
             copy_hf_metadata(hf_model.folder, aside, hf_model)
-    num_bytes = sum(torch.Size(source.shape).numel() * source.dtype.itemsize for source in sources)
-    return Summary(target, len(sources), num_bytes)
+    return Summary(target, len(sources), sum(source.num_bytes for source in sources))
 
 
 def _source(hf_model: HFModel, rule: Rule) -> TensorSource:
     dims = hf_model.dims
     dtype = hf_model.tensors.entries[next(iter(rule.hf_shapes(dims)))].dtype
-    return TensorSource(_place(rule, hf_model), rule.engine_shape(dims), dtype, partial(_read_whole, hf_model, rule))
+    return TensorSource(_place(rule, hf_model), rule.engine_shape(dims), dtype, partial(_fill, hf_model, rule))
 
 
 def _place(rule: Rule, plan: ModelPlan) -> Place:
     return place_of(rule.engine, plan.engine_arguments["num_layers"], plan.engine_arguments["num_experts"] or 0)
 
 
-def _read_whole(hf_model: HFModel, rule: Rule) -> torch.Tensor:
-    blocks = rule.blocks(hf_model.dims)
-    if len(blocks) == 1:
-        return hf_model.tensors.read(blocks[0].name, blocks[0].rows)
-    return torch.cat([hf_model.tensors.read(block.name, block.rows) for block in blocks])
+def _fill(hf_model: HFModel, rule: Rule, target: torch.Tensor) -> None:
+    row = 0
+    for block in rule.blocks(hf_model.dims):
+        hf_model.tensors.read_into(target[row : row + block.num_rows], block.name, block.rows)
+        row += block.num_rows
 
 
 def convert_to_hf(

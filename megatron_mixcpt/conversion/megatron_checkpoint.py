@@ -8,9 +8,12 @@ The index of a checkpoint (``.metadata``) is a pickle that torch opens: open onl
 """
 
 import io
+import pickle
 import re
+import warnings
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -25,13 +29,15 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
-    LoadPlan,
+    ReadItem,
     SavePlan,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_mixcpt.errors import CheckpointError
 
@@ -72,20 +78,29 @@ def place_of(engine_name: str, num_layers: int, num_experts: int = 0) -> Place:
 
 @dataclass(frozen=True)
 class TensorSource:
-    """A tensor to write: its place, shape and dtype, and a function that produces it when its turn comes."""
+    """A tensor to write: its place, shape and dtype, and a function that fills it in when its turn comes."""
 
     place: Place
     shape: tuple[int, ...]
     dtype: torch.dtype
-    produce: Callable[[], torch.Tensor]
+    fill: Callable[[torch.Tensor], None]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class _StreamingPlanner(dcp.DefaultSavePlanner):
-    """Plans from shapes alone and produces each tensor when the writer asks for it; ranks take turns."""
+    """Plans from shapes alone and fills each tensor, in the same memory, when the writer asks for it; ranks take turns.
+
+    Fresh memory for each would cost as much time in page faults as the reading itself.
+    """
 
     def __init__(self, sources: list[TensorSource], objects: Mapping[str, bytes]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self.sources, self.objects = sources, objects
+        self._memory = bytearray(max(source.num_bytes for source in sources))
 
     def create_local_plan(self) -> SavePlan:
         rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -101,9 +116,31 @@ class _StreamingPlanner(dcp.DefaultSavePlanner):
         if write_item.type == WriteItemType.BYTE_IO:
             return io.BytesIO(self.objects[write_item.index.fqn])
         source = self._by_index[write_item.index]
-        tensor = source.produce()
-        assert tuple(tensor.shape) == source.shape and tensor.dtype == source.dtype, source.place
-        return tensor.view(*(1 for _ in source.place.sizes), *tensor.shape)
+        # Not a slice of a larger tensor: torch.save would write all of that.
+        tensor = torch.frombuffer(memoryview(self._memory)[: source.num_bytes], dtype=source.dtype).view(source.shape)
+        source.fill(tensor)
+        return tensor.view(*(1 for _ in source.place.sizes), *source.shape)
+
+
+class _StreamingWriter(dcp.FileSystemWriter):
+    """Holds one tensor at a time; the base class keeps the last tensor of every key until its file is whole."""
+
+    def write_data(self, plan: SavePlan, planner: dcp.SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        name, results = f"{plan.storage_data.prefix}0.distcp", []
+        with open(Path(self.path) / name, "wb") as file:
+            for item in plan.items:
+                offset = file.tell()
+                value = planner.resolve_data(item)
+                if isinstance(value, io.BytesIO):
+                    file.write(value.getbuffer())
+                else:
+                    torch.save(value, file)
+                del value
+                length = file.tell() - offset
+                results.append(WriteResult(item.index, length, _StorageInfo(name, offset, length)))
+        done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        done.set_result(results)
+        return done
 
 
 def _write_item(source: TensorSource) -> WriteItem:
@@ -115,7 +152,7 @@ def _write_item(source: TensorSource) -> WriteItem:
 
 
 def write_release(folder: Path, sources: list[TensorSource], arguments: Mapping[str, Any]) -> None:
-    """Write a weights-only checkpoint as ``folder/release``, each tensor produced, written and dropped in turn.
+    """Write a weights-only checkpoint as ``folder/release``, each tensor filled in and written in turn.
 
     Under an initialised process group, the ranks share the tensors, and every rank must call.
 
@@ -134,12 +171,25 @@ def write_release(folder: Path, sources: list[TensorSource], arguments: Mapping[
     }
     empty = _serialize([torch.empty(0, dtype=torch.uint8)])
     objects = {key: empty for key in _extra_states(sources)} | {COMMON_STATE: _serialize([common])}
-    writer = dcp.FileSystemWriter(target, sync_files=False)
     no_dist = not dist.is_initialized()
-    dcp.save({}, storage_writer=writer, planner=_StreamingPlanner(sources, objects), no_dist=no_dist)
+    with _without_checksums(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        planner = _StreamingPlanner(sources, objects)
+        dcp.save({}, storage_writer=_StreamingWriter(target), planner=planner, no_dist=no_dist)
     if no_dist or dist.get_rank() == 0:
         (target / FORMAT_FILE).write_text(FORMAT)
         (folder / TRACKER_NAME).write_text("release")
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """torch.save without CRC-32: torch.load never checks it, and computing it takes as long as writing."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def _extra_states(sources: list[TensorSource]) -> list[str]:
@@ -165,17 +215,6 @@ def _serialize(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-class _Into(dcp.DefaultLoadPlanner):
-    """Reads into one given tensor."""
-
-    def __init__(self, target: torch.Tensor) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self.target = target
-
-    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
-        return self.target
-
-
 class MegatronCheckpoint:
     """One saved iteration, open for reading tensor by tensor, whatever layout it was saved at."""
 
@@ -186,12 +225,11 @@ class MegatronCheckpoint:
             CheckpointError: no such folder or iteration, another format, or an index that cannot be read.
         """
         self.folder = find_iteration(Path(load_dir), iteration)
-        self._reader = dcp.FileSystemReader(self.folder)
         try:
-            metadata = self._reader.read_metadata()
+            metadata = dcp.FileSystemReader(self.folder).read_metadata()
         except Exception as error:  # an index is a pickle: anything can come out of a damaged one
             raise CheckpointError(f"{self.folder}/.metadata cannot be read ({error}): the save was cut off") from error
-        self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        self._storage = metadata.storage_data
         entries = metadata.state_dict_metadata.items()
         self._tensors = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
@@ -208,18 +246,34 @@ class MegatronCheckpoint:
         """Read the tensor at ``place``, without its leading axes, into fresh CPU memory."""
         entry = self._tensors[place.key]
         shape = entry.size[len(place.sizes) :]
-        target = torch.empty(torch.Size((*(1 for _ in place.sizes), *shape)), dtype=entry.properties.dtype)
-        offsets = torch.Size((*place.index, *(0 for _ in shape)))
-        wanted = [ChunkStorageMetadata(offsets, target.shape)]
-        items = create_read_items_for_chunk_list(place.key, entry, wanted)
+        whole = torch.Size((*(1 for _ in place.sizes), *shape))
+        wanted = ChunkStorageMetadata(torch.Size((*place.index, *(0 for _ in shape))), whole)
+        items = create_read_items_for_chunk_list(place.key, entry, [wanted])
         covered = sum(torch.Size(item.lengths).numel() for item in items)
-        if covered != target.numel():
-            raise CheckpointError(f"{self.folder}: {place.key} holds {covered} of {target.numel()} values")
-        try:
-            self._reader.read_data(LoadPlan(items), _Into(target))
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
-            raise CheckpointError(f"{self.folder}: {place.key} cannot be read ({error}): copy it again") from error
+        if covered != whole.numel():
+            raise CheckpointError(f"{self.folder}: {place.key} holds {covered} of {whole.numel()} values")
+        if len(items) == 1:
+            return self._read_item(place.key, items[0]).reshape(shape)
+        target = torch.empty(whole, dtype=entry.properties.dtype)
+        for item in items:
+            _narrow(target, item.dest_offsets, item.lengths).copy_(self._read_item(place.key, item))
         return target.view(shape)
+
+    def _read_item(self, key: str, item: ReadItem) -> torch.Tensor:
+        """The part of one saved chunk that ``item`` asks for."""
+        info = self._storage[item.storage_index]
+        try:
+            with open(self.folder / info.relative_path, "rb") as file:
+                view = _create_file_view(file, info.offset, info.length)
+                chunk = torch.load(view, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{self.folder}: {key} cannot be read ({reason}): copy it again") from error
+        return _narrow(chunk, item.storage_offsets, item.lengths)
+
+
+def _narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    return tensor[tuple(slice(start, start + length) for start, length in zip(offsets, lengths, strict=True))]
 
 
 def find_iteration(load_dir: Path, iteration: int | None = None) -> Path:

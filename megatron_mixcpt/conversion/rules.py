@@ -11,6 +11,7 @@ Engine names are the keys of the engine's checkpoints, which are those of its Tr
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -82,14 +83,19 @@ class Rule(ABC):
         """The blocks that, stacked, fill this rank's part; ``num_rows``: its rows where the engine padded them."""
 
     def take_apart(self, tensor: torch.Tensor, dims: Dimensions) -> dict[str, torch.Tensor]:
-        """Cut the whole engine tensor into HF tensors (copies); rows past the last block are padding and dropped."""
-        shapes = self.hf_shapes(dims)
-        outputs = {name: tensor.new_empty(shape) for name, shape in shapes.items()}
-        row = 0
-        for block in self.blocks(dims):
-            outputs[block.name][block.rows] = tensor[row : row + block.num_rows]
+        """Cut the whole engine tensor into HF tensors; rows past the last block are padding and dropped.
+
+        HF tensors that are one block are views of ``tensor``; the others are copies.
+        """
+        blocks, row = self.blocks(dims), 0
+        parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        for block in blocks:
+            parts.setdefault(block.name, []).append((block.rows.start, tensor[row : row + block.num_rows]))
             row += block.num_rows
-        return outputs
+        return {
+            name: found[0][1] if len(found) == 1 else torch.cat([part for _, part in sorted(found, key=itemgetter(0))])
+            for name, found in parts.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -128,25 +128,30 @@ class SafetensorsFolder:
         """Read [rows, columns] of one tensor (all of it by default) into fresh CPU memory, in the file's dtype."""
         entry = self.entries[name]
         start, stop, _ = (rows or slice(None)).indices(entry.shape[0])
-        row_shape = entry.shape[1:]
-        if columns is not None and columns.indices(row_shape[0])[:2] != (0, row_shape[0]):
-            return self._read_columns(entry, start, stop, columns)
-        row_bytes = torch.Size(row_shape).numel() * entry.dtype.itemsize
-        data = bytearray((stop - start) * row_bytes)
-        with entry.path.open("rb", buffering=0) as file:
-            self._fill(file.fileno(), memoryview(data), entry.offset + start * row_bytes, entry.path)
-        return _as_tensor(data, entry.dtype).view(stop - start, *row_shape)
+        shape = [stop - start, *entry.shape[1:]]
+        if columns is not None:
+            left, right, _ = columns.indices(entry.shape[1])
+            shape[1] = right - left
+        target = torch.empty(shape, dtype=entry.dtype)
+        self.read_into(target, name, slice(start, stop), columns)
+        return target
 
-    def _read_columns(self, entry: TensorEntry, start: int, stop: int, columns: slice) -> torch.Tensor:
-        left, right, _ = columns.indices(entry.shape[1])
-        item, width = entry.dtype.itemsize, right - left
-        data = bytearray((stop - start) * width * item)
-        view = memoryview(data)
+    def read_into(
+        self, target: torch.Tensor, name: str, rows: slice | None = None, columns: slice | None = None
+    ) -> None:
+        """Read [rows, columns] of one tensor into ``target``: contiguous, on the CPU, of that shape and dtype."""
+        entry = self.entries[name]
+        start, _, _ = (rows or slice(None)).indices(entry.shape[0])
+        row_bytes = torch.Size(entry.shape[1:]).numel() * entry.dtype.itemsize
+        view = memoryview(target.view(-1).view(torch.uint8).numpy())
         with entry.path.open("rb", buffering=0) as file:
-            for index, row in enumerate(range(start, stop)):
-                target = view[index * width * item : (index + 1) * width * item]
-                self._fill(file.fileno(), target, entry.offset + (row * entry.shape[1] + left) * item, entry.path)
-        return _as_tensor(data, entry.dtype).view(stop - start, width)
+            if columns is None or target.shape[1] == entry.shape[1]:
+                self._fill(file.fileno(), view, entry.offset + start * row_bytes, entry.path)
+                return
+            left, width = (columns.start or 0) * entry.dtype.itemsize, target.shape[1] * entry.dtype.itemsize
+            for row in range(target.shape[0]):
+                part = view[row * width : (row + 1) * width]
+                self._fill(file.fileno(), part, entry.offset + (start + row) * row_bytes + left, entry.path)
 
     def _fill(self, descriptor: int, view: memoryview, offset: int, path: Path) -> None:
         done = 0
@@ -156,10 +161,6 @@ class SafetensorsFolder:
                 raise CheckpointError(f"{path} became shorter while it was read")
             done += count
         self.bytes_read += done
-
-
-def _as_tensor(data: bytearray, dtype: torch.dtype) -> torch.Tensor:
-    return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
 def _explain_missing_weights(folder: Path) -> str:

@@ -44,7 +44,7 @@ def assert_same_bits(actual: dict[str, torch.Tensor], expected: dict[str, torch.
         assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", sorted(tiny_hf.CONFIGS))
 def test_round_trip_is_bit_exact(name, dtype, tmp_path):
     source = save_with_extras(name, tmp_path / "hf", dtype)
