@@ -14,11 +14,11 @@ class MixCPTConfig:
     """What the student learns from, and how strongly (Mix-CPT sections 2.2 and 3.3)."""
 
     hf_model: str | None = None
-    """Required. Hugging Face folder (config.json, tokenizer, safetensors) that the student starts from; it also sets the
-    architecture, the vocabulary and, unless --teacher says otherwise, the frozen teacher."""
+    """Required. Hugging Face folder (config.json, tokenizer, safetensors) that the student starts from; it also sets
+    the architecture, the vocabulary and, unless --teacher says otherwise, the frozen teacher."""
 
     mixture: str | None = None
-    """Required. Folder written by tools/preprocess_mixture.py: the indexed datasets of the three kinds and mixture.json."""
+    """Required. Folder written by tools/preprocess_mixture.py: indexed datasets of the three kinds and mixture.json."""
 
     teacher: str | None = None
     """Hugging Face folder of the frozen teacher. Default: the --hf-model folder."""
@@ -39,6 +39,9 @@ class MixCPTConfig:
 
     epochs: float = 1.0
     """Passes over the mixture when neither --train-iters nor --train-samples is given."""
+
+    dry_run: bool = False
+    """Check everything, print what the run would do, and stop."""
 
     def __post_init__(self) -> None:
         for flag, value in (("--hf-model", self.hf_model), ("--mixture", self.mixture)):

@@ -3,7 +3,9 @@
 Everything else (a bug of ours) stays an ordinary exception with its traceback.
 """
 
+import os
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
 
@@ -25,13 +27,20 @@ class CheckpointError(MixCPTError):
 
 
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a tool's ``main`` so that a :class:`MixCPTError` ends it with one line on stderr and exit code 1."""
+    """Wrap a tool's ``main`` so that a :class:`MixCPTError` ends it with one line on stderr and exit code 1.
+
+    Under torchrun, ranks mostly meet the same error: the others leave the first rank of their machine time to speak
+    for all of them, whereupon torchrun ends them.
+    """
 
     @wraps(main)
     def wrapped(*args, **kwargs) -> None:
         try:
             main(*args, **kwargs)
         except MixCPTError as error:
+            if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+                time.sleep(5.0)
+                error = MixCPTError(f"rank {os.environ['RANK']}: {error}")
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
 

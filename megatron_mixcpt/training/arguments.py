@@ -5,6 +5,8 @@ folder, the length of the run from the mixture, the rest from the paper's settin
 """
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +35,8 @@ RECIPE_DEFAULTS = {
     "eval_iters": 10,
     "save_interval": 1000,
     "log_interval": 10,
+    # A checkpoint then resumes at any TP x PP, not only at another number of data parallel ranks.
+    "dist_ckpt_optim_fully_reshardable": True,
 }
 
 
@@ -72,17 +76,19 @@ def parse_run(argv: Sequence[str]) -> Run:
     config = MixCPTConfig(**{name: value for name, value in explicit.items() if name in names})
     student = read_model_folder(config.hf_model)
     refuse_contradictions(explicit, student)
-    teacher = read_model_folder(config.teacher) if config.teacher else student
-    _check_teacher(student, teacher)
     manifest = MixtureManifest.load(config.mixture)
-    manifest.check_tokenizer(config.hf_model)
+    _check_tokenizer(manifest, student)
+    teacher = student
+    if config.teacher:
+        teacher = read_model_folder(config.teacher)
+        _check_same_shape(student, teacher)
+        _check_tokenizer(manifest, teacher)
     settings = RECIPE_DEFAULTS | engine_defaults(student, manifest) | explicit
     _check_world_size(settings)
     plan = plan_run(manifest, config, settings)
     if "train_iters" not in settings and "train_samples" not in settings:
         settings["train_iters"] = plan.train_iters(global_batch_size(settings))
-    args = _engine_args(argv, settings)
-    return Run(args, config, student, teacher, manifest, plan)
+    return Run(_engine_args(argv, settings), config, student, teacher, manifest, plan)
 
 
 def explicit_arguments(argv: Sequence[str]) -> dict[str, Any]:
@@ -152,13 +158,23 @@ def _check_world_size(settings: dict[str, Any]) -> None:
         )
 
 
-def _check_teacher(student: HFModel, teacher: HFModel) -> None:
+def _check_same_shape(student: HFModel, teacher: HFModel) -> None:
     """Both models share one pipeline and one vocabulary, so everything but the weights must be the same."""
     ours, theirs = student.engine_arguments, teacher.engine_arguments
     different = [name for name in ours if ours[name] != theirs.get(name)]
     if different:
         listed = ", ".join(f"{name} {theirs.get(name)} (--hf-model has {ours[name]})" for name in different)
         raise ConfigError(f"--teacher {teacher.folder} is another model: {listed}. Give a teacher of the same shape")
+
+
+def _check_tokenizer(manifest: MixtureManifest, model: HFModel) -> None:
+    """The mixture's tokens must be this model's, and it must have a row for each of them."""
+    manifest.check_tokenizer(model.folder)
+    if manifest.tokenizer.vocab_size > model.vocab_size:
+        raise ConfigError(
+            f"{model.folder} has {model.vocab_size} embedding rows for a tokenizer of {manifest.tokenizer.vocab_size} "
+            "tokens: resize the model's embeddings first"
+        )
 
 
 def _engine_args(argv: Sequence[str], settings: dict[str, Any]) -> argparse.Namespace:
@@ -169,8 +185,11 @@ def _engine_args(argv: Sequence[str], settings: dict[str, Any]) -> argparse.Name
         return parser
 
     sys.argv[1:] = argv
+    # A dry run prints its own plan; the engine would list a thousand arguments.
+    quiet = contextlib.redirect_stdout(io.StringIO()) if settings.get("dry_run") else contextlib.nullcontext()
     try:
-        return parse_and_validate_args(extra_args_provider=add_arguments)
+        with quiet:
+            return parse_and_validate_args(extra_args_provider=add_arguments)
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"the engine refuses these flags: {error}") from error
 

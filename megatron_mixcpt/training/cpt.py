@@ -22,6 +22,7 @@ from megatron.training.initialize import _initialize_distributed
 from torch import Tensor
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.conversion.load import load_hf_weights
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import MixCPTModel
@@ -34,6 +35,7 @@ from megatron_mixcpt.training.engine_repairs import repair_engine
 from megatron_mixcpt.training.l2 import L2Anchor
 from megatron_mixcpt.training.loss import TokensPerSecond, mixcpt_loss_func
 from megatron_mixcpt.training.model import MixCPTModelConfig
+from megatron_mixcpt.training.summary import describe
 
 
 @exit_on_user_error
@@ -42,12 +44,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The engine asks for it: kernels of tensor parallelism then start in the order they are issued.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     run = parse_run(sys.argv[1:] if argv is None else argv)
+    if run.args.rank == 0:
+        print(f"\n{describe(run)}\n", flush=True)
+    if run.config.dry_run:
+        return
     repair_engine()
     model_config = build_model_config(run)
     container = pretrain_cfg_container_from_args(run.args, model_config)
     # The engine's own first step, taken here because its communicator between stages is made from the groups.
     _initialize_distributed(None, None, None)
     groups = ProcessGroupCollection.use_mpu_process_groups()
+    if run.args.save and run.args.rank == 0:
+        copy_hf_metadata(run.student.folder, run.args.save, run.student)
     pretrain(
         container,
         dataset_provider(run.args, run.manifest, run.plan),

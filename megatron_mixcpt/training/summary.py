@@ -1,0 +1,37 @@
+"""What a run is about to do, in a few lines: printed before training starts, and all that ``--dry-run`` does."""
+
+from megatron_mixcpt.training.arguments import Run
+
+_METHODS = {
+    "lssd": "logit swap self-distillation",
+    "kd": "distillation without the swap",
+    "l2": "distance to the original weights",
+    "none": "none",
+}
+
+
+def describe(run: Run) -> str:
+    """The models, the method, the layout and the mixture's plan as lines of text."""
+    args, config, student = run.args, run.config, run.student
+    weights = f"{args.num_layers} layers, hidden size {args.hidden_size}, vocabulary {student.vocab_size:,}"
+    method = _METHODS[config.distillation]
+    if config.runs_teacher:
+        method += f", alpha {config.alpha:g}, {config.distillation_fraction:.0%} of the samples"
+    elif config.holds_teacher:
+        method += f", coefficient {config.l2_coefficient:g}"
+    layout = f"TP {args.tensor_model_parallel_size} x PP {args.pipeline_model_parallel_size}"
+    layout += f" x CP {args.context_parallel_size} x DP {args.data_parallel_size} = {args.world_size} ranks"
+    teacher = run.teacher.folder if config.holds_teacher else "not needed"
+    return "\n".join(
+        [
+            f"student        {student.folder} ({student.architecture.name}, {weights})",
+            f"teacher        {teacher}",
+            f"distillation   {method}",
+            f"layout         {layout}, {str(args.params_dtype).removeprefix('torch.')}",
+            f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",
+            f"mixture        {run.manifest.folder}",
+            *(f"  {line}" for line in run.plan.table().splitlines()),
+            f"iterations     {args.train_iters or args.train_samples // args.global_batch_size:,}"
+            f" of {args.global_batch_size:,} sequences",
+        ]
+    )
