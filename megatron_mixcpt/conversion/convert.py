@@ -19,13 +19,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, copy_files, copy_hf_metadata
-from megatron_mixcpt.conversion.megatron_checkpoint import (
-    MegatronCheckpoint,
-    Place,
-    TensorSource,
-    place_of,
-    write_release,
-)
+from megatron_mixcpt.conversion.megatron_layout import Place, place_of
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.conversion.megatron_writer import TensorSource, write_release
 from megatron_mixcpt.conversion.model_folder import (
     CONFIG_NAME,
     EMBEDDING,

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from megatron_mixcpt.conversion import convert
 from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
-from megatron_mixcpt.conversion.megatron_checkpoint import MegatronCheckpoint
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf
 

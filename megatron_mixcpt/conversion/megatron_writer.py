@@ -1,18 +1,14 @@
-"""The engine's ``torch_dist`` checkpoints on disk, read and written one tensor at a time, with no model built.
+"""Write a model's weights as a checkpoint of the engine (``torch_dist``), one tensor at a time, with no model built.
 
-The engine stacks the layers of a model: ``decoder.layers.3.mlp.linear_fc2.weight`` is row 3 of the tensor
-``decoder.layers.mlp.linear_fc2.weight`` of shape [layers, hidden, ffn], and experts add a second such axis. A folder
-holds ``latest_checkpointed_iteration.txt`` ("release", or a number) and ``release/`` or ``iter_0000100/``.
-
-The index of a checkpoint (``.metadata``) is a pickle that torch opens: open only checkpoints that you trust.
+torch's distributed checkpoint plans from shapes and asks for each tensor when it writes it; there we fill it in. Memory
+is one tensor. The keys, the objects beside the tensors and the common state are those that the engine itself saves
+(megatron/core/dist_checkpointing/serialization.py, megatron/training/checkpointing.py).
 """
 
 import io
-import pickle
-import re
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,58 +18,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import (
-    ReadItem,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.distributed.checkpoint.utils import _create_file_view
 
-from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.conversion.megatron_layout import FORMAT_NAME, TRACKER_NAME, Place
 
-TRACKER_NAME = "latest_checkpointed_iteration.txt"
-FORMAT_FILE, FORMAT = "metadata.json", '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
+FORMAT = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
 COMMON_STATE = "common_state/shard_0_1"
-CHECKPOINT_VERSION = 3.0  # query, key and value ordered as the engine orders them since 2020
+CHECKPOINT_VERSION = 3.0  # query, key and value in the engine's present order
 # The engine's metadata of what a checkpoint holds (_build_sharded_state_dict_metadata in megatron/training).
 CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an engine tensor stands in a checkpoint: a stacked tensor's key, and the leading indices and sizes."""
-
-    key: str
-    index: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-
-    @property
-    def object_key(self) -> str:
-        """Key of an object (not a tensor) at this place, as the engine spells it."""
-        index, sizes = self.index or (0,), self.sizes or (1,)
-        return f"{self.key}/shard_{'.'.join(map(str, index))}_{'.'.join(map(str, sizes))}"
-
-
-def place_of(engine_name: str, num_layers: int, num_experts: int = 0) -> Place:
-    """The place of an engine tensor; names outside ``decoder.layers.3.`` (``.mlp.experts.5.``) stand for themselves."""
-    layer = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", engine_name)
-    if not layer:
-        return Place(engine_name)
-    expert = re.fullmatch(r"mlp\.experts\.(\d+)\.(.+)", layer[2])
-    if not expert:
-        return Place(f"decoder.layers.{layer[2]}", (int(layer[1]),), (num_layers,))
-    key = f"decoder.layers.mlp.experts.experts.{expert[2]}"
-    return Place(key, (int(layer[1]), int(expert[1])), (num_layers, num_experts))
 
 
 @dataclass(frozen=True)
@@ -177,7 +132,7 @@ def write_release(folder: Path, sources: list[TensorSource], arguments: Mapping[
         planner = _StreamingPlanner(sources, objects)
         dcp.save({}, storage_writer=_StreamingWriter(target), planner=planner, no_dist=no_dist)
     if no_dist or dist.get_rank() == 0:
-        (target / FORMAT_FILE).write_text(FORMAT)
+        (target / FORMAT_NAME).write_text(FORMAT)
         (folder / TRACKER_NAME).write_text("release")
 
 
@@ -213,79 +168,3 @@ def _serialize(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
-
-
-class MegatronCheckpoint:
-    """One saved iteration, open for reading tensor by tensor, whatever layout it was saved at."""
-
-    def __init__(self, load_dir: str | Path, iteration: int | None = None) -> None:
-        """Open ``iteration`` (None: the one that the tracker file names).
-
-        Raises:
-            CheckpointError: no such folder or iteration, another format, or an index that cannot be read.
-        """
-        self.folder = find_iteration(Path(load_dir), iteration)
-        try:
-            metadata = dcp.FileSystemReader(self.folder).read_metadata()
-        except Exception as error:  # an index is a pickle: anything can come out of a damaged one
-            raise CheckpointError(f"{self.folder}/.metadata cannot be read ({error}): the save was cut off") from error
-        self._storage = metadata.storage_data
-        entries = metadata.state_dict_metadata.items()
-        self._tensors = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
-
-    def model_tensors(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """Shape (with the leading axes) and dtype of each of the model's stacked tensors, by key."""
-        skipped = ("optimizer.", "chained_", "rng_state")
-        return {
-            key: (entry.size, entry.properties.dtype)
-            for key, entry in self._tensors.items()
-            if not key.startswith(skipped)
-        }
-
-    def read(self, place: Place) -> torch.Tensor:
-        """Read the tensor at ``place``, without its leading axes, into fresh CPU memory."""
-        entry = self._tensors[place.key]
-        shape = entry.size[len(place.sizes) :]
-        whole = torch.Size((*(1 for _ in place.sizes), *shape))
-        wanted = ChunkStorageMetadata(torch.Size((*place.index, *(0 for _ in shape))), whole)
-        items = create_read_items_for_chunk_list(place.key, entry, [wanted])
-        covered = sum(torch.Size(item.lengths).numel() for item in items)
-        if covered != whole.numel():
-            raise CheckpointError(f"{self.folder}: {place.key} holds {covered} of {whole.numel()} values")
-        if len(items) == 1:
-            return self._read_item(place.key, items[0]).reshape(shape)
-        target = torch.empty(whole, dtype=entry.properties.dtype)
-        for item in items:
-            _narrow(target, item.dest_offsets, item.lengths).copy_(self._read_item(place.key, item))
-        return target.view(shape)
-
-    def _read_item(self, key: str, item: ReadItem) -> torch.Tensor:
-        """The part of one saved chunk that ``item`` asks for."""
-        info = self._storage[item.storage_index]
-        try:
-            with open(self.folder / info.relative_path, "rb") as file:
-                view = _create_file_view(file, info.offset, info.length)
-                chunk = torch.load(view, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{self.folder}: {key} cannot be read ({reason}): copy it again") from error
-        return _narrow(chunk, item.storage_offsets, item.lengths)
-
-
-def _narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
-    return tensor[tuple(slice(start, start + length) for start, length in zip(offsets, lengths, strict=True))]
-
-
-def find_iteration(load_dir: Path, iteration: int | None = None) -> Path:
-    """The folder of one saved iteration; raises :class:`CheckpointError` naming what there is."""
-    tracker = load_dir / TRACKER_NAME
-    if not tracker.is_file():
-        raise CheckpointError(f"{load_dir} is not a Megatron checkpoint: it has no {TRACKER_NAME}")
-    latest = tracker.read_text().strip() if iteration is None else str(iteration)
-    folder = load_dir / ("release" if latest == "release" else f"iter_{int(latest):07d}")
-    if not folder.is_dir():
-        present = ", ".join(sorted(path.name for path in load_dir.iterdir() if path.is_dir())) or "nothing"
-        raise CheckpointError(f"{load_dir} has no {folder.name}; it has {present}")
-    if not (folder / FORMAT_FILE).is_file():
-        raise CheckpointError(f"{folder} is not a whole torch_dist checkpoint: it has no {FORMAT_FILE}")
-    return folder

@@ -1,0 +1,57 @@
+"""How the engine lays a model out in its ``torch_dist`` checkpoints: folders, keys, and stacked layers.
+
+The engine stacks the layers of a model: ``decoder.layers.3.mlp.linear_fc2.weight`` is row 3 of the tensor
+``decoder.layers.mlp.linear_fc2.weight`` of shape [layers, hidden, ffn], and experts add a second such axis. A folder
+holds ``latest_checkpointed_iteration.txt`` ("release", or a number) and ``release/`` or ``iter_0000100/``.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_mixcpt.errors import CheckpointError
+
+TRACKER_NAME = "latest_checkpointed_iteration.txt"
+FORMAT_NAME = "metadata.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an engine tensor stands in a checkpoint: a stacked tensor's key, and the leading indices and sizes."""
+
+    key: str
+    index: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def object_key(self) -> str:
+        """Key of an object (not a tensor) at this place, as the engine spells it."""
+        index, sizes = self.index or (0,), self.sizes or (1,)
+        return f"{self.key}/shard_{'.'.join(map(str, index))}_{'.'.join(map(str, sizes))}"
+
+
+def place_of(engine_name: str, num_layers: int, num_experts: int = 0) -> Place:
+    """The place of an engine tensor; names outside ``decoder.layers.3.`` (``.mlp.experts.5.``) stand for themselves."""
+    layer = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", engine_name)
+    if not layer:
+        return Place(engine_name)
+    expert = re.fullmatch(r"mlp\.experts\.(\d+)\.(.+)", layer[2])
+    if not expert:
+        return Place(f"decoder.layers.{layer[2]}", (int(layer[1]),), (num_layers,))
+    key = f"decoder.layers.mlp.experts.experts.{expert[2]}"
+    return Place(key, (int(layer[1]), int(expert[1])), (num_layers, num_experts))
+
+
+def find_iteration(load_dir: Path, iteration: int | None = None) -> Path:
+    """The folder of one saved iteration; raises :class:`CheckpointError` naming what there is."""
+    tracker = load_dir / TRACKER_NAME
+    if not tracker.is_file():
+        raise CheckpointError(f"{load_dir} is not a Megatron checkpoint: it has no {TRACKER_NAME}")
+    latest = tracker.read_text().strip() if iteration is None else str(iteration)
+    folder = load_dir / ("release" if latest == "release" else f"iter_{int(latest):07d}")
+    if not folder.is_dir():
+        present = ", ".join(sorted(path.name for path in load_dir.iterdir() if path.is_dir())) or "nothing"
+        raise CheckpointError(f"{load_dir} has no {folder.name}; it has {present}")
+    if not (folder / FORMAT_NAME).is_file():
+        raise CheckpointError(f"{folder} is not a whole torch_dist checkpoint: it has no {FORMAT_NAME}")
+    return folder

@@ -1,0 +1,80 @@
+"""Read the model's tensors from a checkpoint of the engine (``torch_dist``), one at a time, with no model built.
+
+Whatever layout it was saved at, the index says which file holds which part of each stacked tensor. The index
+(``.metadata``) is a pickle that torch opens: open only checkpoints that you trust, as everywhere with the engine.
+"""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.utils import _create_file_view
+
+from megatron_mixcpt.conversion.megatron_layout import Place, find_iteration
+from megatron_mixcpt.errors import CheckpointError
+
+
+class MegatronCheckpoint:
+    """One saved iteration, open for reading tensor by tensor, whatever layout it was saved at."""
+
+    def __init__(self, load_dir: str | Path, iteration: int | None = None) -> None:
+        """Open ``iteration`` (None: the one that the tracker file names).
+
+        Raises:
+            CheckpointError: no such folder or iteration, another format, or an index that cannot be read.
+        """
+        self.folder = find_iteration(Path(load_dir), iteration)
+        try:
+            metadata = dcp.FileSystemReader(self.folder).read_metadata()
+        except Exception as error:  # an index is a pickle: anything can come out of a damaged one
+            raise CheckpointError(f"{self.folder}/.metadata cannot be read ({error}): the save was cut off") from error
+        self._storage = metadata.storage_data
+        entries = metadata.state_dict_metadata.items()
+        self._tensors = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
+
+    def model_tensors(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape (with the leading axes) and dtype of each of the model's stacked tensors, by key."""
+        skipped = ("optimizer.", "chained_", "rng_state")
+        return {
+            key: (entry.size, entry.properties.dtype)
+            for key, entry in self._tensors.items()
+            if not key.startswith(skipped)
+        }
+
+    def read(self, place: Place) -> torch.Tensor:
+        """Read the tensor at ``place``, without its leading axes, into fresh CPU memory."""
+        entry = self._tensors[place.key]
+        shape = entry.size[len(place.sizes) :]
+        whole = torch.Size((*(1 for _ in place.sizes), *shape))
+        wanted = ChunkStorageMetadata(torch.Size((*place.index, *(0 for _ in shape))), whole)
+        items = create_read_items_for_chunk_list(place.key, entry, [wanted])
+        covered = sum(torch.Size(item.lengths).numel() for item in items)
+        if covered != whole.numel():
+            raise CheckpointError(f"{self.folder}: {place.key} holds {covered} of {whole.numel()} values")
+        if len(items) == 1:
+            return self._read_item(place.key, items[0]).reshape(shape)
+        target = torch.empty(whole, dtype=entry.properties.dtype)
+        for item in items:
+            _narrow(target, item.dest_offsets, item.lengths).copy_(self._read_item(place.key, item))
+        return target.view(shape)
+
+    def _read_item(self, key: str, item: ReadItem) -> torch.Tensor:
+        """The part of one saved chunk that ``item`` asks for."""
+        info = self._storage[item.storage_index]
+        try:
+            with open(self.folder / info.relative_path, "rb") as file:
+                view = _create_file_view(file, info.offset, info.length)
+                chunk = torch.load(view, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{self.folder}: {key} cannot be read ({reason}): copy it again") from error
+        return _narrow(chunk, item.storage_offsets, item.lengths)
+
+
+def _narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    return tensor[tuple(slice(start, start + length) for start, length in zip(offsets, lengths, strict=True))]
