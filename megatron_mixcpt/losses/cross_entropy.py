@@ -58,6 +58,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx, logits: Tensor, labels: Tensor, shard: VocabShard, tp_group: dist.ProcessGroup | None, inplace: bool
     ) -> Tensor:
+        logits = logits.detach()
         local = _local_statistics(logits, labels, shard)
         maxima, sums, label_logits = gather(local, tp_group)
         maximum, total, _ = merge_exponentials(maxima, sums)
@@ -74,8 +75,7 @@ class _CrossEntropy(torch.autograd.Function):
         weight = torch.where(has_label, grad_loss, 0.0)
         gradient = gradient_buffer(logits, shard, ctx.inplace)
         if shard.num_columns:
-            columns = slice(shard.num_columns)
-            kernels.write_gradient(gradient[:, columns], logits[:, columns], None, (maximum, log_sum, weight))
+            kernels.write_gradient(gradient, logits, None, (maximum, log_sum, weight), shard.num_columns)
             at_label = weight * ((label_logit - log_sum).exp() - 1)
             overwrite_at(gradient, shard, labels, at_label, has_label & (weight != 0))
         return gradient, None, None, None, None
@@ -84,7 +84,7 @@ class _CrossEntropy(torch.autograd.Function):
 def _local_statistics(logits: Tensor, labels: Tensor, shard: VocabShard) -> list[Tensor]:
     """Maximum, sum of exp(logit - maximum) and the label's logit over this rank's true columns, float32 `[tokens]`."""
     if shard.num_columns:
-        maximum, total = kernels.exponential_statistics(logits[:, : shard.num_columns])
+        maximum, total = kernels.exponential_statistics(logits, shard.num_columns)
     else:
         maximum, total = logits.new_full((2, len(labels)), LOWEST, dtype=torch.float32)
         total = torch.zeros_like(maximum)

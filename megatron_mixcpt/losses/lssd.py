@@ -30,6 +30,7 @@ from megatron_mixcpt.losses.vocab_parallel import (
     VocabShard,
     gather,
     logits_at,
+    merge_cross_sums,
     merge_exponentials,
     overwrite_at,
     vocab_shard,
@@ -157,16 +158,20 @@ class _MixCPTLoss(torch.autograd.Function):
         swap: bool,
         inplace: bool,
     ) -> MixCPTLoss:
+        student = student.detach()
         local = column_statistics(student, teacher, labels, shard)
         token = merge_statistics(ColumnStatistics(*gather(list(local), tp_group)))
         result = token_losses(token, labels, distilled, shard, alpha, swap)
         ctx.save_for_backward(student, teacher, labels, distilled, result.lssd, result.swapped, *token)
         ctx.shard, ctx.alpha, ctx.inplace = shard, alpha, inplace
         ctx.mark_non_differentiable(result.ntp, result.lssd, result.swapped)
+        ctx.set_materialize_grads(False)
         return tuple(result)
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor, *_) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 9
         student, teacher, labels, distilled, lssd, swapped, *token = ctx.saved_tensors
         token = TokenStatistics(*token)
         has_label = ctx.shard.is_true(labels)
@@ -185,8 +190,7 @@ def column_statistics(student: Tensor, teacher: Tensor, labels: Tensor, shard: V
     if not shard.num_columns:
         lowest, zero = student.new_tensor([LOWEST, 0.0], dtype=torch.float32).unsqueeze(1).expand(2, len(labels))
         return ColumnStatistics(lowest, zero, zero, lowest, zero, zero, zero, zero, zero.int())
-    columns = slice(shard.num_columns)
-    statistics = kernels.divergence_statistics(student[:, columns], teacher[:, columns])
+    statistics = kernels.divergence_statistics(student, teacher, shard.num_columns)
     student_max, student_sum, teacher_max, teacher_sum, cross_sum, top = statistics
     top_index = (top + shard.first).int()
     student_label, teacher_label = logits_at(student, shard, labels), logits_at(teacher, shard, labels)
@@ -210,7 +214,7 @@ def merge_statistics(ranks: ColumnStatistics) -> TokenStatistics:
     teacher_max, teacher_sum, _ = merge_exponentials(ranks.teacher_max, ranks.teacher_sum)
     # What moves a rank's differences, relative to its own maxima, to those of the whole vocabulary.
     shift = (ranks.student_max - student_max) - (ranks.teacher_max - teacher_max)
-    difference = (weights * (ranks.cross_sum + ranks.student_sum * shift)).sum(0) / student_sum
+    difference = merge_cross_sums(weights, ranks.cross_sum, ranks.student_sum, shift) / student_sum
     # Of equal maxima argmax takes the first, the rank with the lowest columns.
     owner = ranks.teacher_max.argmax(0, keepdim=True)
     return TokenStatistics(
@@ -261,8 +265,7 @@ def write_gradient(
     # Not 0 * offset: the offset of an inert token may be anything.
     a = weights.ntp + torch.where(weights.kl == 0, 0.0, weights.kl * weights.offset)
     coefficients = (token.student_max, token.student_log_sum, a, token.teacher_max, weights.kl)
-    columns = slice(shard.num_columns)
-    kernels.write_gradient(gradient[:, columns], student[:, columns], teacher[:, columns], coefficients)
+    kernels.write_gradient(gradient, student, teacher, coefficients, shard.num_columns)
 
     p_label, p_top = ((logit - token.student_log_sum).exp() for logit in (token.student_label, token.student_top))
     label_target = torch.where(swapped, 0.0, token.teacher_label)

@@ -33,8 +33,8 @@ class VocabShard(NamedTuple):
         return (index >= self.first) & (index < self.first + self.num_columns)
 
     def position(self, index: Tensor) -> Tensor:
-        """The place of `index` among this rank's columns, 0 where this rank does not own it; `[tokens, 1]`, int64."""
-        return torch.where(self.owns(index), index - self.first, 0).long().unsqueeze(1)
+        """The place of `index` among this rank's columns, int64; 0 where this rank does not own it."""
+        return torch.where(self.owns(index), index - self.first, 0).long()
 
 
 def vocab_shard(num_columns: int, vocab_size: int | None, tp_group: dist.ProcessGroup | None) -> VocabShard:
@@ -56,17 +56,17 @@ def vocab_shard(num_columns: int, vocab_size: int | None, tp_group: dist.Process
 
 def logits_at(logits: Tensor, shard: VocabShard, index: Tensor) -> Tensor:
     """`logits[token, index[token]]` in float32 where this rank owns that column, else 0."""
-    found = logits.gather(1, shard.position(index)).squeeze(1).float()
+    found = logits[torch.arange(len(index), device=index.device), shard.position(index)].float()
     return torch.where(shard.owns(index), found, 0.0)
 
 
 def overwrite_at(gradient: Tensor, shard: VocabShard, index: Tensor, value: Tensor, where: Tensor) -> None:
     """Set `gradient[token, index[token]] = value[token]`, for the tokens in `where` whose column this rank owns."""
-    position = shard.position(index)
-    owned = (where & shard.owns(index)).unsqueeze(1)
-    value = value.to(gradient.dtype).unsqueeze(1)
+    entry = torch.arange(len(index), device=index.device), shard.position(index)
     # The others write back what is at position 0: a boolean index would make a GPU wait for the number of owned tokens.
-    gradient.scatter_(1, position, torch.where(owned, value, gradient.gather(1, position)))
+    # Not scatter_: on a CPU it copies all of a bfloat16 tensor, twice.
+    owned = where & shard.owns(index)
+    gradient[entry] = torch.where(owned, value.to(gradient.dtype), gradient[entry])
 
 
 def gather(local: list[Tensor], tp_group: dist.ProcessGroup | None) -> list[Tensor]:
@@ -84,11 +84,20 @@ def gather(local: list[Tensor], tp_group: dist.ProcessGroup | None) -> list[Tens
 
 
 def merge_exponentials(maxima: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge `maxima` and `sums` of exp(logit - maximum), `[ranks, tokens]`, over the ranks.
+    """Merge the `maxima` and `sums` of exp(logit - maximum), `[parts, tokens]`, of parts of the vocabulary.
 
     Returns:
-        The maximum and the sum over all ranks, `[tokens]`, and exp(rank's maximum - maximum), `[ranks, tokens]`.
+        The maximum and the sum over all parts, `[tokens]`, and exp(part's maximum - maximum), `[parts, tokens]`.
     """
     maximum = maxima.amax(0)
     weights = (maxima - maximum).exp()
     return maximum, (weights * sums).sum(0), weights
+
+
+def merge_cross_sums(weights: Tensor, cross_sums: Tensor, sums: Tensor, shift: Tensor) -> Tensor:
+    """Merge sums of exp(s) * (s - t), `[parts, tokens]`, whose s and t are relative to each part's own maxima.
+
+    `weights` and `sums` belong to s (`merge_exponentials`); `shift` is what must be added to each part's s - t to make
+    it relative to the maxima of all parts.
+    """
+    return (weights * (cross_sums + sums * shift)).sum(0)

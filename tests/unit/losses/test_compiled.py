@@ -1,0 +1,78 @@
+"""The compiled passes against the uncompiled ones and the dense reference, and what happens without a compiler."""
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from megatron_mixcpt.losses import compiled
+from tests.unit.losses.dense_reference import expected_mixcpt_loss
+from tests.unit.losses.test_lssd import ALPHA, GRADIENT_TOLERANCE, TOLERANCE, assert_matches, run, sample
+
+# Two whole blocks of columns and a rest; more tokens than a chunk of rows takes.
+VOCAB_SIZE = 2 * 1024 + 300
+
+
+@pytest.fixture
+def compile_everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compile inputs of any size, and fail if that does not work (on machines that have a compiler)."""
+    monkeypatch.setattr(compiled, "COMPILE_ELEMENTS", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_equals_the_reference_and_the_plain_function(dtype, compile_everything, monkeypatch) -> None:
+    student, teacher, labels = sample(300, VOCAB_SIZE)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    teacher[:4, 5], teacher[:4, 2200] = 30.0, 30.0
+    options = {"vocab_size": VOCAB_SIZE - 7, "distill_mask": torch.arange(300) % 4 > 0}
+    labels %= VOCAB_SIZE - 7
+    result, gradient = run(student, teacher, labels, **options)
+    in_place = run(student, teacher, labels, inplace=True, **options)
+    plain_ntp = run(student, None, labels, vocab_size=VOCAB_SIZE - 7)
+    monkeypatch.setattr(compiled, "COMPILE_ELEMENTS", 10**12)
+    expected, expected_gradient = run(student, teacher, labels, **options)
+    expected_ntp = run(student, None, labels, vocab_size=VOCAB_SIZE - 7)
+
+    # Sums are added up in another order: a few roundings of numbers of about 10, and one of bfloat16 gradients.
+    rounding = GRADIENT_TOLERANCE if dtype == torch.float32 else {"rtol": 2**-7, "atol": 5e-7}
+    for actual, plain in zip((result, plain_ntp[0]), (expected, expected_ntp[0]), strict=True):
+        torch.testing.assert_close(actual.loss, plain.loss, **TOLERANCE)
+        torch.testing.assert_close(actual.lssd, plain.lssd, **TOLERANCE)
+        assert torch.equal(actual.swapped, plain.swapped)
+    torch.testing.assert_close(gradient, expected_gradient, **rounding)
+    torch.testing.assert_close(plain_ntp[1], expected_ntp[1], **rounding)
+    assert torch.equal(in_place[1], gradient)
+
+
+def test_compiled_equals_the_dense_reference(compile_everything) -> None:
+    student, teacher, labels = sample(40, VOCAB_SIZE)
+    expected = expected_mixcpt_loss(student, teacher, labels, ALPHA)
+    assert_matches(*run(student, teacher, labels), expected)
+    assert_matches(*run(student, None, labels), expected_mixcpt_loss(student, None, labels, ALPHA))
+
+
+def test_compiled_equal_models_have_no_divergence_at_all(compile_everything) -> None:
+    student, _, _ = sample(20, VOCAB_SIZE)
+    result, gradient = run(student, student.clone(), student.argmax(-1), alpha=0.0)
+    assert torch.equal(result.lssd, torch.zeros(20)) and not gradient.any()
+
+
+def test_without_a_compiler_it_warns_once_and_goes_on(monkeypatch) -> None:
+    def fail(function):
+        def call(*args):
+            raise torch._dynamo.exc.TorchDynamoException("no C++ compiler found")
+
+        return call
+
+    monkeypatch.setattr(compiled, "COMPILE_ELEMENTS", 1)
+    monkeypatch.setattr(compiled, "_compiler_failed", False)
+    monkeypatch.setattr(compiled, "_compiled", fail)
+    student, teacher, labels = sample(8, 100)
+    with pytest.warns(UserWarning, match="runs uncompiled.*no C\\+\\+ compiler found") as caught:
+        result, gradient = run(student, teacher, labels)
+    assert len(caught) == 1
+    assert_matches(result, gradient, expected_mixcpt_loss(student, teacher, labels, ALPHA))
