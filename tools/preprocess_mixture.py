@@ -10,7 +10,7 @@ formats and all options are explained in docs/data.md.
 
 from pathlib import Path
 
-from megatron_mixcpt.data.arguments import build_parser, settings_from
+from megatron_mixcpt.data.arguments import build_parser, listing, settings_from
 from megatron_mixcpt.data.preprocess import describe_plan, preprocess
 from megatron_mixcpt.errors import exit_on_user_error
 
@@ -19,6 +19,9 @@ from megatron_mixcpt.errors import exit_on_user_error
 def main() -> None:
     """Parse the flags, preprocess, print a summary."""
     arguments = build_parser(__doc__).parse_args()
+    if text := listing(arguments):
+        print(text)
+        return
     settings = settings_from(arguments)
     if arguments.dry_run:
         print(describe_plan(settings, Path(arguments.output)))

@@ -1,9 +1,14 @@
 """The flags of ``tools/preprocess_mixture.py`` and the settings they make."""
 
 import argparse
-from dataclasses import fields
+from pathlib import Path
 
+from megatron_mixcpt.data.chat_templates import BUILT_IN_RULES, choose_rules, read_rules
+from megatron_mixcpt.data.decontaminate import LEAST_WORDS
+from megatron_mixcpt.data.filters import RowFilter
 from megatron_mixcpt.data.manifest import KINDS
+from megatron_mixcpt.data.near_duplicates import check_available
+from megatron_mixcpt.data.presets import PRESETS, preset_for
 from megatron_mixcpt.data.records import FIELDS_OF_KIND, FieldNames
 from megatron_mixcpt.data.settings import KindSettings, PreprocessSettings
 from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
@@ -44,12 +49,43 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help="let a special token's string in a text become that token (default: it stays ordinary text)",
     )
     parser.add_argument("--keep-duplicates", action="store_true", help="keep samples with the text of an earlier one")
+    parser.add_argument("--min-tokens", type=int, default=1, metavar="N", help="leave out shorter samples (default 1)")
+    parser.add_argument(
+        "--near-duplicates",
+        nargs="?",
+        const="0.8",
+        metavar="SHARE",
+        help="leave out samples whose runs of five words overlap an earlier one's by this share (80%% if not said)",
+    )
+    parser.add_argument(
+        "--decontaminate",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="test sets; leave out samples that share a long run of words with them",
+    )
+    parser.add_argument(
+        "--decontaminate-words", type=int, default=13, metavar="N", help="how many words in a row (default 13)"
+    )
+    parser.add_argument(
+        "--keep-templates",
+        nargs="*",
+        metavar="NAME",
+        help="do not take these chat templates off (all, if none is named)",
+    )
+    parser.add_argument("--template-rules", metavar="FILE", help="JSON file with more chat templates to take off")
+    parser.add_argument("--list-templates", action="store_true", help="list the chat templates, and stop")
+    parser.add_argument("--list-presets", action="store_true", help="list the presets, and stop")
     parser.add_argument("--dry-run", action="store_true", help="say what would be read and written, and stop")
     for kind in KINDS:
-        group = parser.add_argument_group(f"field names of {kind} records")
+        group = parser.add_argument_group(f"{kind}: which records, and what their fields are called")
+        group.add_argument(f"--{kind}-preset", metavar="NAME", help="a known data set, see --list-presets")
+        group.add_argument(f"--{kind}-filter", metavar="EXPRESSION", help="keep such records: 'score >= 0.7'")
+        group.add_argument(f"--{kind}-fraction", default="1", metavar="SHARE", help="keep this share, drawn by content")
+        group.add_argument(f"--{kind}-max-tokens", type=int, metavar="N", help="keep the first samples up to N tokens")
         for name in FIELDS_OF_KIND[kind]:
-            default = getattr(FieldNames, name)
-            group.add_argument(f"--{kind}-{name}-field", default=default, metavar="NAME", help=f"default {default}")
+            text = f"default {getattr(FieldNames, name)}"
+            group.add_argument(f"--{kind}-{name}-field", metavar="NAME", help=text)
     return parser
 
 
@@ -63,20 +99,58 @@ def settings_from(arguments: argparse.Namespace) -> PreprocessSettings:
             raise ConfigError(f"--{name} is missing")
     if arguments.workers < 1:
         raise ConfigError(f"--workers {arguments.workers}: expected at least 1")
+    if arguments.min_tokens < 1 or arguments.decontaminate_words < LEAST_WORDS:
+        raise ConfigError(f"--min-tokens must be at least 1, --decontaminate-words at least {LEAST_WORDS}")
+    extra = read_rules(Path(arguments.template_rules)) if arguments.template_rules else ()
     return PreprocessSettings(
         kinds={kind: _kind_settings(kind, arguments) for kind in given},
         tokenizer=TokenizerFiles.read(arguments.tokenizer, arguments.eos_token),
         skip_bad_records=arguments.on_bad_record == "skip",
         max_rejects=parse_share("--max-rejects", arguments.max_rejects),
+        min_tokens=arguments.min_tokens,
         allow_special_tokens=arguments.allow_special_tokens,
         keep_duplicates=arguments.keep_duplicates,
+        near_duplicates=_near_duplicates(arguments.near_duplicates),
+        decontaminate=tuple(arguments.decontaminate),
+        decontaminate_words=arguments.decontaminate_words,
+        template_rules=choose_rules(arguments.keep_templates, extra),
     )
 
 
+def _near_duplicates(given: str | None) -> float | None:
+    if given is None:
+        return None
+    check_available()
+    share = parse_share("--near-duplicates", given)
+    if share < 0.3:
+        raise ConfigError(f"--near-duplicates {given}: below 30% unrelated texts are found; choose a larger share")
+    return share
+
+
 def _kind_settings(kind: str, arguments: argparse.Namespace) -> KindSettings:
+    given = {name: getattr(arguments, f"{kind}_{name}") for name in ("preset", "filter", "fraction", "max_tokens")}
     names = {name: getattr(arguments, f"{kind}_{name}_field") for name in FIELDS_OF_KIND[kind]}
-    assert set(names) <= {field.name for field in fields(FieldNames)}
-    return KindSettings(tuple(getattr(arguments, kind)), FieldNames(**names))
+    preset = preset_for(kind, given["preset"])
+    if given["filter"]:
+        RowFilter(given["filter"], f"--{kind}-filter")  # refused here rather than in a worker
+    return KindSettings(
+        paths=tuple(getattr(arguments, kind)),
+        names=FieldNames(**(preset.names | {name: value for name, value in names.items() if value is not None})),
+        preset=given["preset"],
+        filter=given["filter"],
+        fraction=parse_share(f"--{kind}-fraction", given["fraction"]),
+        max_tokens=given["max_tokens"],
+    )
+
+
+def listing(arguments: argparse.Namespace) -> str | None:
+    """What ``--list-templates`` and ``--list-presets`` print; None where neither is given."""
+    lines = []
+    if arguments.list_templates:
+        lines += [f"{rule.name:<22}{rule.about}" for rule in BUILT_IN_RULES]
+    if arguments.list_presets:
+        lines += [f"{name:<22}{preset.kind}: {preset.about}" for name, preset in PRESETS.items()]
+    return "\n".join(lines) or None
 
 
 def parse_share(flag: str, text: str) -> float:

@@ -133,6 +133,7 @@ class MixtureManifest:
             rejected = summary.records - summary.samples
             lines.append(f"{kind:<5}{summary.records:>14,}{rejected:>12,}{summary.samples:>14,}{summary.tokens:>18,}")
             lines += [f"       {count:,} rejected: {reason}" for reason, count in summary.rejects.items()]
+            lines += [f"       {count:,} samples: {note}" for note, count in summary.notes.items()]
             if summary.special_strings:
                 lines.append(f"       {summary.special_strings:,} samples hold a special token's string, kept as text")
         identity = self.tokenizer

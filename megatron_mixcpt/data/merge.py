@@ -1,4 +1,4 @@
-"""Finished parts become one dataset: duplicates are dropped, tokens joined, the index written, all of it read back."""
+"""Finished parts become one dataset: samples are selected, tokens joined, the index written, all of it read back."""
 
 import hashlib
 import json
@@ -14,6 +14,8 @@ from megatron_mixcpt.data.indexed import token_type_for, write_index
 from megatron_mixcpt.data.manifest import KindSummary, SourceSummary, file_digest
 from megatron_mixcpt.data.part_worker import SAMPLE_TYPE, PartResult
 from megatron_mixcpt.data.parts import Part
+from megatron_mixcpt.data.samples import DROP_REASONS
+from megatron_mixcpt.data.selection import REASONS, select
 from megatron_mixcpt.data.settings import PreprocessSettings
 from megatron_mixcpt.data.sources import Source
 from megatron_mixcpt.errors import DataError
@@ -21,7 +23,6 @@ from megatron_mixcpt.errors import DataError
 COPY_BYTES = 1 << 20
 CHECK_SAMPLES = 1 << 20
 CHECK_TOKENS = 1 << 20
-BUCKET_SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,6 @@ def open_part(part: Part, folder: Path) -> FinishedPart:
     return FinishedPart(part, PartResult.read(Path(f"{base}.json")), samples, base)
 
 
-def first_occurrences(samples: list[np.ndarray]) -> list[np.ndarray]:
-    """Which samples are the first of their digest: one bool array for each array of ``SAMPLE_TYPE``.
-
-    Works through the digests in ranges of some million, so that memory does not grow with their number.
-    """
-    keep = [np.ones(len(part), bool) for part in samples]
-    num_buckets = sum(map(len, samples)) // BUCKET_SAMPLES + 1
-    for bucket in range(num_buckets):
-        chosen = [np.flatnonzero(part["digest"][:, 0] % num_buckets == bucket) for part in samples]
-        digests = np.concatenate([part["digest"][rows] for part, rows in zip(samples, chosen, strict=True)])
-        order = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
-        ordered = digests[order]
-        repeated = np.zeros(len(digests), bool)
-        repeated[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
-        by_part = np.split(repeated, np.cumsum([len(rows) for rows in chosen])[:-1])
-        for flags, rows, part_repeated in zip(keep, chosen, by_part, strict=True):
-            flags[rows[part_repeated]] = False
-    return keep
-
-
 def merge_kind(
     kind: str,
     parts: list[FinishedPart],
@@ -76,9 +57,9 @@ def merge_kind(
 
     Raises DataError where the written files, read back, are not what the parts promise.
     """
-    keep = [np.ones(len(part.samples), bool) for part in parts]
-    if not settings.keep_duplicates:
-        keep = first_occurrences([part.samples for part in parts])
+    signatures = [Path(f"{part.base}.minhash") for part in parts]
+    codes = select(kind, [part.samples for part in parts], signatures, settings)
+    keep = [code == 0 for code in codes]
     token_type = token_type_for(settings.tokenizer.vocab_size)
     with open(folder / f"{kind}.bin", "wb") as file:
         for part, kept in zip(parts, keep, strict=True):
@@ -86,8 +67,8 @@ def merge_kind(
     lengths = np.concatenate([part.samples["length"][kept] for part, kept in zip(parts, keep, strict=True)])
     write_index(folder / f"{kind}.idx", lengths, token_type)
     counts = _SourceCounts(sources)
-    for part, kept in zip(parts, keep, strict=True):
-        counts.add(part, kept, rejects)
+    for part, code in zip(parts, codes, strict=True):
+        counts.add(part, code, rejects)
     digest = _check_written(folder / f"{kind}.bin", lengths, settings)
     return KindSummary(
         samples=len(lengths),
@@ -98,6 +79,7 @@ def merge_kind(
         sources=counts.summaries(kind),
         bin_sha256=digest,
         idx_sha256=file_digest(folder / f"{kind}.idx"),
+        notes=dict(sorted(sum((Counter(part.result.notes) for part in parts), Counter()).items())),
     )
 
 
@@ -126,14 +108,19 @@ class _SourceCounts:
         self.rejects: dict[int, Counter[str]] = {}
         self._lines: Counter[int] = Counter()
 
-    def add(self, part: FinishedPart, kept: np.ndarray, rejects: TextIO) -> None:
-        """Count a part, the parts of a source in order, and write its rejects with the file's own line numbers."""
+    def add(self, part: FinishedPart, codes: np.ndarray, rejects: TextIO) -> None:
+        """Count a part, the parts of a source in order, and write its rejects with the file's own line numbers.
+
+        ``codes`` says which samples are dropped and why, as :func:`select` does.
+        """
+        kept = codes == 0
         bad = _group_by_segment(f"{part.base}.rejects")
         first = 0
         for index, (segment, counts) in enumerate(zip(part.part.segments, part.result.segments, strict=True)):
             rows = slice(first, first + counts.samples)
             first += counts.samples
-            lost = bad.get(index, []) + [_duplicate(line) for line in part.samples["line"][rows][~kept[rows]].tolist()]
+            dropped = part.samples["line"][rows][~kept[rows]].tolist(), codes[rows][~kept[rows]].tolist()
+            lost = bad.get(index, []) + [_dropped(line, REASONS[code]) for line, code in zip(*dropped, strict=True)]
             self._write_rejects(segment.source, lost, rejects)
             self.records[segment.source] += counts.records
             self.samples[segment.source] += int(kept[rows].sum())
@@ -173,8 +160,8 @@ def _group_by_segment(path: str) -> dict[int, list[dict[str, Any]]]:
     return groups
 
 
-def _duplicate(line: int) -> dict[str, Any]:
-    return {"line": line, "reason": "duplicate", "detail": "the text of an earlier sample"}
+def _dropped(line: int, reason: str) -> dict[str, Any]:
+    return {"line": line, "reason": reason, "detail": DROP_REASONS[reason]}
 
 
 def _check_written(path: Path, lengths: np.ndarray, settings: PreprocessSettings) -> str:

@@ -5,26 +5,29 @@ A part leaves, in the run's work folder::
     part-000012.bin      token ids of its samples, each with its end of sequence
     part-000012.samples  per sample: tokens, line, digest of the text (``SAMPLE_TYPE``)
     part-000012.rejects  a JSON line per record that gave no sample
+    part-000012.minhash  a signature per sample, where near-duplicates are looked for
     part-000012.json     counts (:class:`PartResult`); written last: a part that has it is finished
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 import numpy as np
 
+from megatron_mixcpt.data.decontaminate import read_test_sets
 from megatron_mixcpt.data.encoding import CheckedEncoder, SpecialStrings
 from megatron_mixcpt.data.indexed import token_type_for
+from megatron_mixcpt.data.near_duplicates import signature
 from megatron_mixcpt.data.parts import Part, Segment
-from megatron_mixcpt.data.readers import Row, is_blank, parse, read_blocks
-from megatron_mixcpt.data.records import BadRecord, to_record
+from megatron_mixcpt.data.readers import Row, is_blank, read_blocks, record_fields
+from megatron_mixcpt.data.records import BadRecord
+from megatron_mixcpt.data.samples import Dropped, Sample, SampleMaker
 from megatron_mixcpt.data.settings import PreprocessSettings
 from megatron_mixcpt.data.sources import Source
-from megatron_mixcpt.data.unify import unified_text
 from megatron_mixcpt.errors import DataError
 
 SAMPLE_TYPE = np.dtype([("length", "<i4"), ("line", "<u4"), ("digest", "<u8", 2)])
@@ -46,6 +49,28 @@ class SegmentCounts:
     samples: int = 0
 
 
+@dataclass(frozen=True)
+class PartFiles:
+    """A part's files, open for writing."""
+
+    tokens: BinaryIO
+    samples: BinaryIO
+    signatures: BinaryIO
+    rejects: TextIO
+
+
+@contextmanager
+def open_files(base: Path) -> Iterator[PartFiles]:
+    """Open the files of the part whose files' path is ``base``, without suffix."""
+    with (
+        open(f"{base}.bin", "wb") as tokens,
+        open(f"{base}.samples", "wb") as samples,
+        open(f"{base}.minhash", "wb") as signatures,
+        open(f"{base}.rejects", "w", encoding="utf-8") as rejects,
+    ):
+        yield PartFiles(tokens, samples, signatures, rejects)
+
+
 @dataclass
 class PartResult:
     """What a finished part says of itself."""
@@ -55,7 +80,6 @@ class PartResult:
     """Samples in which a special token's string stands as text."""
     encoder: str = ""
     num_compared: int = 0
-    num_refused: int = 0
     notes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -74,6 +98,10 @@ class PartWorker:
         self._sources = sources
         self._folder = folder
         self._encoder = CheckedEncoder(settings.tokenizer, settings.allow_special_tokens, use_fast)
+        test_sets = None
+        if settings.decontaminate:
+            test_sets = read_test_sets(list(settings.decontaminate), settings.decontaminate_words)
+        self._makers = {kind: SampleMaker(kind, settings, test_sets) for kind in settings.kinds}
         self._special = SpecialStrings(settings.tokenizer.special_tokens)
         self._token_type = token_type_for(settings.tokenizer.vocab_size)
 
@@ -94,40 +122,38 @@ class PartWorker:
     def _process(self, part: Part) -> PartResult:
         result = PartResult(encoder=self._encoder.name)
         compared, refused = self._encoder.num_compared, self._encoder.num_refused
-        base = self._folder / part.name
-        with (
-            open(f"{base}.bin", "wb") as tokens,
-            open(f"{base}.samples", "wb") as samples,
-            open(f"{base}.rejects", "w", encoding="utf-8") as rejects,
-        ):
+        self._makers[part.kind].notes.clear()
+        with open_files(self._folder / part.name) as files:
             for index, segment in enumerate(part.segments):
                 counts = SegmentCounts()
                 result.segments.append(counts)
-                for batch in self._batches(index, segment, counts, result, rejects):
-                    num_first = 0
-                    if part.is_first:
-                        num_first = max(0, NUM_COMPARED_FIRST - (self._encoder.num_compared - compared))
-                    self._write(batch, num_first, tokens, samples)
+                for batch in self._batches(index, segment, counts, result, files.rejects):
+                    num_compared = self._encoder.num_compared - compared
+                    num_first = max(0, NUM_COMPARED_FIRST - num_compared) if part.is_first else 0
+                    self._write(batch, num_first, files)
         result.num_compared = self._encoder.num_compared - compared
-        result.num_refused = self._encoder.num_refused - refused
+        result.notes = dict(self._makers[part.kind].notes)
+        if num_refused := self._encoder.num_refused - refused:
+            result.notes["encoded by the Hugging Face tokenizer alone"] = num_refused
         return result
 
     def _batches(
         self, index: int, segment: Segment, counts: SegmentCounts, result: PartResult, rejects: TextIO
-    ) -> Iterator[list[tuple[int, bytes, str]]]:
-        """Lists of (line, digest, text), some megabyte of text each."""
+    ) -> Iterator[list[tuple[int, Sample]]]:
+        """Lists of (line, sample), some megabyte of text each."""
         source = self._sources[segment.source]
+        maker = self._makers[source.kind]
         batch, size = [], 0
         for line, row in self._rows(source, segment, counts):
             try:
-                text, digest = self._sample(source, row)
-            except BadRecord as error:
+                sample = maker.make(source, row)
+            except (BadRecord, Dropped) as error:
                 self._reject(source, segment, index, line, error, rejects)
                 continue
             counts.samples += 1
-            result.special_strings += self._special.count(text) > 0
-            batch.append((line, digest, text))
-            size += len(text)
+            result.special_strings += self._special.count(sample.text) > 0
+            batch.append((line, sample))
+            size += len(sample.text)
             if size >= BATCH_CHARACTERS or len(batch) >= BATCH_TEXTS:
                 yield batch
                 batch, size = [], 0
@@ -136,49 +162,44 @@ class PartWorker:
 
     def _rows(self, source: Source, segment: Segment, counts: SegmentCounts) -> Iterator[tuple[int, Row]]:
         names = self._settings.kinds[source.kind].names
-        for rows in read_blocks(source, names, segment.start, segment.end):
+        fields = record_fields(source.kind, names) | self._makers[source.kind].extra_fields
+        for rows in read_blocks(source, fields, segment.start, segment.end):
             for row in rows:
                 counts.lines += 1
                 if not is_blank(source, row):
                     counts.records += 1
                     yield counts.lines, row
 
-    def _sample(self, source: Source, row: Row) -> tuple[str, bytes]:
-        """A row's text and the digest that tells duplicates. Raises BadRecord."""
-        text = unified_text(to_record(source.kind, parse(source, row), self._settings.kinds[source.kind].names))
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadRecord("lone_surrogate", f"character {error.start + 1} is half of a surrogate pair") from error
-        # Bytes that differ in nothing but the white space around them and the kind of line end are taken for the same.
-        data = data.strip()
-        if b"\r" in data:
-            data = data.replace(b"\r\n", b"\n")
-        if not data or text.isspace():
-            raise BadRecord("empty", "the text is empty")
-        return text, hashlib.sha256(data).digest()[:16]
-
     def _reject(
-        self, source: Source, segment: Segment, index: int, line: int, error: BadRecord, rejects: TextIO
+        self,
+        source: Source,
+        segment: Segment,
+        index: int,
+        line: int,
+        error: BadRecord | Dropped,
+        rejects: TextIO,
     ) -> None:
-        if not self._settings.skip_bad_records:
+        if isinstance(error, BadRecord) and not self._settings.skip_bad_records:
             line += lines_before(source, segment)
             way_out = "mend it, or go on without such records with --on-bad-record skip"
             raise DataError(f"{source.path}:{line}: {error.detail}; {way_out}") from error
         record = {"segment": index, "line": line, "reason": error.reason, "detail": error.detail}
         rejects.write(json.dumps(record) + "\n")
 
-    def _write(self, batch: list, num_first: int, tokens: BinaryIO, samples: BinaryIO) -> None:
-        texts = [text for _, _, text in batch]
-        digests = np.frombuffer(b"".join(digest for _, digest, _ in batch), "<u8").reshape(-1, 2)
+    def _write(self, batch: list[tuple[int, Sample]], num_first: int, files: PartFiles) -> None:
+        texts = [sample.text for _, sample in batch]
+        digests = np.frombuffer(b"".join(sample.digest for _, sample in batch), "<u8").reshape(-1, 2)
         self._compare(texts, digests, num_first)
         ids, lengths = self._encoder.encode(texts)
-        np.insert(ids.astype(self._token_type), np.cumsum(lengths), self._settings.tokenizer.eos_id).tofile(tokens)
+        with_ends = np.insert(ids.astype(self._token_type), np.cumsum(lengths), self._settings.tokenizer.eos_id)
+        with_ends.tofile(files.tokens)
         table = np.empty(len(batch), SAMPLE_TYPE)
         table["length"] = lengths + 1
-        table["line"] = [line for line, _, _ in batch]
+        table["line"] = [line for line, _ in batch]
         table["digest"] = digests
-        table.tofile(samples)
+        table.tofile(files.samples)
+        if self._settings.near_duplicates is not None:
+            np.array([signature(text) for text in texts]).tofile(files.signatures)
 
     def _compare(self, texts: list[str], digests: np.ndarray, num_first: int) -> None:
         """Check the encoder on the first texts, and on a share of the others that their content decides."""

@@ -5,11 +5,12 @@ or a plain text file's contents. :func:`parse` turns it into an object; ``record
 :func:`read_records` does all of it, for those who want records and not speed.
 """
 
+import bz2
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -33,7 +34,9 @@ def read_records(kind: str, paths: list[str], names: FieldNames | None = None) -
     """
     names = names or FieldNames()
     for source in find_sources(kind, paths):
-        for number, row in enumerate((row for rows in read_blocks(source, names) for row in rows), start=1):
+        for number, row in enumerate(
+            (row for rows in read_blocks(source, record_fields(kind, names)) for row in rows), start=1
+        ):
             if is_blank(source, row):
                 continue
             try:
@@ -42,20 +45,22 @@ def read_records(kind: str, paths: list[str], names: FieldNames | None = None) -
                 raise DataError(f"{source.path}:{number}: {error.detail}; mend or remove the line") from error
 
 
-def read_blocks(source: Source, names: FieldNames, start: int = 0, end: int | None = None) -> Iterator[list[Row]]:
-    """The rows of a file, some at a time.
+def read_blocks(
+    source: Source, fields: Set[str] | None = None, start: int = 0, end: int | None = None
+) -> Iterator[list[Row]]:
+    """The rows of a file, some at a time. Of a table only the columns named in ``fields`` are read; None means all.
 
     ``start`` and ``end`` bound a plain JSONL file by bytes (a line belongs to the range that it begins in) and a
     Parquet file by row groups; other files are read whole. Raises DataError where a file is cut short or damaged.
     """
     with _errors_name(source):
         if source.format == "parquet":
-            yield from _parquet_blocks(source, names, start, end)
+            yield from _parquet_blocks(source, fields, start, end)
         elif source.format == "arrow":
             yield from _arrow_blocks(source)
         else:
             with _open(source) as file:
-                yield from [[file.read()]] if source.format == "txt" else _line_blocks(file, start, end)
+                yield from [[file.read()]] if source.format == "txt" else _line_blocks(source, file, start, end)
 
 
 def is_blank(source: Source, row: Row) -> bool:
@@ -95,7 +100,7 @@ def _decoded(data: bytes) -> str:
         raise BadRecord("not_utf8", f"byte {error.start + 1} is not UTF-8") from error
 
 
-def _line_blocks(file: BinaryIO, start: int, end: int | None) -> Iterator[list[bytes]]:
+def _line_blocks(source: Source, file: BinaryIO, start: int, end: int | None) -> Iterator[list[bytes]]:
     position = _next_line(file, start, end)
     while end is None or position < end:
         lines = _read_lines(file, BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - position))
@@ -105,6 +110,9 @@ def _line_blocks(file: BinaryIO, start: int, end: int | None) -> Iterator[list[b
         position += sum(map(len, lines))
         if is_first:
             lines[0] = lines[0].removeprefix(UTF8_MARK)
+            if lines[0].lstrip().startswith(b"[") and ".json" in source.path.suffixes:
+                way_out = "write one record a line, for example with: jq -c '.[]'"
+                raise DataError(f"{source.path}: one JSON list, which cannot be read piece by piece; {way_out}")
         yield lines
 
 
@@ -141,6 +149,9 @@ def _open(source: Source) -> Iterator[BinaryIO]:
     with open(source.path, "rb", buffering=BLOCK_BYTES) as file:
         if source.compression == ".gz":
             with gzip.open(file) as unpacked:
+                yield io.BufferedReader(unpacked, BLOCK_BYTES)
+        elif source.compression == ".bz2":
+            with bz2.open(file) as unpacked:
                 yield io.BufferedReader(unpacked, BLOCK_BYTES)
         elif source.compression == ".zst":
             yield io.BufferedReader(_ZstdFile(file), BLOCK_BYTES)
@@ -189,14 +200,14 @@ class _ZstdFile(io.RawIOBase):
         return True
 
 
-def _parquet_blocks(source: Source, names: FieldNames, start: int, end: int | None) -> Iterator[list[Row]]:
+def _parquet_blocks(source: Source, fields: Set[str] | None, start: int, end: int | None) -> Iterator[list[Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(source.path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
             groups = list(range(start, file.num_row_groups if end is None else end))
-            columns = columns_read(source.kind, file.schema_arrow.names, names)
+            columns = [name for name in file.schema_arrow.names if fields is None or name in fields] or None
             for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=groups, columns=columns, use_threads=False):
                 yield _rows_of(batch)
     except pa.ArrowException as error:
@@ -215,11 +226,10 @@ def _arrow_blocks(source: Source) -> Iterator[list[Row]]:
         raise OSError(str(error).partition("\n")[0]) from error
 
 
-def columns_read(kind: str, present: list[str], names: FieldNames) -> list[str] | None:
-    """The columns of a table that a kind of record needs; None for all, where none of them is there."""
-    wanted = {getattr(names, field) for field in FIELDS_OF_KIND[kind]}
-    wanted |= {name.partition(".")[0] for name in wanted}
-    return [name for name in present if name in wanted] or None
+def record_fields(kind: str, names: FieldNames) -> frozenset[str]:
+    """The top-level fields that a record of ``kind`` may use."""
+    used = {getattr(names, field) for field in FIELDS_OF_KIND[kind]}
+    return frozenset(used | {name.partition(".")[0] for name in used})
 
 
 def _rows_of(batch: Any) -> list[Row]:

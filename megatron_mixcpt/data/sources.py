@@ -2,6 +2,7 @@
 
 import glob
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".zst")
+WIKIEXTRACTOR_NAME = re.compile(r"wiki_\d+")
 COMPRESSIBLE = ("jsonl", "txt")
 
 
@@ -28,7 +30,7 @@ class Source:
     format: str
     """``jsonl``, ``txt``, ``parquet`` or ``arrow``."""
     compression: str
-    """``.gz``, ``.zst`` or nothing."""
+    """``.gz``, ``.bz2``, ``.zst`` or nothing."""
     size: int
     """In bytes, as it lies on disk."""
 
@@ -38,6 +40,8 @@ def format_of(path: Path) -> tuple[str, str] | None:
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
     known = FORMATS.get(suffixes[-1]) if suffixes else None
+    if WIKIEXTRACTOR_NAME.fullmatch(path.name.partition(".")[0]) and not suffixes:
+        known = "jsonl"
     if known is None or (compression and known not in COMPRESSIBLE):
         return None
     return known, compression
@@ -96,7 +100,7 @@ def _source(kind: str, path: Path) -> Source:
     known = format_of(path)
     if known is None:
         raise DataError(f"--{kind} {path}: not a data file by its name; expected {_known_names()}")
-    if known[0] == "txt" and kind != "cpt":
+    if known[0] == "txt" and kind in ("sft", "dpo"):
         raise DataError(f"--{kind} {path}: plain text holds documents only; give it to --cpt")
     try:
         size = path.stat().st_size
@@ -106,4 +110,4 @@ def _source(kind: str, path: Path) -> Source:
 
 
 def _known_names() -> str:
-    return ".jsonl, .json, .txt, these with .gz or .zst, .parquet or .arrow"
+    return ".jsonl, .json, .txt, these with .gz, .bz2 or .zst, .parquet or .arrow"

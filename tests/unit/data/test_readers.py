@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from megatron_mixcpt.data.readers import parse_json, read_blocks, read_records
-from megatron_mixcpt.data.records import BadRecord, FieldNames
+from megatron_mixcpt.data.records import BadRecord
 from megatron_mixcpt.data.sources import find_sources
 from megatron_mixcpt.errors import DataError
 
@@ -63,11 +63,11 @@ def test_byte_ranges_cover_each_line_once(tmp_path: Path, content: bytes) -> Non
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     [source] = find_sources("cpt", [str(path)])
-    whole = [row for rows in read_blocks(source, FieldNames()) for row in rows]
+    whole = [row for rows in read_blocks(source) for row in rows]
     for size in (1, 7, 64, 1000):
         bounds = [*range(0, len(content), size), len(content)]
         ranges = zip(bounds, bounds[1:], strict=False)
-        parts = [row for start, end in ranges for rows in read_blocks(source, FieldNames(), start, end) for row in rows]
+        parts = [row for start, end in ranges for rows in read_blocks(source, None, start, end) for row in rows]
         assert parts == whole
 
 

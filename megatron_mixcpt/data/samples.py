@@ -1,0 +1,100 @@
+"""A row becomes the text of a sample, or the reason why it does not: convert, filter, take templates off, unify, draw.
+
+What a row passes, in this order: the preset's conversion and the filter, the record's shape, the chat templates, the
+unified format, the drawn fraction, the test sets. Duplicates and limits on tokens come when all samples are there.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+from megatron_mixcpt.data.chat_templates import strip_templates
+from megatron_mixcpt.data.decontaminate import TestSets
+from megatron_mixcpt.data.filters import RowFilter
+from megatron_mixcpt.data.presets import preset_for
+from megatron_mixcpt.data.readers import Row, parse
+from megatron_mixcpt.data.records import BadRecord, to_record
+from megatron_mixcpt.data.settings import PreprocessSettings
+from megatron_mixcpt.data.sources import Source
+from megatron_mixcpt.data.unify import unified_text
+
+DROP_REASONS = {
+    "filtered": "does not fulfil the filter",
+    "not_drawn": "not in the fraction to keep",
+    "contaminated": "shares a long run of words with a test set",
+    "duplicate": "the text of an earlier sample",
+    "near_duplicate": "almost the text of an earlier sample",
+    "too_few_tokens": "fewer tokens than --min-tokens",
+    "over_max_tokens": "after the last that fits into the tokens asked for",
+}
+"""Why a good record gives no sample, by the name that rejects and manifest give it."""
+
+
+class Dropped(Exception):
+    """A good record that is left out because the user asked for it: ``reason`` is a key of ``DROP_REASONS``."""
+
+    def __init__(self, reason: str, detail: str | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail or DROP_REASONS[reason]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The text of a sample, and 128 bits that are the same for texts taken as equal."""
+
+    text: str
+    digest: bytes
+
+
+class SampleMaker:
+    """Makes samples of one kind; ``notes`` counts what was done to them, by name."""
+
+    def __init__(self, kind: str, settings: PreprocessSettings, test_sets: TestSets | None):
+        chosen = settings.kinds[kind]
+        preset = preset_for(kind, chosen.preset)
+        condition = chosen.filter or preset.filter
+        self._kind = kind
+        self._names = chosen.names
+        self._convert = preset.convert
+        self._filter = RowFilter(condition, f"--{kind}-filter") if condition else None
+        self._rules = settings.template_rules
+        self._below = round(chosen.fraction * 2**64)
+        self._test_sets = test_sets
+        self.notes: Counter[str] = Counter()
+        read = set(preset.reads) | (self._filter.fields if self._filter else set())
+        self.extra_fields = frozenset(name.partition(".")[0] for name in read) | read
+        """Columns needed beyond those of the record itself."""
+
+    def make(self, source: Source, row: Row) -> Sample:
+        """The sample of a row. Raises BadRecord for one that cannot be used, Dropped for one that is not wanted."""
+        content = parse(source, row)
+        if self._convert and isinstance(content, dict):
+            content = self._convert(content)
+        if self._filter and isinstance(content, dict) and not self._filter(content):
+            raise Dropped("filtered")
+        record = to_record(self._kind, content, self._names)
+        if self._rules:
+            record, applied = strip_templates(record, self._rules)
+            for name in applied:
+                self.notes[f"template {name}"] += 1
+        text = unified_text(record)
+        digest = self._digest(text)
+        if int.from_bytes(digest[16:24], "little") >= self._below:
+            raise Dropped("not_drawn")
+        if self._test_sets and (found := self._test_sets.shared_words(text)):
+            raise Dropped("contaminated", found)
+        return Sample(text, digest[:16])
+
+    @staticmethod
+    def _digest(text: str) -> bytes:
+        """sha256 of a text less outer white space, with plain line ends. Raises BadRecord."""
+        try:
+            data = text.encode("utf-8").strip()
+        except UnicodeEncodeError as error:
+            raise BadRecord("lone_surrogate", f"character {error.start + 1} is half of a surrogate pair") from error
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        if not data or text.isspace():
+            raise BadRecord("empty", "the text is empty")
+        return hashlib.sha256(data).digest()

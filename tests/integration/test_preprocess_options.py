@@ -1,0 +1,149 @@
+"""The optional steps of the preprocessing end to end: counts add up, and runs with a wrong encoder mend themselves."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_mixcpt.data import encoding, parts
+from megatron_mixcpt.data.arguments import build_parser, settings_from
+from megatron_mixcpt.data.manifest import MixtureManifest
+from megatron_mixcpt.data.preprocess import preprocess
+from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def run(tokenizer_dir: Path, output: Path, *flags: object, workers: int = 1) -> MixtureManifest:
+    arguments = [*map(str, flags), "--tokenizer", str(tokenizer_dir), "--output", str(output)]
+    preprocess(settings_from(build_parser("").parse_args(arguments)), output, workers)
+    return MixtureManifest.load(output)
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def rejects_of(folder: Path) -> list[dict]:
+    with gzip.open(folder / "rejects.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_every_record_is_a_sample_or_a_reject(tokenizer_dir: Path, tmp_path: Path) -> None:
+    words = [f"w{number}" for number in range(60)]
+    records = [{"body": {"text": " ".join(words[start : start + 20])}, "score": start / 40} for start in range(40)]
+    records += [{"body": {"text": "tiny"}, "score": 1}, records[39], {"body": {"text": 3}, "score": 1}, {"score": 1}]
+    data = write(tmp_path / "a.jsonl", *records)
+    exam = write(tmp_path / "exam.jsonl", {"question": " ".join(words[35:48])})
+    flags = ["--cpt-text-field", "body.text", "--cpt-filter", "score >= 0.25", "--cpt-fraction", "80%"]
+    flags += ["--cpt-max-tokens", 700, "--min-tokens", 10, "--decontaminate", exam, "--near-duplicates", "0.9"]
+    manifest = run(tokenizer_dir, tmp_path / "out", "--cpt", data, *flags, "--on-bad-record", "skip")
+    summary, rejects = manifest.kinds["cpt"], rejects_of(tmp_path / "out")
+    assert summary.records == len(records) == summary.samples + len(rejects)
+    assert summary.tokens <= 700
+    lines = [reject["line"] for reject in rejects]
+    assert len(set(lines)) == len(lines)
+    counted = {reason: sum(reject["reason"] == reason for reject in rejects) for reason in summary.rejects}
+    assert counted == summary.rejects == manifest.kinds["cpt"].sources[0].rejects
+    assert summary.rejects["filtered"] == 10
+    assert (summary.rejects["not_text"], summary.rejects["missing_field"]) == (1, 1)
+    assert set(summary.rejects) >= {"not_drawn", "contaminated", "over_max_tokens", "filtered"}
+
+
+def test_templates_are_counted(tokenizer_dir: Path, tmp_path: Path) -> None:
+    records = [{"prompt": f"[INST] {number} [/INST]", "response": "r</s>"} for number in range(3)]
+    data = write(tmp_path / "a.jsonl", *records, {"prompt": "plain", "response": "r"})
+    manifest = run(tokenizer_dir, tmp_path / "out", "--sft", data)
+    assert manifest.kinds["sft"].notes == {"template end-of-turn": 3, "template llama2": 3}
+    kept = run(tokenizer_dir, tmp_path / "kept", "--sft", data, "--keep-templates")
+    assert kept.kinds["sft"].notes == {} and kept.kinds["sft"].tokens > manifest.kinds["sft"].tokens
+
+
+def test_wrong_fast_encoder_is_replaced_for_the_whole_run(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    data = write(tmp_path / "a.jsonl", *({"text": f"the fox {number}, the dog"} for number in range(3000)))
+    monkeypatch.setattr(parts, "PART_BYTES", 30_000)
+    expected = run(tokenizer_dir, tmp_path / "expected", "--cpt", data)
+    real = encoding.FastEncoder.encode
+
+    def wrong(self, texts):
+        ids, lengths = real(self, texts)
+        return (ids + ("fox 1234," in "".join(texts)), lengths)
+
+    monkeypatch.setattr(encoding.FastEncoder, "encode", wrong)
+    monkeypatch.setattr("megatron_mixcpt.data.part_worker.COMPARED_SHARE", 1.0)
+    for workers in (1, 2):
+        output = tmp_path / f"mended{workers}"
+        manifest = run(tokenizer_dir, output, "--cpt", data, workers=workers)
+        assert manifest.tokenizer.encoder.startswith("tokenizers ")
+        assert "starting again without it" in capsys.readouterr().out
+        assert manifest.kinds["cpt"].bin_sha256 == expected.kinds["cpt"].bin_sha256
+
+
+def test_text_without_tokens_is_counted(tmp_path: Path) -> None:
+    lacking = save_tiny_tokenizer(tmp_path / "lacking", all_bytes=False)
+    data = write(tmp_path / "a.jsonl", {"text": "the fox"}, {"text": "bell \x07"})
+    notes = run(lacking, tmp_path / "out", "--cpt", data).kinds["cpt"].notes
+    assert notes == {"encoded by the Hugging Face tokenizer alone": 1}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(
+        st.binary(max_size=40)
+        | st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(max_size=8),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "x"]), inner, max_size=2)
+            ),
+            max_leaves=6,
+        ).map(lambda value: json.dumps(value).encode()),
+        max_size=12,
+    )
+)
+def test_any_bytes_end_as_samples_or_rejects(tokenizer_dir: Path, tmp_path_factory, lines: list[bytes]) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "a.jsonl").write_bytes(b"\n".join([b'{"text": "always one"}', *lines]))
+    manifest = run(tokenizer_dir, folder / "out", "--cpt", folder / "a.jsonl", "--on-bad-record", "skip")
+    summary = manifest.kinds["cpt"]
+    rejects = rejects_of(folder / "out")
+    assert summary.records == summary.samples + len(rejects) == summary.samples + sum(summary.rejects.values())
+    content = (folder / "a.jsonl").read_bytes().split(b"\n")
+    assert summary.records == sum(not line.isspace() and line != b"" for line in content)
+
+
+def test_tokens_worked_out_by_hand(tmp_path: Path) -> None:
+    ids = {
+        "model": {
+            "type": "WordLevel",
+            "vocab": {"<unk>": 0, "the": 1, "fox": 2, "is": 3, "</s>": 4},
+            "unk_token": "<unk>",
+        }
+    }
+    folder = tmp_path / "words"
+    folder.mkdir()
+    added = [{"id": 4, "content": "</s>", "special": True, "normalized": False}]
+    added[0] |= {"single_word": False, "lstrip": False, "rstrip": False}
+    definition = {"version": "1.0", "added_tokens": added, "pre_tokenizer": {"type": "Whitespace"}, **ids}
+    empty = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    (folder / "tokenizer.json").write_text(json.dumps(empty | definition))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    cpt = write(tmp_path / "cpt.jsonl", {"text": "the fox is the fox"}, {"text": "the </s> fox"})
+    sft = write(tmp_path / "sft.jsonl", {"prompt": "is the fox", "response": "the fox is"})
+    dpo = write(tmp_path / "dpo.jsonl", {"prompt": "the", "chosen": "fox", "rejected": "is"})
+    run(folder, tmp_path / "out", "--cpt", cpt, "--sft", sft, "--dpo", dpo)
+    tokens = {kind: np.fromfile(tmp_path / "out" / f"{kind}.bin", "<u2").tolist() for kind in ("cpt", "sft", "dpo")}
+    assert tokens == {
+        "cpt": [1, 2, 3, 1, 2, 4, 1, 0, 0, 0, 2, 4],
+        "sft": [3, 1, 2, 1, 2, 3, 4],
+        "dpo": [1, 2, 4],
+    }
