@@ -9,6 +9,8 @@ float32 logits shards. Errors are against the dense float64 reference of the tes
 """
 
 import argparse
+import ctypes
+import os
 import statistics
 import sys
 import time
@@ -49,6 +51,8 @@ def main() -> None:
     parser.add_argument("--tensor-parallel", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
+    # The ranks import the engine, which warns of every optional package that is missing.
+    os.environ["PYTHONWARNINGS"] = "ignore"
     print(f"{args.tokens} tokens, torch {torch.__version__}, one thread per rank; time as a ratio to the engine's")
     print(
         "dtype     vocab   TP | time (spread)        processor | in place (spread)    processor | memory  in place | "
@@ -57,9 +61,8 @@ def main() -> None:
     for dtype in args.dtypes:
         for vocab_size in args.vocab_sizes:
             for world_size in args.tensor_parallel:
-                run_distributed(
-                    measure_cell, world_size, args.tokens, vocab_size, dtype, args.repeats, timeout_s=1800.0
-                )
+                cell = args.tokens, vocab_size, dtype, args.repeats
+                run_distributed(measure_cell, world_size, *cell, timeout_s=1800.0)
 
 
 def measure_cell(num_tokens: int, vocab_size: int, dtype_name: str, repeats: int) -> None:
@@ -148,10 +151,8 @@ def print_cell(cell: str, runs: dict[str, list[Measured]], shard_bytes: int, err
 
     def time_text(name: str) -> str:
         wall = ratios(name, "wall_s")
-        low, high = wall[len(wall) // 4], wall[-1 - len(wall) // 4]
-        return (
-            f"{statistics.median(wall):.2f} ({low:.2f} to {high:.2f})  {statistics.median(ratios(name, 'cpu_s')):.2f}"
-        )
+        spread = f"({wall[len(wall) // 4]:.2f} to {wall[-1 - len(wall) // 4]:.2f})"
+        return f"{statistics.median(wall):.2f} {spread}  {statistics.median(ratios(name, 'cpu_s')):.2f}"
 
     memory = {name: statistics.median(run.bytes for run in runs[name]) / shard_bytes for name in runs}
     engine = statistics.median(run.wall_s for run in runs["engine"])
@@ -164,7 +165,9 @@ def print_cell(cell: str, runs: dict[str, list[Measured]], shard_bytes: int, err
 
 
 def reset_peak() -> int:
-    """Forget the peak of the process's memory so far and return what it holds now, in bytes (Linux)."""
+    """Forget the peak of the process's memory so far and return what it holds now, in bytes (Linux with glibc)."""
+    # Freed memory that the allocator keeps would hide what the next run takes.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return peak()
 

@@ -174,12 +174,7 @@ class _MixCPTLoss(torch.autograd.Function):
             return (None,) * 9
         student, teacher, labels, distilled, lssd, swapped, *token = ctx.saved_tensors
         token = TokenStatistics(*token)
-        has_label = ctx.shard.is_true(labels)
-        weights = GradientWeights(
-            ntp=torch.where(has_label, grad_loss * torch.where(distilled, ctx.alpha, 1.0), 0.0),
-            kl=torch.where(distilled, grad_loss * (1 - ctx.alpha), 0.0),
-            offset=token.teacher_log_sum - token.student_log_sum - lssd,
-        )
+        weights = gradient_weights(grad_loss, token, lssd, labels, distilled, ctx.shard, ctx.alpha)
         gradient = gradient_buffer(student, ctx.shard, ctx.inplace)
         write_gradient(gradient, student, teacher, labels, swapped, token, weights, ctx.shard)
         return gradient, *[None] * 8
@@ -244,6 +239,23 @@ def token_losses(
     ntp = torch.where(has_label, token.student_log_sum - token.student_label, 0.0)
     loss = torch.where(distilled, alpha * ntp + (1 - alpha) * lssd, ntp)
     return MixCPTLoss(loss, ntp, lssd, swapped)
+
+
+def gradient_weights(
+    grad_loss: Tensor,
+    token: TokenStatistics,
+    lssd: Tensor,
+    labels: Tensor,
+    distilled: Tensor,
+    shard: VocabShard,
+    alpha: float,
+) -> GradientWeights:
+    """How much each part of the gradient weighs, from the gradient `[tokens]` that reaches the loss."""
+    return GradientWeights(
+        ntp=torch.where(shard.is_true(labels), grad_loss * torch.where(distilled, alpha, 1.0), 0.0),
+        kl=torch.where(distilled, grad_loss * (1 - alpha), 0.0),
+        offset=token.teacher_log_sum - token.student_log_sum - lssd,
+    )
 
 
 def write_gradient(

@@ -24,34 +24,29 @@ def compile_everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_equals_the_reference_and_the_plain_function(dtype, compile_everything, monkeypatch) -> None:
+def test_compiled_equals_the_plain_function(dtype: torch.dtype, compile_everything, monkeypatch) -> None:
     student, teacher, labels = sample(300, VOCAB_SIZE)
     student, teacher = student.to(dtype), teacher.to(dtype)
-    teacher[:4, 5], teacher[:4, 2200] = 30.0, 30.0
-    options = {"vocab_size": VOCAB_SIZE - 7, "distill_mask": torch.arange(300) % 4 > 0}
-    labels %= VOCAB_SIZE - 7
+    # Equal top logits within a block and across blocks.
+    teacher[:4, 5], teacher[:4, 6], teacher[:4, 2200] = 30.0, 30.0, 30.0
+    options = {"distill_mask": torch.arange(300) % 4 > 0}
     result, gradient = run(student, teacher, labels, **options)
-    in_place = run(student, teacher, labels, inplace=True, **options)
-    plain_ntp = run(student, None, labels, vocab_size=VOCAB_SIZE - 7)
     monkeypatch.setattr(compiled, "COMPILE_ELEMENTS", 10**12)
     expected, expected_gradient = run(student, teacher, labels, **options)
-    expected_ntp = run(student, None, labels, vocab_size=VOCAB_SIZE - 7)
-
     # Sums are added up in another order: a few roundings of numbers of about 10, and one of bfloat16 gradients.
     rounding = GRADIENT_TOLERANCE if dtype == torch.float32 else {"rtol": 2**-7, "atol": 5e-7}
-    for actual, plain in zip((result, plain_ntp[0]), (expected, expected_ntp[0]), strict=True):
-        torch.testing.assert_close(actual.loss, plain.loss, **TOLERANCE)
-        torch.testing.assert_close(actual.lssd, plain.lssd, **TOLERANCE)
-        assert torch.equal(actual.swapped, plain.swapped)
+    torch.testing.assert_close(result.loss, expected.loss, **TOLERANCE)
+    torch.testing.assert_close(result.lssd, expected.lssd, **TOLERANCE)
+    assert torch.equal(result.swapped, expected.swapped)
     torch.testing.assert_close(gradient, expected_gradient, **rounding)
-    torch.testing.assert_close(plain_ntp[1], expected_ntp[1], **rounding)
-    assert torch.equal(in_place[1], gradient)
 
 
 def test_compiled_equals_the_dense_reference(compile_everything) -> None:
     student, teacher, labels = sample(40, VOCAB_SIZE)
     expected = expected_mixcpt_loss(student, teacher, labels, ALPHA)
-    assert_matches(*run(student, teacher, labels), expected)
+    result, gradient = run(student, teacher, labels)
+    assert_matches(result, gradient, expected)
+    assert torch.equal(run(student, teacher, labels, inplace=True)[1], gradient)
     assert_matches(*run(student, None, labels), expected_mixcpt_loss(student, None, labels, ALPHA))
 
 
