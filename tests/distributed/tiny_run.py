@@ -1,4 +1,4 @@
-"""A tiny world to train in: two Hugging Face models of each architecture and a mixture, and how to run and read a run."""
+"""A tiny world to train in: Hugging Face models of both architectures and a mixture; how to run and read a run."""
 
 from pathlib import Path
 
@@ -97,7 +97,9 @@ def flags(world: Path, architecture: str = "llama", *, iterations: int) -> list[
 
 def train(world_size: int, argv: list[str], log_dir: Path) -> dict[str, list[float]]:
     """Run the training entry on ``world_size`` ranks; returns what TensorBoard shows: key -> value per iteration."""
-    run_distributed(train_rank, world_size, [*argv, "--tensorboard-dir", str(log_dir)], cpu_emulation=True, timeout_s=240)
+    run_distributed(
+        train_rank, world_size, [*argv, "--tensorboard-dir", str(log_dir)], cpu_emulation=True, timeout_s=240
+    )
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     events.Reload()
     return {key: [event.value for event in events.Scalars(key)] for key in events.Tags()["scalars"]}

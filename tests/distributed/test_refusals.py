@@ -1,0 +1,95 @@
+"""What a user's mistake prints: one line with the value, where it came from and the way out, before anything starts."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from megatron_mixcpt.errors import MixCPTError
+from megatron_mixcpt.testing import run_distributed
+from tests.distributed.tiny_run import flags, make_world
+from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
+
+
+def test_mistakes_are_one_clear_line(tmp_path: Path) -> None:
+    run_distributed(check_refusals, 1, str(make_world(tmp_path)), cpu_emulation=True)
+
+
+def check_refusals(root: str) -> None:
+    from megatron_mixcpt.training.arguments import parse_run
+
+    world = Path(root)
+    for argv, message in (*wrong_flags(world), *broken_folders(world)):
+        try:
+            parse_run(argv)
+        except MixCPTError as error:
+            assert re.search(message, str(error)), f"{message!r} is not in {error}"
+            assert "\n" not in str(error), error
+        else:
+            raise AssertionError(f"{argv[-2:]} was accepted")
+    check_world_size(world)
+
+
+def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
+    """Good folders, wrong flags; and what the error says."""
+    good = flags(world, iterations=1)
+    return [
+        ([*good, "--hf-model", str(world / "nowhere")], r"nowhere is not a folder"),
+        ([*good, "--mixture", str(world / "llama")], r"llama.*mixture\.json"),
+        ([*good, "--num-layers", "5"], r"--num-layers 5 .*num_hidden_layers 4.* contradicts .*config\.json"),
+        (
+            [*good, "--untie-embeddings-and-output-weights"],
+            r"--untie-embeddings-and-output-weights .*tie_word_embeddings",
+        ),
+        ([*good, "--teacher", str(world / "qwen2")], r"--teacher .*qwen2 is another model: .*add_qkv_bias"),
+        ([*good, "--seq-length", "100000"], r"no kind has a sequence of 100000 tokens.*--seq-length"),
+        ([*good, "--split", "0,1"], r"--split 0,1"),
+        ([*good, "--alpha", "2"], r"--alpha 2.0 is outside"),
+        ([*good, "--distillation", "magic"], r"--distillation.*'magic'"),
+        ([*good, "--no-such-flag"], r"unrecognized arguments: --no-such-flag"),
+        ([*good, "--lr-warmup-iters", "1", "--lr-warmup-fraction", "0.5"], r"the engine refuses these flags"),
+    ]
+
+
+def broken_folders(world: Path) -> list[tuple[list[str], str]]:
+    """Folders that cannot be used; and what the error says."""
+    cases = []
+
+    def broken(name: str, message: str) -> Path:
+        copy = world / name
+        shutil.copytree(world / "llama", copy)
+        cases.append(([*flags(world, iterations=1), "--hf-model", str(copy)], message))
+        return copy
+
+    folder = broken("other-architecture", r"architecture \['GPT2LMHeadModel'\] is not supported")
+    rewrite(folder / "config.json", architectures=["GPT2LMHeadModel"])
+    folder = broken("other-rope", r"low_freq_factor 2.0 .*the engine's rope scaling has 1.0 built in")
+    config = json.loads((folder / "config.json").read_text())
+    rewrite(folder / "config.json", rope_parameters={**config["rope_parameters"], "low_freq_factor": 2.0})
+    folder = broken("truncated", r"model\.safetensors is damaged: \d+ bytes instead of \d+")
+    os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 100)
+    folder = broken("other-tokenizer", r"its tokenizer .* is not the one .*preprocess again with --tokenizer")
+    save_tiny_tokenizer(folder, vocab_size=300)
+    folder = broken("missing-shard", r"model-00001-of-00002\.safetensors")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return cases
+
+
+def rewrite(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def check_world_size(world: Path) -> None:
+    """Three ranks cannot hold a model of two."""
+    from megatron_mixcpt.training.arguments import parse_run
+
+    os.environ["WORLD_SIZE"] = "3"
+    try:
+        parse_run([*flags(world, iterations=1), "--pipeline-model-parallel-size", "2"])
+    except MixCPTError as error:
+        assert "3 ranks cannot hold whole copies of a model of 1 x 2 x 1 = 2 ranks" in str(error), error
+    else:
+        raise AssertionError("a world size of 3 was accepted for PP 2")
