@@ -53,7 +53,7 @@ training() {
         --lr 1e-4 --min-lr 1e-5 --lr-decay-style cosine --lr-warmup-iters 2 --clip-grad 1.0 --weight-decay 0.1 \
         --log-interval 1 --eval-iters 0 --tensorboard-dir "$out/tensorboard" "${training_flags[@]}" 2>&1 |
         tee "$log" | grep --line-buffered -E ' iteration |^error:' || {
-        grep -q '^error:' "$log" || tail -n 40 "$log" >&2
+        grep -q '^error:' "$log" || sed -n '/Traceback/,$p' "$log" | head -n 60 >&2
         return 1
     }
 }
