@@ -50,7 +50,7 @@ training() {
         --hf-model "$model" --mixture "$mixture" --save "$checkpoint" --save-interval 1000 \
         --pipeline-model-parallel-size 2 "${precision[@]}" --seq-length 512 \
         --micro-batch-size 1 --global-batch-size 8 --alpha 0.8 \
-        --lr 1e-4 --min-lr 1e-5 --lr-decay-style cosine --lr-warmup-iters 2 --clip-grad 1.0 --weight-decay 0.1 \
+        --lr 1e-4 --min-lr 1e-5 --lr-decay-style cosine --lr-warmup-fraction 0.1 --clip-grad 1.0 --weight-decay 0.1 \
         --log-interval 1 --eval-iters 0 --tensorboard-dir "$out/tensorboard" "${training_flags[@]}" 2>&1 |
         tee "$log" | grep --line-buffered -E ' iteration |^error:' || {
         grep -q '^error:' "$log" || sed -n '/Traceback/,$p' "$log" | head -n 60 >&2
