@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_mixcpt.errors import MixCPTError
 from megatron_mixcpt.testing import run_distributed
-from tests.distributed.tiny_run import flags, make_world
+from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, flags, make_world
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 
@@ -28,7 +28,25 @@ def check_refusals(root: str) -> None:
             assert "\n" not in str(error), error
         else:
             raise AssertionError(f"{argv[-2:]} was accepted")
+    check_length_of_run(world)
     check_world_size(world)
+
+
+def check_length_of_run(world: Path) -> None:
+    """Without --train-iters a run is --epochs passes over the mixture; with it, as many passes as it takes."""
+    from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+    from megatron.training.global_vars import destroy_global_vars
+
+    from megatron_mixcpt.training.arguments import parse_run
+
+    without = flags(world, iterations=None)
+    for argv, passes in ((without, 1), ([*without, "--epochs", "3"], 3), ([*without, "--train-iters", "60"], 3)):
+        run = parse_run(argv)
+        destroy_global_vars()
+        destroy_num_microbatches_calculator()
+        assert [kind.epochs for kind in run.plan.kinds] == [passes] * 3
+        expected = 60 if "--train-iters" in argv else run.plan.num_sequences // GLOBAL_BATCH_SIZE
+        assert run.args.train_iters == expected, (run.args.train_iters, expected)
 
 
 def wrong_flags(world: Path) -> list[tuple[list[str], str]]:

@@ -81,7 +81,7 @@ def make_mixture(folder: Path, tokenizer_dir: Path) -> None:
     MixtureManifest(folder, "0", identity, {}, kinds).save()
 
 
-def flags(world: Path, architecture: str = "llama", *, iterations: int) -> list[str]:
+def flags(world: Path, architecture: str = "llama", *, iterations: int | None) -> list[str]:
     """Flags that every run of a test shares."""
     return [
         *("--hf-model", str(world / architecture)),
@@ -89,7 +89,7 @@ def flags(world: Path, architecture: str = "llama", *, iterations: int) -> list[
         *("--mixture", str(world / "mixture")),
         *("--seq-length", str(SEQ_LENGTH)),
         *("--global-batch-size", str(GLOBAL_BATCH_SIZE)),
-        *("--train-iters", str(iterations)),
+        *(("--train-iters", str(iterations)) if iterations else ()),
         *("--lr", "1e-2", "--min-lr", "1e-3"),
         *("--log-interval", "1", "--num-workers", "0"),
     ]
