@@ -70,10 +70,11 @@ def convert_from_hf(hf_dir: str | Path, save_dir: str | Path) -> Summary:
 def _source(hf_model: HFModel, rule: Rule) -> TensorSource:
     dims = hf_model.dims
     dtype = hf_model.tensors.entries[next(iter(rule.hf_shapes(dims)))].dtype
-    return TensorSource(_place(rule, hf_model), rule.engine_shape(dims), dtype, partial(_fill, hf_model, rule))
+    return TensorSource(place_in(rule, hf_model), rule.engine_shape(dims), dtype, partial(_fill, hf_model, rule))
 
 
-def _place(rule: Rule, plan: ModelPlan) -> Place:
+def place_in(rule: Rule, plan: ModelPlan) -> Place:
+    """Where a rule's tensor stands in a checkpoint of this model."""
     return place_of(rule.engine, plan.engine_arguments["num_layers"], plan.engine_arguments["num_experts"] or 0)
 
 
@@ -110,7 +111,7 @@ def convert_to_hf(
         raise CheckpointError(f"{load_dir} has no {FOLDER_NAME}/ folder with the model's config and tokenizer")
     plan = read_config(metadata)
     rules = plan.rules()
-    dtypes = _check_checkpoint(checkpoint, plan, rules)
+    dtypes = check_checkpoint(checkpoint, plan, rules)
     tensors = {
         name: TensorShape(shape, dtype or dtypes[rule.engine])
         for rule in rules.values()
@@ -134,17 +135,21 @@ def _write_tensors(
     for rule in tqdm(
         rules[_rank() :: _world_size()], desc="export", unit="tensor", disable=None if _rank() == 0 else True
     ):
-        tensor = checkpoint.read(_place(rule, plan))
+        tensor = checkpoint.read(place_in(rule, plan))
         for name, part in rule.take_apart(tensor, plan.dims).items():
             writer.write(name, part.to(writer.tensors[name].dtype))
 
 
-def _check_checkpoint(
+def check_checkpoint(
     checkpoint: MegatronCheckpoint, plan: ModelPlan, rules: Mapping[str, Rule]
 ) -> dict[str, torch.dtype]:
-    """Every tensor of the model is in the checkpoint, no other is, and shapes agree; returns dtypes by engine name."""
+    """Every tensor of the model is in the checkpoint, no other is, and shapes agree; returns dtypes by engine name.
+
+    Raises:
+        CheckpointError: naming what is missing and what is unexpected, or the first shape that differs.
+    """
     present = checkpoint.model_tensors()
-    expected = {name: _place(rule, plan) for name, rule in rules.items()}
+    expected = {name: place_in(rule, plan) for name, rule in rules.items()}
     keys = {place.key for place in expected.values()}
     missing, unexpected = sorted(keys - set(present)), sorted(set(present) - keys)
     if missing or unexpected:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
@@ -121,29 +120,13 @@ def forget(model: torch.nn.Module) -> None:
 
 def compare(model: torch.nn.Module, expected_logits: torch.Tensor) -> None:
     """The last pipeline stage's logits, without the vocabulary's padding, equal the expected ones."""
-    logits = forward_through_stages(model)
+    from megatron_mixcpt.conversion.verify import forward_through_stages
+
+    logits = forward_through_stages(model, TOKENS)
     if logits is not None:
         assert expected_logits.abs().max() > 0.5
         torch.testing.assert_close(logits[..., : expected_logits.shape[-1]], expected_logits, atol=1e-5, rtol=1e-5)
         assert not logits[..., expected_logits.shape[-1] :].any()  # padding rows of the vocabulary are zero
-
-
-@torch.no_grad()
-def forward_through_stages(model: torch.nn.Module) -> torch.Tensor | None:
-    """Logits [b, s, v] through the pipeline's stages in turn (hidden states [s, b, h]); None before the last stage."""
-    from megatron.core import parallel_state
-
-    batch, length = TOKENS.shape
-    if not model.pre_process:
-        received = torch.empty(length, batch, model.config.hidden_size)
-        dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
-        model.set_input_tensor(received)
-    mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
-    output = model(TOKENS, torch.arange(length).expand(batch, length), mask)
-    if model.post_process:
-        return output
-    dist.send(output, parallel_state.get_pipeline_model_parallel_next_rank())
-    return None
 
 
 def set_engine_arguments(engine_arguments: dict, load: Path, save: Path) -> None:

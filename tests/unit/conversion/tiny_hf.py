@@ -6,6 +6,7 @@ Every one-dimensional parameter (norms, biases) is perturbed: at their initial o
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -14,6 +15,7 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -75,3 +77,13 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.float32, shard: str
     """Save a random model of ``dtype`` as ``folder``, in shards of at most ``shard``; returns the folder."""
     build(name, seed).to(dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer of 256 bytes and three special tokens: 259 ids, as many as the models have rows."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["<pad>", "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(symbols)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
