@@ -6,7 +6,8 @@ from pathlib import Path
 from megatron_mixcpt.data.chat_templates import BUILT_IN_RULES, choose_rules, read_rules
 from megatron_mixcpt.data.decontaminate import LEAST_WORDS
 from megatron_mixcpt.data.filters import RowFilter
-from megatron_mixcpt.data.manifest import KINDS
+from megatron_mixcpt.data.manifest import KINDS, MixtureManifest
+from megatron_mixcpt.data.mixture import parse_epochs, parse_kind_values, plan_mixture
 from megatron_mixcpt.data.near_duplicates import check_available
 from megatron_mixcpt.data.presets import PRESETS, preset_for
 from megatron_mixcpt.data.records import FIELDS_OF_KIND, FieldNames
@@ -76,6 +77,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--template-rules", metavar="FILE", help="JSON file with more chat templates to take off")
     parser.add_argument("--list-templates", action="store_true", help="list the chat templates, and stop")
     parser.add_argument("--list-presets", action="store_true", help="list the presets, and stop")
+    _add_plan_flags(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be read and written, and stop")
     for kind in KINDS:
         group = parser.add_argument_group(f"{kind}: which records, and what their fields are called")
@@ -87,6 +89,34 @@ def build_parser(description: str) -> argparse.ArgumentParser:
             text = f"default {getattr(FieldNames, name)}"
             group.add_argument(f"--{kind}-{name}-field", metavar="NAME", help=text)
     return parser
+
+
+def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what a training run would draw from a finished mixture")
+    group.add_argument("--plan", metavar="DIR", help="print the plan for the mixture in DIR, and stop")
+    group.add_argument("--seq-length", type=int, default=2048, metavar="N", help="in tokens (default 2048)")
+    group.add_argument("--global-batch-size", type=int, default=1920, metavar="N", help="in sequences (default 1920)")
+    group.add_argument("--split", default="100,0,0", metavar="PARTS", help="train, validation, test (default 100,0,0)")
+    group.add_argument(
+        "--epochs", default="1", metavar="E", help="passes, for all kinds or each: cpt=1,sft=2 (default 1)"
+    )
+    group.add_argument(
+        "--mixture-weights", metavar="WEIGHTS", help="shares of the run's tokens: cpt=0.7,sft=0.2,dpo=0.1"
+    )
+
+
+def plan_text(arguments: argparse.Namespace) -> str:
+    """What ``--plan`` prints. Raises ConfigError and DataError."""
+    manifest = MixtureManifest.load(arguments.plan)
+    weights = arguments.mixture_weights and parse_kind_values("--mixture-weights", arguments.mixture_weights)
+    plan = plan_mixture(
+        manifest,
+        sequence_length=arguments.seq_length,
+        split=arguments.split,
+        epochs=parse_epochs(arguments.epochs),
+        weights=weights or None,
+    )
+    return plan.table(arguments.global_batch_size)
 
 
 def settings_from(arguments: argparse.Namespace) -> PreprocessSettings:
@@ -144,8 +174,8 @@ def _kind_settings(kind: str, arguments: argparse.Namespace) -> KindSettings:
 
 
 def listing(arguments: argparse.Namespace) -> str | None:
-    """What ``--list-templates`` and ``--list-presets`` print; None where neither is given."""
-    lines = []
+    """What the flags print that print something and stop; None where none of them is given."""
+    lines = [plan_text(arguments)] if arguments.plan else []
     if arguments.list_templates:
         lines += [f"{rule.name:<22}{rule.about}" for rule in BUILT_IN_RULES]
     if arguments.list_presets:

@@ -17,6 +17,9 @@ from megatron_mixcpt.errors import DataError
 
 WORD = re.compile(r"[^\W_]+")
 LEAST_WORDS = 8
+# Long texts are looked at in slices that overlap by more than a run of words takes.
+SLICE_CHARACTERS = 1 << 20
+OVERLAP_CHARACTERS = 1 << 10
 
 
 def words_of(text: str) -> list[str]:
@@ -45,7 +48,12 @@ class TestSets:
 
     def shared_words(self, text: str) -> str | None:
         """The first run that ``text`` shares with the test sets, or None."""
-        words = words_of(text)
+        for start in range(0, len(text), SLICE_CHARACTERS):
+            if found := self._shared_words(words_of(text[start : start + SLICE_CHARACTERS + OVERLAP_CHARACTERS])):
+                return found
+        return None
+
+    def _shared_words(self, words: list[str]) -> str | None:
         if self._by_rarest.keys().isdisjoint(words):
             return None
         for place, word in enumerate(words):

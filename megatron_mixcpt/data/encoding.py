@@ -12,6 +12,7 @@ Text is text: a special token's string inside it is encoded as ordinary characte
 import json
 import os
 import re
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Protocol
 
@@ -104,7 +105,7 @@ class CheckedEncoder:
 
     def _probe_split(self) -> bool:
         whole, _ = self._reference.encode([PROBE])
-        pieces, _ = self._reference.encode(_pieces(PROBE, 1))
+        pieces, _ = self._reference.encode(list(_pieces(PROBE, 1)))
         return np.array_equal(whole, pieces)
 
     @property
@@ -116,11 +117,14 @@ class CheckedEncoder:
         """See :class:`Encoder`. Long texts are encoded piece by piece, which bounds memory and changes nothing."""
         if not self._can_split or max(map(len, texts), default=0) <= PIECE_CHARACTERS:
             return self._encode(texts)
-        pieces = [_pieces(text, PIECE_CHARACTERS) for text in texts]
-        parts = [self._encode([piece]) for text in pieces for piece in text]
-        firsts = np.cumsum([0] + [len(text) for text in pieces[:-1]])
-        piece_lengths = np.concatenate([lengths for _, lengths in parts])
-        return np.concatenate([ids for ids, _ in parts]), np.add.reduceat(piece_lengths, firsts)
+        parts = [list(self.encode_in_pieces(text)) for text in texts]
+        lengths = [sum(map(len, pieces)) for pieces in parts]
+        return np.concatenate([ids for pieces in parts for ids in pieces]), np.array(lengths, np.int64)
+
+    def encode_in_pieces(self, text: str) -> Iterator[np.ndarray]:
+        """Token ids of one text (uint32), some at a time, for texts too long to hold all of them."""
+        for piece in _pieces(text, PIECE_CHARACTERS) if self._can_split else [text]:
+            yield self._encode([piece])[0]
 
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self._fast is None:
@@ -165,13 +169,13 @@ def _excerpt(text: str, position: int) -> str:
     return text[start : start + EXCERPT_CHARACTERS]
 
 
-def _pieces(text: str, size: int) -> list[str]:
+def _pieces(text: str, size: int) -> Iterator[str]:
     """Cut a text into pieces of at least ``size`` characters that encode to the same tokens as the whole."""
-    pieces, start = [], 0
+    start = 0
     while match := PIECE_END.search(text, start + size):
-        pieces.append(text[start : match.end()])
+        yield text[start : match.end()]
         start = match.end()
-    return [*pieces, text[start:]]
+    yield text[start:]
 
 
 def _is_byte_level(definition: str) -> bool:

@@ -198,3 +198,11 @@ def parse_kind_values(flag: str, text: str) -> dict[str, float]:
         if not separator or kind.strip() not in KINDS:
             raise ConfigError(f"{flag} {text}: expected kinds and numbers such as cpt=0.7,sft=0.2,dpo=0.1")
     return values
+
+
+def parse_epochs(text: str) -> float | dict[str, float]:
+    """Read ``--epochs``: a number for all kinds, or ``cpt=1,sft=2``. Raises ConfigError."""
+    try:
+        return float(text)
+    except ValueError:
+        return parse_kind_values("--epochs", text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_mixcpt.data.decontaminate import words_of
+from megatron_mixcpt.data.decontaminate import SLICE_CHARACTERS, words_of
 from megatron_mixcpt.errors import ConfigError
 
 NUM_PERMUTATIONS = 64
@@ -31,10 +31,12 @@ def signature(text: str) -> np.ndarray:
     """The MinHash signature of a text: uint32 ``[NUM_PERMUTATIONS]``."""
     from datasketch import MinHash
 
-    words = words_of(text) or [text]
-    runs = {" ".join(words[start : start + WORDS_IN_RUN]) for start in range(max(1, len(words) - WORDS_IN_RUN + 1))}
     minhash = MinHash(NUM_PERMUTATIONS)
-    minhash.update_batch([run.encode("utf-8") for run in sorted(runs)])
+    for slice_start in range(0, len(text), SLICE_CHARACTERS):
+        words = words_of(text[slice_start : slice_start + SLICE_CHARACTERS]) or [text[:SLICE_CHARACTERS]]
+        num_runs = max(1, len(words) - WORDS_IN_RUN + 1)
+        runs = {" ".join(words[start : start + WORDS_IN_RUN]) for start in range(num_runs)}
+        minhash.update_batch([run.encode("utf-8") for run in sorted(runs)])
     return minhash.hashvalues.astype("<u4")
 
 

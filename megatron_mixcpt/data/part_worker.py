@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from megatron_mixcpt.data.encoding import CheckedEncoder, SpecialStrings
 from megatron_mixcpt.data.indexed import token_type_for
 from megatron_mixcpt.data.near_duplicates import signature
 from megatron_mixcpt.data.parts import Part, Segment
-from megatron_mixcpt.data.readers import Row, is_blank, read_blocks, record_fields
+from megatron_mixcpt.data.readers import is_blank, parse, read_blocks, record_fields
 from megatron_mixcpt.data.records import BadRecord
 from megatron_mixcpt.data.samples import Dropped, Sample, SampleMaker
 from megatron_mixcpt.data.settings import PreprocessSettings
@@ -144,31 +144,39 @@ class PartWorker:
         source = self._sources[segment.source]
         maker = self._makers[source.kind]
         batch, size = [], 0
-        for line, row in self._rows(source, segment, counts):
+        for line, content in self._rows(source, segment, counts):
             try:
-                sample = maker.make(source, row)
+                sample = maker.make(content)
             except (BadRecord, Dropped) as error:
                 self._reject(source, segment, index, line, error, rejects)
                 continue
             counts.samples += 1
             result.special_strings += self._special.count(sample.text) > 0
-            batch.append((line, sample))
-            size += len(sample.text)
-            if size >= BATCH_CHARACTERS or len(batch) >= BATCH_TEXTS:
+            if batch and (size + len(sample.text) > BATCH_CHARACTERS or len(batch) >= BATCH_TEXTS):
                 yield batch
                 batch, size = [], 0
+            batch.append((line, sample))
+            size += len(sample.text)
         if batch:
             yield batch
 
-    def _rows(self, source: Source, segment: Segment, counts: SegmentCounts) -> Iterator[tuple[int, Row]]:
+    def _rows(self, source: Source, segment: Segment, counts: SegmentCounts) -> Iterator[tuple[int, Any]]:
+        """Each record's line and parsed content, or the BadRecord that stands for it."""
         names = self._settings.kinds[source.kind].names
         fields = record_fields(source.kind, names) | self._makers[source.kind].extra_fields
         for rows in read_blocks(source, fields, segment.start, segment.end):
-            for row in rows:
+            for index in range(len(rows)):
+                row, rows[index] = rows[index], b""  # a row may be 100 MB: nothing else is to hold it
                 counts.lines += 1
-                if not is_blank(source, row):
-                    counts.records += 1
-                    yield counts.lines, row
+                if is_blank(source, row):
+                    continue
+                counts.records += 1
+                try:
+                    content = parse(source, row)
+                except BadRecord as error:
+                    content = error
+                del row
+                yield counts.lines, content
 
     def _reject(
         self,
@@ -190,16 +198,27 @@ class PartWorker:
         texts = [sample.text for _, sample in batch]
         digests = np.frombuffer(b"".join(sample.digest for _, sample in batch), "<u8").reshape(-1, 2)
         self._compare(texts, digests, num_first)
-        ids, lengths = self._encoder.encode(texts)
-        with_ends = np.insert(ids.astype(self._token_type), np.cumsum(lengths), self._settings.tokenizer.eos_id)
-        with_ends.tofile(files.tokens)
         table = np.empty(len(batch), SAMPLE_TYPE)
-        table["length"] = lengths + 1
+        table["length"] = self._write_tokens(texts, files.tokens)
         table["line"] = [line for line, _ in batch]
         table["digest"] = digests
         table.tofile(files.samples)
         if self._settings.near_duplicates is not None:
             np.array([signature(text) for text in texts]).tofile(files.signatures)
+
+    def _write_tokens(self, texts: list[str], file: BinaryIO) -> np.ndarray | int:
+        """Encode and write texts, each with its end of sequence, and return how many tokens each of them is."""
+        eos_id = self._settings.tokenizer.eos_id
+        if len(texts) == 1:  # perhaps longer than a batch, so not held whole
+            num_tokens = 1
+            for ids in self._encoder.encode_in_pieces(texts[0]):
+                ids.astype(self._token_type).tofile(file)
+                num_tokens += len(ids)
+            np.array([eos_id], self._token_type).tofile(file)
+            return num_tokens
+        ids, lengths = self._encoder.encode(texts)
+        np.insert(ids.astype(self._token_type), np.cumsum(lengths), eos_id).tofile(file)
+        return lengths + 1
 
     def _compare(self, texts: list[str], digests: np.ndarray, num_first: int) -> None:
         """Check the encoder on the first texts, and on a share of the others that their content decides."""

@@ -7,15 +7,14 @@ unified format, the drawn fraction, the test sets. Duplicates and limits on toke
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_mixcpt.data.chat_templates import strip_templates
 from megatron_mixcpt.data.decontaminate import TestSets
 from megatron_mixcpt.data.filters import RowFilter
 from megatron_mixcpt.data.presets import preset_for
-from megatron_mixcpt.data.readers import Row, parse
 from megatron_mixcpt.data.records import BadRecord, to_record
 from megatron_mixcpt.data.settings import PreprocessSettings
-from megatron_mixcpt.data.sources import Source
 from megatron_mixcpt.data.unify import unified_text
 
 DROP_REASONS = {
@@ -28,6 +27,10 @@ DROP_REASONS = {
     "over_max_tokens": "after the last that fits into the tokens asked for",
 }
 """Why a good record gives no sample, by the name that rejects and manifest give it."""
+
+
+ASCII_SPACE = " \t\n\r\x0b\x0c"
+HASHED_AT_ONCE = 1 << 20  # characters; a long text is not copied whole
 
 
 class Dropped(Exception):
@@ -66,9 +69,13 @@ class SampleMaker:
         self.extra_fields = frozenset(name.partition(".")[0] for name in read) | read
         """Columns needed beyond those of the record itself."""
 
-    def make(self, source: Source, row: Row) -> Sample:
-        """The sample of a row. Raises BadRecord for one that cannot be used, Dropped for one that is not wanted."""
-        content = parse(source, row)
+    def make(self, content: Any) -> Sample:
+        """The sample of a parsed row. Raises BadRecord for one that cannot be used, Dropped for one that is not wanted.
+
+        A BadRecord in place of the content is raised.
+        """
+        if isinstance(content, BadRecord):
+            raise content
         if self._convert and isinstance(content, dict):
             content = self._convert(content)
         if self._filter and isinstance(content, dict) and not self._filter(content):
@@ -89,12 +96,18 @@ class SampleMaker:
     @staticmethod
     def _digest(text: str) -> bytes:
         """sha256 of a text less outer white space, with plain line ends. Raises BadRecord."""
-        try:
-            data = text.encode("utf-8").strip()
-        except UnicodeEncodeError as error:
-            raise BadRecord("lone_surrogate", f"character {error.start + 1} is half of a surrogate pair") from error
-        if b"\r" in data:
-            data = data.replace(b"\r\n", b"\n")
-        if not data or text.isspace():
+        if text.isspace():
             raise BadRecord("empty", "the text is empty")
-        return hashlib.sha256(data).digest()
+        text = text.strip(ASCII_SPACE)
+        if "\r" in text:
+            text = text.replace("\r\n", "\n")
+        if not text:
+            raise BadRecord("empty", "the text is empty")
+        digest = hashlib.sha256()
+        for start in range(0, len(text), HASHED_AT_ONCE):
+            try:
+                digest.update(text[start : start + HASHED_AT_ONCE].encode("utf-8"))
+            except UnicodeEncodeError as error:
+                place = start + error.start + 1
+                raise BadRecord("lone_surrogate", f"character {place} is half of a surrogate pair") from error
+        return digest.digest()

@@ -234,3 +234,16 @@ def test_start_needs_neither_torch_nor_the_engine(repository: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_plan_and_lists_are_printed(run_tool, inputs: dict[str, Path]) -> None:
+    folder = run_all(run_tool, inputs)
+    flags = ["--plan", folder, "--seq-length", 64, "--global-batch-size", 4]
+    result = run_tool(*flags)
+    assert result.returncode == 0, result.stderr
+    assert "iterations of 4" in result.stdout and "dpo   less than one sequence of 64 tokens: skipped" in result.stdout
+    weighted = run_tool(*flags, "--epochs", "cpt=2", "--mixture-weights", "cpt=1,sft=1")
+    assert weighted.returncode == 0 and "50.0%" in weighted.stdout
+    assert "alpaca" in run_tool("--list-templates").stdout
+    assert "starcoder" in run_tool("--list-presets").stdout
+    assert "no finished mixture" in run_tool("--plan", "nowhere").stderr

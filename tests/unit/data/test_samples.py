@@ -14,11 +14,9 @@ from megatron_mixcpt.data.records import FieldNames
 from megatron_mixcpt.data.samples import Dropped, SampleMaker
 from megatron_mixcpt.data.selection import REASONS, first_occurrences, select
 from megatron_mixcpt.data.settings import KindSettings, PreprocessSettings
-from megatron_mixcpt.data.sources import Source
 from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError
 
-SOURCE = Source("cpt", Path("a.jsonl"), "jsonl", "", 0)
 TOKENIZER = TokenizerFiles(Path(), "", "", "</s>", 0, 10, ())
 
 
@@ -32,7 +30,7 @@ def settings_for(kind: str = "cpt", **options) -> PreprocessSettings:
 def outcome(maker: SampleMaker, row: dict) -> str:
     """The sample's text, or why there is none."""
     try:
-        return maker.make(SOURCE, json.dumps(row).encode()).text
+        return maker.make(row).text
     except Dropped as dropped:
         return dropped.reason
 
