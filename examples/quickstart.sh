@@ -45,6 +45,8 @@ mixture() {
 
 training() {
     local log="$out/training.log" threads=$(($(nproc) / ranks))
+    # Of the engine's lines: the figures of each iteration, without those that do not change, and the user's errors.
+    local progress='s/^.* iteration +([0-9]+)\/ +([0-9]+) .*\| (loss: .*tokens per second: [^ ]+) .*/iteration \1 of \2 | \3/p; /^error:/p'
     echo "every line of the log: $log"
     OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) torchrun --nproc-per-node "$ranks" tools/pretrain_mixcpt.py \
         --hf-model "$model" --mixture "$mixture" --save "$checkpoint" --save-interval 1000 \
@@ -52,7 +54,7 @@ training() {
         --micro-batch-size 1 --global-batch-size 8 --alpha 0.8 \
         --lr 1e-4 --min-lr 1e-5 --lr-decay-style cosine --lr-warmup-fraction 0.1 --clip-grad 1.0 --weight-decay 0.1 \
         --log-interval 1 --eval-iters 0 --tensorboard-dir "$out/tensorboard" "${training_flags[@]}" 2>&1 |
-        tee "$log" | grep --line-buffered -E ' iteration |^error:' || {
+        tee "$log" | sed --unbuffered --quiet --regexp-extended "$progress" || {
         grep -q '^error:' "$log" || sed -n '/Traceback/,$p' "$log" | head -n 60 >&2
         return 1
     }
