@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--iteration", type=int, help="iteration to export; default: the latest")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: as the checkpoint has it")
     parser.add_argument("--max-shard-gb", type=float, default=50, help="largest file, in GB (default: %(default)s)")
+    parser.add_argument("--hf-reference", type=Path, help="base model's folder, for checkpoints without an hf/ folder")
     arguments = parser.parse_args()
     with process_group_of_torchrun() as rank:
         summary = convert_to_hf(
@@ -34,6 +35,7 @@ def main() -> None:
             iteration=arguments.iteration,
             dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
             max_shard_bytes=int(arguments.max_shard_gb * 1e9),
+            hf_reference=arguments.hf_reference,
         )
     if rank == 0:
         print(f"{summary.folder}: {summary.num_tensors} tensors, {summary.num_bytes / 1e9:.2f} GB")

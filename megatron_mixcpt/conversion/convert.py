@@ -13,15 +13,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, copy_files, copy_hf_metadata
+from megatron_mixcpt.conversion.hf_metadata import (
+    FOLDER_NAME,
+    RECORD_NAME,
+    SOURCE_NAME,
+    copy_files,
+    copy_hf_metadata,
+    metadata_digest,
+)
 from megatron_mixcpt.conversion.megatron_layout import Place, place_of
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.megatron_writer import TensorSource, write_release
+from megatron_mixcpt.conversion.model_card import model_card
 from megatron_mixcpt.conversion.model_folder import (
     CONFIG_NAME,
     EMBEDDING,
@@ -32,6 +41,7 @@ from megatron_mixcpt.conversion.model_folder import (
     read_model_folder,
 )
 from megatron_mixcpt.conversion.rules import Rule
+from megatron_mixcpt.conversion.safetensors_folder import read_json
 from megatron_mixcpt.conversion.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
 
@@ -92,6 +102,7 @@ def convert_to_hf(
     iteration: int | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    hf_reference: str | Path | None = None,
 ) -> Summary:
     """Export a Megatron checkpoint, saved at any layout, as a model folder that transformers loads.
 
@@ -101,14 +112,13 @@ def convert_to_hf(
         iteration: None exports the one that the tracker file names.
         dtype: None keeps the checkpoint's.
         max_shard_bytes: largest file; the default is that of transformers.
+        hf_reference: a model folder whose config and tokenizer stand in for a checkpoint's missing ``hf/``.
 
     Raises:
         CheckpointError: a checkpoint that is missing, damaged, of another model, or a ``save_dir`` that exists.
     """
     checkpoint, target = MegatronCheckpoint(load_dir, iteration), Path(save_dir)
-    metadata = Path(load_dir) / FOLDER_NAME
-    if not metadata.is_dir():
-        raise CheckpointError(f"{load_dir} has no {FOLDER_NAME}/ folder with the model's config and tokenizer")
+    metadata = _metadata_folder(Path(load_dir), hf_reference)
     plan = read_config(metadata)
     rules = plan.rules()
     dtypes = check_checkpoint(checkpoint, plan, rules)
@@ -125,7 +135,8 @@ def convert_to_hf(
         _write_tensors(checkpoint, plan, list(rules.values()), writer)
         if _rank() == 0:
             copy_files(metadata, aside)
-            _write_config(plan, aside, {tensor.dtype for tensor in tensors.values()})
+            _write_config(plan, aside, {tensor.dtype for tensor in tensors.values()}, checkpoint.arguments())
+            _write_card(metadata, aside, checkpoint.arguments())
     return Summary(target, len(tensors), sum(tensor.num_bytes for tensor in tensors.values()))
 
 
@@ -165,12 +176,36 @@ def check_checkpoint(
     return {name: present[place.key][1] for name, place in expected.items()}
 
 
-def _write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype]) -> None:
-    """Say the dtype in config.json, under the name that it had there; untouched where it is right already."""
+def _metadata_folder(load_dir: Path, hf_reference: str | Path | None) -> Path:
+    own = load_dir / FOLDER_NAME
+    if own.is_dir() and hf_reference is not None:
+        raise CheckpointError(f"{own} has the model's config and tokenizer: leave out --hf-reference {hf_reference}")
+    if not own.is_dir() and hf_reference is None:
+        raise CheckpointError(
+            f"{load_dir} has no {FOLDER_NAME}/ folder with the model's config and tokenizer: "
+            "name the model folder it was trained from with --hf-reference"
+        )
+    return own if hf_reference is None else Path(hf_reference)
+
+
+def _write_card(metadata: Path, folder: Path, arguments: Mapping[str, Any]) -> None:
+    origin, record = (
+        read_json(metadata / name) if (metadata / name).exists() else {} for name in (SOURCE_NAME, RECORD_NAME)
+    )
+    origin = origin or {"base_model": metadata.resolve().name, "digest": metadata_digest(metadata)}
+    (folder / "README.md").write_text(model_card(origin, arguments, record), encoding="utf-8")
+
+
+def _write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], arguments: Mapping[str, Any]) -> None:
+    """Say in config.json the dtype and the sequence length of training; untouched where both are right already.
+
+    The dtype keeps the key it had there. A length is raised to what training used, never lowered.
+    """
     name = str(next(iter(dtypes)) if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
     key = "dtype" if "dtype" in plan.config else "torch_dtype"
-    if plan.config.get(key) != name:
-        config = {**plan.config, key: name}
+    length = max(plan.config["max_position_embeddings"], arguments.get("seq_length") or 0)
+    config = {**plan.config, key: name, "max_position_embeddings": length}
+    if config != plan.config:
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 

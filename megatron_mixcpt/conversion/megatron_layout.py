@@ -13,6 +13,7 @@ from megatron_mixcpt.errors import CheckpointError
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 FORMAT_NAME = "metadata.json"
+COMMON_STATE = "common_state/shard_0_1"  # the run's arguments and counters, as one object
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,22 @@
 """Read the model's tensors from a checkpoint of the engine (``torch_dist``), one at a time, with no model built.
 
-Whatever layout it was saved at, the index says which file holds which part of each stacked tensor. The index
-(``.metadata``) is a pickle that torch opens: open only checkpoints that you trust, as everywhere with the engine.
+Whatever layout it was saved at, the index says which file holds which part of each stacked tensor. Index and arguments
+are pickles; they are opened inertly, and tensors by torch.load's ``weights_only``: nothing in a checkpoint is executed.
 """
 
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from megatron_mixcpt.conversion.megatron_layout import Place, find_iteration
+from megatron_mixcpt.conversion.inert_pickle import load_index, load_object
+from megatron_mixcpt.conversion.megatron_layout import COMMON_STATE, Place, find_iteration
 from megatron_mixcpt.errors import CheckpointError
 
 
@@ -30,12 +31,22 @@ class MegatronCheckpoint:
         """
         self.folder = find_iteration(Path(load_dir), iteration)
         try:
-            metadata = dcp.FileSystemReader(self.folder).read_metadata()
+            metadata = load_index((self.folder / ".metadata").read_bytes())
+            entries = metadata.state_dict_metadata.items()
         except Exception as error:  # an index is a pickle: anything can come out of a damaged one
             raise CheckpointError(f"{self.folder}/.metadata cannot be read ({error}): the save was cut off") from error
         self._storage = metadata.storage_data
-        entries = metadata.state_dict_metadata.items()
         self._tensors = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the run that saved it, by name; of other types than plain ones, opaque. Empty where unknown."""
+        info = self._storage.get(MetadataIndex(COMMON_STATE))
+        if info is None:
+            return {}
+        with open(self.folder / info.relative_path, "rb") as file:
+            file.seek(info.offset)
+            (common,) = load_object(file.read(info.length))
+        return vars(common["args"]) if "args" in common else {}
 
     def model_tensors(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape (with the leading axes) and dtype of each of the model's stacked tensors, by key."""

@@ -22,10 +22,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_mixcpt.conversion.megatron_layout import FORMAT_NAME, TRACKER_NAME, Place
+from megatron_mixcpt.conversion.megatron_layout import COMMON_STATE, FORMAT_NAME, TRACKER_NAME, Place
 
 FORMAT = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
-COMMON_STATE = "common_state/shard_0_1"
 CHECKPOINT_VERSION = 3.0  # query, key and value in the engine's present order
 # The engine's metadata of what a checkpoint holds (_build_sharded_state_dict_metadata in megatron/training).
 CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}

@@ -1,6 +1,7 @@
 """Conversion on disk: bit-exact round trips, metadata byte for byte, and outputs that are whole or absent."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_mixcpt.conversion import convert
 from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
-from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
+from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata, write_training_record
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf
@@ -121,8 +122,45 @@ def test_refusals_of_the_export(tmp_path):
     (megatron / "hf" / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen2ForCausalLM"]}))
     assert "missing ['decoder.layers.self_attention.linear_qkv.bias']" in refusal(convert_to_hf, megatron, out)
     (megatron / "hf").rename(megatron / "elsewhere")
-    assert "has no hf/ folder" in refusal(convert_to_hf, megatron, out)
+    assert "name the model folder it was trained from with --hf-reference" in refusal(convert_to_hf, megatron, out)
     assert not out.exists()
+
+
+def test_a_checkpoint_without_metadata_exports_with_a_reference(tmp_path):
+    source = save_with_extras("llama", tmp_path / "hf")
+    convert_from_hf(source, tmp_path / "megatron")
+    refused = refusal(convert_to_hf, tmp_path / "megatron", tmp_path / "out", hf_reference=source)
+    assert "leave out --hf-reference" in refused
+    shutil.rmtree(tmp_path / "megatron" / "hf")
+    convert_to_hf(tmp_path / "megatron", tmp_path / "out", hf_reference=source)
+    assert_same_bits(read_all(tmp_path / "out"), read_all(source))
+    assert "base_model: hf" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_model_card_and_sequence_length_of_a_trained_checkpoint(tmp_path, monkeypatch):
+    source = save_with_extras("llama", tmp_path / "hf")
+    convert_from_hf(source, tmp_path / "megatron")
+    assert "without training" in export_card(tmp_path, "plain")
+    trained = {"consumed_train_samples": 640, "alpha": 0.8, "lr": 2e-5, "seq_length": 128, "teacher": None}
+    monkeypatch.setattr(MegatronCheckpoint, "arguments", lambda self: trained)
+    write_training_record(tmp_path / "megatron", {"mixture digest": "abc", "ntp loss": 1.5})
+    card = export_card(tmp_path, "trained")
+    for line in ("| learning rate | 2e-05 |", "| training samples seen | 640 |", "| ntp loss | 1.5 |"):
+        assert line in card
+    assert "base_model: hf" in card and "teacher" not in card
+    assert json.loads((tmp_path / "trained" / "config.json").read_text())["max_position_embeddings"] == 128
+    assert not (tmp_path / "trained" / "training.json").exists()
+
+
+def export_card(root: Path, name: str) -> str:
+    convert_to_hf(root / "megatron", root / name)
+    return (root / name / "README.md").read_text()
+
+
+def test_arguments_of_the_run_are_read(tmp_path):
+    convert_from_hf(save_with_extras("llama", tmp_path / "hf"), tmp_path / "megatron")
+    arguments = MegatronCheckpoint(tmp_path / "megatron").arguments()
+    assert (arguments["num_layers"], arguments["tensor_model_parallel_size"]) == (4, 1)
 
 
 def test_damaged_megatron_checkpoints(tmp_path):
