@@ -9,14 +9,12 @@ float32 logits shards. Errors are against the dense float64 reference of the tes
 """
 
 import argparse
-import ctypes
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,20 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # noqa: E402
 
+from benchmarks.loss.measure import Measured, measure  # noqa: E402
 from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss  # noqa: E402
 from megatron_mixcpt.testing import run_distributed  # noqa: E402
 from tests.unit.losses.dense_reference import expected_mixcpt_loss  # noqa: E402
 
 ALPHA = 0.8
 REFERENCE_ROWS = 32
-
-
-class Measured(NamedTuple):
-    """Of one forward and backward: wall and processor seconds, and the process's growth in bytes."""
-
-    wall_s: float
-    cpu_s: float
-    bytes: int
 
 
 def main() -> None:
@@ -83,7 +74,8 @@ def measure_cell(num_tokens: int, vocab_size: int, dtype_name: str, repeats: int
     for repeat in range(repeats + 1):
         for name, loss in losses.items():
             logits.copy_(kept)
-            measured = measure(loss, logits, teacher, labels)
+            step = partial(forward_backward, loss, logits, teacher, labels)
+            measured = measure(step, dist.barrier)
             if repeat:
                 runs[name].append(measured)
     errors = errors_against_float64(kept, teacher, labels)
@@ -102,20 +94,10 @@ def mixcpt_loss(logits: Tensor, teacher: Tensor | None, labels: Tensor, inplace:
     return vocab_parallel_mixcpt_loss(logits, teacher, labels, **options).loss
 
 
-def measure(loss: Callable[..., Tensor], logits: Tensor, teacher: Tensor, labels: Tensor) -> Measured:
-    """One forward and backward, started by all ranks together and timed until the last of them is done."""
-    leaf = logits.requires_grad_()
-    leaf.grad = None
-    weight = torch.full((len(labels),), 1 / len(labels))
-    held = reset_peak()
-    dist.barrier()
-    wall, cpu = time.perf_counter(), time.process_time()
-    torch.autograd.grad((loss(leaf, teacher, labels) * weight).sum(), leaf)
-    cpu = time.process_time() - cpu
-    dist.barrier()
-    wall = time.perf_counter() - wall
-    logits.requires_grad_(False)
-    return Measured(wall, cpu, peak() - held)
+def forward_backward(loss: Callable[..., Tensor], logits: Tensor, teacher: Tensor, labels: Tensor) -> None:
+    """One forward and backward of the mean loss."""
+    leaf = logits.detach().requires_grad_()
+    torch.autograd.grad(loss(leaf, teacher, labels).mean(), leaf)
 
 
 def errors_against_float64(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -162,20 +144,6 @@ def print_cell(cell: str, runs: dict[str, list[Measured]], shard_bytes: int, err
         f"{engine:.3f} {memory['engine']:.3f} | {errors[0]:.1e} {errors[1]:.3g} {ntp:.2f}",
         flush=True,
     )
-
-
-def reset_peak() -> int:
-    """Forget the peak of the process's memory so far and return what it holds now, in bytes (Linux with glibc)."""
-    # Freed memory that the allocator keeps would hide what the next run takes.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak()
-
-
-def peak() -> int:
-    """The process's largest resident memory since `reset_peak`, in bytes (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_mixcpt.losses import compiled
 from megatron_mixcpt.losses.lssd import MixCPTLoss, vocab_parallel_mixcpt_loss
 
 # Tokens whose logits are held at a time.
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 512
 
 
 class FusedMixCPTLoss(NamedTuple):
@@ -103,15 +104,18 @@ class _FusedLinear(torch.autograd.Function):
         if teacher is not None:
             teacher = _whole_sequence(teacher[0], settings), teacher[1]
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
+        grad_weight = None
+        buffers = _logits_buffers(len(hidden), weight, teacher, settings)
         results = []
         for start in range(0, len(hidden), settings.chunk_tokens):
             rows = slice(start, start + settings.chunk_tokens)
-            result, grad_logits = _chunk_loss(hidden, weight, teacher, tokens, rows, settings.loss, needs_gradient)
+            logits = _chunk_logits(hidden, weight, rows, buffers[0])
+            teacher_logits = _chunk_logits(*teacher, rows, buffers[1]) if teacher is not None else None
+            result, grad_logits = _chunk_loss(logits, teacher_logits, tokens, rows, settings.loss, needs_gradient)
             results.append(result)
             if needs_gradient:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
-                _accumulate(grad_weight, grad_logits, hidden[rows])
+                grad_weight = _accumulated(grad_weight, grad_logits.t() @ hidden[rows])
         loss, ntp, lssd, swapped = (torch.cat(parts) for parts in zip(*results, strict=True))
         ctx.gradients, ctx.weight, ctx.settings = (grad_hidden, grad_weight), weight, settings
         ctx.shape = hidden_states.shape
@@ -132,19 +136,32 @@ class _FusedLinear(torch.autograd.Function):
         return grad_hidden, grad_weight.to(ctx.weight.dtype), None, None, None, None
 
 
+def _logits_buffers(
+    num_tokens: int, weight: Tensor, teacher: tuple[Tensor, Tensor] | None, settings: _Settings
+) -> list[Tensor]:
+    """Memory for a chunk of each model's logits."""
+    weights = [weight] if teacher is None else [weight, teacher[1]]
+    num_rows = min(settings.chunk_tokens, num_tokens)
+    return [matrix.new_empty((num_rows, len(matrix))) for matrix in weights]
+
+
+def _chunk_logits(hidden: Tensor, weight: Tensor, rows: slice, buffer: Tensor) -> Tensor:
+    """The logits of the tokens `rows`, in the buffer."""
+    hidden = hidden[rows]
+    return torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
+
+
 def _chunk_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    teacher: tuple[Tensor, Tensor] | None,
+    logits: Tensor,
+    teacher_logits: Tensor | None,
     tokens: tuple[Tensor, Tensor, Tensor | None],
     rows: slice,
     options: dict,
     needs_gradient: bool,
 ) -> tuple[MixCPTLoss, Tensor | None]:
-    """Losses of the tokens `rows`, and the gradient of their masked sum in the student's logits `[rows, v/tp]`."""
+    """Losses of the tokens `rows`, and the gradient of their masked sum in the student's logits, in their place."""
     labels, mask, distill_mask = (None if part is None else part[rows] for part in tokens)
-    logits = (hidden[rows] @ weight.t()).requires_grad_(needs_gradient)
-    teacher_logits = None if teacher is None else teacher[0][rows] @ teacher[1].t()
+    logits = logits.detach().requires_grad_(needs_gradient)
     with torch.set_grad_enabled(needs_gradient):
         result = vocab_parallel_mixcpt_loss(
             logits, teacher_logits, labels, inplace=True, distill_mask=distill_mask, **options
@@ -153,12 +170,17 @@ def _chunk_loss(
     return MixCPTLoss(*(part.detach() for part in result)), gradient
 
 
-def _accumulate(grad_weight: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
-    """Add a chunk's part to the float32 gradient of the output weight, in place."""
-    if grad_logits.dtype == grad_weight.dtype:
-        grad_weight.addmm_(grad_logits.t(), hidden)
-    else:
-        grad_weight += grad_logits.t() @ hidden
+def _accumulated(grad_weight: Tensor | None, part: Tensor) -> Tensor:
+    """The sum of the chunks' parts of the output weight's gradient so far, float32."""
+    if grad_weight is None:
+        return part.float()
+    # Compiled, because a float32 sum of a bfloat16 part makes a float32 copy of it first.
+    compiled.run(_add, (grad_weight, part), part.size(1))
+    return grad_weight
+
+
+def _add(total: Tensor, part: Tensor, num_columns: int) -> None:
+    total[:, :num_columns] += part[:, :num_columns].float()
 
 
 def _add_to_main_grad(weight: Tensor, grad_weight: Tensor) -> Tensor | None:
