@@ -3,8 +3,8 @@
     python benchmarks/data/kill_and_resume.py --tokenizer models/SmolLM2-135M --input corpus.jsonl [--kills 50]
 
 Runs once undisturbed, then starts the same again and again, with one to three workers in turn, kills the main process
-(SIGKILL) at a random moment of most of the time that the undisturbed run took, and starts it again until ``--kills`` were dealt
-out. After each run that came to its end the output is compared with the undisturbed one's, byte for byte.
+(SIGKILL) at a random moment, and starts it again until ``--kills`` were dealt out. After each run that came to its end
+the output is compared with the undisturbed one's, byte for byte.
 """
 
 import argparse

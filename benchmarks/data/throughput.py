@@ -5,7 +5,7 @@
 Without ``--input`` the corpus is the Python code that this machine has: the standard library, then the installed
 packages. Each row is a process of its own. ``CPU`` is the time that all its processes used together, which other work
 on the machine disturbs less than ``wall``; ``MB/s`` is megabytes of text over CPU seconds net of start-up, where
-start-up is the same command on a corpus of one document. ``memory`` is the largest sum of proportional set sizes, in MiB.
+start-up is the same command on a corpus of one document. ``memory`` is the largest sum of proportional set sizes, MiB.
 """
 
 import argparse
@@ -70,9 +70,7 @@ def main() -> None:
         for name, megabytes in (("large", arguments.megabytes), ("slow", arguments.slow_megabytes), ("one", 0)):
             path = Path(folder) / f"{name}.jsonl"
             corpora[name] = (path, write_corpus(path, megabytes * 1e6, arguments.input))
-        print(
-            f"{corpora['large'][1] / 1e6:.0f} MB of text; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
-        )
+        print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
         print(f"{'':<34}{'MB':>6}{'start s':>9}{'CPU s':>8}{'wall s':>8}{'MB/s':>8}{'memory':>8}")
         for label, corpus, command in rows(arguments.tokenizer, folder):
             start = measure(command(corpora["one"][0]), folder)

@@ -31,64 +31,68 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", metavar="DIR", help="Hugging Face model or tokenizer folder")
     parser.add_argument("--output", metavar="DIR", help="folder to write")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that encode (default 1)")
-    parser.add_argument(
+    parser.add_argument("--dry-run", action="store_true", help="say what would be read and written, and stop")
+    _add_record_flags(parser)
+    _add_step_flags(parser)
+    for kind in KINDS:
+        _add_kind_flags(parser, kind)
+    _add_plan_flags(parser)
+    return parser
+
+
+def _add_record_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("bad records and special tokens")
+    group.add_argument(
         "--on-bad-record",
         choices=("error", "skip"),
         default="error",
         help="stop at the first record that cannot be used (default), or list it in rejects.jsonl.gz and go on",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-rejects",
         default="100%",
         metavar="SHARE",
         help="with skip: fail if more of a kind's records are bad, e.g. 1%% (default 100%%)",
     )
-    parser.add_argument("--eos-token", metavar="TOKEN", help="what ends a sample (default: the tokenizer's eos_token)")
-    parser.add_argument(
+    group.add_argument("--eos-token", metavar="TOKEN", help="what ends a sample (default: the tokenizer's eos_token)")
+    group.add_argument(
         "--allow-special-tokens",
         action="store_true",
         help="let a special token's string in a text become that token (default: it stays ordinary text)",
     )
-    parser.add_argument("--keep-duplicates", action="store_true", help="keep samples with the text of an earlier one")
-    parser.add_argument("--min-tokens", type=int, default=1, metavar="N", help="leave out shorter samples (default 1)")
-    parser.add_argument(
+
+
+def _add_step_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is left out, and chat templates")
+    group.add_argument("--keep-duplicates", action="store_true", help="keep samples with the text of an earlier one")
+    group.add_argument(
         "--near-duplicates",
         nargs="?",
         const="0.8",
         metavar="SHARE",
         help="leave out samples whose runs of five words overlap an earlier one's by this share (80%% if not said)",
     )
-    parser.add_argument(
-        "--decontaminate",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="test sets; leave out samples that share a long run of words with them",
-    )
-    parser.add_argument(
-        "--decontaminate-words", type=int, default=13, metavar="N", help="how many words in a row (default 13)"
-    )
-    parser.add_argument(
-        "--keep-templates",
-        nargs="*",
-        metavar="NAME",
-        help="do not take these chat templates off (all, if none is named)",
-    )
-    parser.add_argument("--template-rules", metavar="FILE", help="JSON file with more chat templates to take off")
-    parser.add_argument("--list-templates", action="store_true", help="list the chat templates, and stop")
-    parser.add_argument("--list-presets", action="store_true", help="list the presets, and stop")
-    _add_plan_flags(parser)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be read and written, and stop")
-    for kind in KINDS:
-        group = parser.add_argument_group(f"{kind}: which records, and what their fields are called")
-        group.add_argument(f"--{kind}-preset", metavar="NAME", help="a known data set, see --list-presets")
-        group.add_argument(f"--{kind}-filter", metavar="EXPRESSION", help="keep such records: 'score >= 0.7'")
-        group.add_argument(f"--{kind}-fraction", default="1", metavar="SHARE", help="keep this share, drawn by content")
-        group.add_argument(f"--{kind}-max-tokens", type=int, metavar="N", help="keep the first samples up to N tokens")
-        for name in FIELDS_OF_KIND[kind]:
-            text = f"default {getattr(FieldNames, name)}"
-            group.add_argument(f"--{kind}-{name}-field", metavar="NAME", help=text)
-    return parser
+    group.add_argument("--min-tokens", type=int, default=1, metavar="N", help="leave out shorter samples (default 1)")
+    text = "test sets; leave out samples that share a long run of words with them"
+    group.add_argument("--decontaminate", nargs="+", default=[], metavar="PATH", help=text)
+    text = "how many words in a row (default 13)"
+    group.add_argument("--decontaminate-words", type=int, default=13, metavar="N", help=text)
+    text = "do not take these chat templates off (all, if none is named)"
+    group.add_argument("--keep-templates", nargs="*", metavar="NAME", help=text)
+    group.add_argument("--template-rules", metavar="FILE", help="JSON file with more chat templates to take off")
+    group.add_argument("--list-templates", action="store_true", help="list the chat templates, and stop")
+    group.add_argument("--list-presets", action="store_true", help="list the presets, and stop")
+
+
+def _add_kind_flags(parser: argparse.ArgumentParser, kind: str) -> None:
+    group = parser.add_argument_group(f"{kind}: which records, and what their fields are called")
+    group.add_argument(f"--{kind}-preset", metavar="NAME", help="a known data set, see --list-presets")
+    group.add_argument(f"--{kind}-filter", metavar="EXPRESSION", help="keep such records: 'score >= 0.7'")
+    group.add_argument(f"--{kind}-fraction", default="1", metavar="SHARE", help="keep this share, drawn by content")
+    group.add_argument(f"--{kind}-max-tokens", type=int, metavar="N", help="keep the first samples up to N tokens")
+    for name in FIELDS_OF_KIND[kind]:
+        text = f"default {getattr(FieldNames, name)}"
+        group.add_argument(f"--{kind}-{name}-field", metavar="NAME", help=text)
 
 
 def _add_plan_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,17 +4,11 @@ Everything is written into ``OUTPUT/.work`` and renamed into place at the end, m
 killed goes on from its finished parts when started again with the same arguments; the result is the same to the byte.
 """
 
-import fcntl
 import gzip
 import io
-import json
-import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from megatron_mixcpt import __version__
 from megatron_mixcpt.data.encoding import EncoderMismatch, limit_encoder_threads
@@ -27,7 +21,8 @@ from megatron_mixcpt.data.progress import Progress
 from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.data.settings import PreprocessSettings
 from megatron_mixcpt.data.sources import Source, find_sources
-from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.data.work_folder import lock, refuse_other, restart_without_fast, start_or_resume
+from megatron_mixcpt.errors import DataError
 
 WORK_NAME = ".work"
 REJECTS_NAME = "rejects.jsonl.gz"
@@ -43,7 +38,7 @@ def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1)
     limit_encoder_threads()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with _lock(output):
+        with lock(output):
             if (output / MANIFEST_NAME).exists():
                 return _finished_before(settings, sources, output)
             return _run(settings, sources, output, num_workers)
@@ -67,73 +62,17 @@ def describe_plan(settings: PreprocessSettings, output: Path) -> str:
 
 def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_workers: int) -> MixtureManifest:
     work = output / WORK_NAME
-    _start_or_resume(work, settings, sources)
+    start_or_resume(work, settings, sources)
     parts = plan_parts(sources)
     try:
         _encode(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())
     except EncoderMismatch as mismatch:
         print(f"{mismatch} differs from the Hugging Face tokenizer on this text: starting again without it", flush=True)
-        _restart_without_fast(work)
+        restart_without_fast(work)
         _encode(settings, sources, parts, work, num_workers, use_fast=False)
     manifest = _merge(settings, sources, parts, work, output)
     _publish(manifest, work)
     return manifest
-
-
-@contextmanager
-def _lock(output: Path) -> Iterator[None]:
-    """Hold the folder for this run and its workers alone. The lock ends with them, however they end."""
-    descriptor = os.open(output, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise DataError(f"--output {output}: another run is writing there; wait for it, or choose another") from error
-    finally:
-        os.close(descriptor)
-
-
-def _start_or_resume(work: Path, settings: PreprocessSettings, sources: list[Source]) -> None:
-    """Make the work folder, or check that the one that is there is of the same run."""
-    plan_path = work / "plan.json"
-    plan = {"tool version": __version__, "settings": settings.described(), "sources": [_stamp(s) for s in sources]}
-    if plan_path.exists():
-        _refuse_other(json.loads(plan_path.read_text(encoding="utf-8")), plan, work.parent)
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    aside = work / "plan.json.tmp"
-    aside.write_text(json.dumps(plan), encoding="utf-8")
-    aside.rename(plan_path)
-
-
-def _stamp(source: Source) -> list[Any]:
-    return [source.kind, str(source.path), source.size, source.path.stat().st_mtime_ns]
-
-
-def _refuse_other(before: dict[str, Any], now: dict[str, Any], output: Path) -> None:
-    """Raise ConfigError, naming the first difference, unless both describe the same run."""
-    names = [*before["settings"], *(name for name in now["settings"] if name not in before["settings"])]
-    for name in names:
-        then, here = before["settings"].get(name, "its default"), now["settings"].get(name, "its default")
-        if then != here:
-            raise ConfigError(
-                f"--output {output} holds a mixture made with {name} {_shown(then)}, now it is {_shown(here)}; "
-                "choose another --output, or delete that folder"
-            )
-    if before["sources"] != now["sources"]:
-        changed = next((new for old, new in zip(before["sources"], now["sources"], strict=False) if old != new), None)
-        what = f"{changed[1]} has changed since" if changed else "the number of input files has changed since"
-        raise ConfigError(f"--output {output} holds another mixture: {what}; choose another --output, or delete it")
-    if before["tool version"] != now["tool version"]:
-        raise ConfigError(
-            f"--output {output} holds the work of version {before['tool version']} of this tool, this is "
-            f"{now['tool version']}; choose another --output, or delete it"
-        )
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _finished_before(settings: PreprocessSettings, sources: list[Source], output: Path) -> MixtureManifest:
@@ -141,7 +80,7 @@ def _finished_before(settings: PreprocessSettings, sources: list[Source], output
     summaries = [(kind, source) for kind, summary in manifest.kinds.items() for source in summary.sources]
     before = [[kind, source.path, source.size, source.sha256] for kind, source in summaries]
     now = [[source.kind, str(source.path), source.size, file_digest(source.path)] for source in sources]
-    _refuse_other(
+    refuse_other(
         {"tool version": manifest.tool_version, "settings": manifest.settings, "sources": before},
         {"tool version": manifest.tool_version, "settings": settings.described(), "sources": now},
         output,
@@ -149,12 +88,6 @@ def _finished_before(settings: PreprocessSettings, sources: list[Source], output
     shutil.rmtree(output / WORK_NAME, ignore_errors=True)
     print(f"{output} is finished already: nothing to do", flush=True)
     return manifest
-
-
-def _restart_without_fast(work: Path) -> None:
-    for path in work.glob("part-*"):
-        path.unlink()
-    (work / "exact").touch()
 
 
 def _encode(

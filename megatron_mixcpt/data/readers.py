@@ -5,9 +5,6 @@ or a plain text file's contents. :func:`parse` turns it into an object; ``record
 :func:`read_records` does all of it, for those who want records and not speed.
 """
 
-import bz2
-import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator, Set
@@ -16,12 +13,13 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from megatron_mixcpt.data.compression import open_unpacked
 from megatron_mixcpt.data.records import FIELDS_OF_KIND, BadRecord, FieldNames, Record, to_record
 from megatron_mixcpt.data.sources import Source, find_sources
+from megatron_mixcpt.data.tables import arrow_blocks, parquet_blocks
 from megatron_mixcpt.errors import DataError
 
 BLOCK_BYTES = 1 << 20
-ROWS_PER_BATCH = 256
 UTF8_MARK = b"\xef\xbb\xbf"
 
 Row = bytes | dict[str, Any]
@@ -55,11 +53,11 @@ def read_blocks(
     """
     with _errors_name(source):
         if source.format == "parquet":
-            yield from _parquet_blocks(source, fields, start, end)
+            yield from parquet_blocks(source, fields, start, end)
         elif source.format == "arrow":
-            yield from _arrow_blocks(source)
+            yield from arrow_blocks(source)
         else:
-            with _open(source) as file:
+            with open_unpacked(source) as file:
                 yield from [[file.read()]] if source.format == "txt" else _line_blocks(source, file, start, end)
 
 
@@ -144,104 +142,7 @@ def _errors_name(source: Source) -> Iterator[None]:
         raise DataError(f"{source.path}: cannot be read to its end ({error}); copy the file again") from error
 
 
-@contextmanager
-def _open(source: Source) -> Iterator[BinaryIO]:
-    with open(source.path, "rb", buffering=BLOCK_BYTES) as file:
-        if source.compression == ".gz":
-            with gzip.open(file) as unpacked:
-                yield io.BufferedReader(unpacked, BLOCK_BYTES)
-        elif source.compression == ".bz2":
-            with bz2.open(file) as unpacked:
-                yield io.BufferedReader(unpacked, BLOCK_BYTES)
-        elif source.compression == ".zst":
-            yield io.BufferedReader(_ZstdFile(file), BLOCK_BYTES)
-        else:
-            yield file
-
-
-class _ZstdFile(io.RawIOBase):
-    """A .zst file, unpacked as it is read. Unlike zstandard's own reader it tells a cut file from a whole one."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self._frame = None
-        self._unpacked = memoryview(b"")
-        self._packed = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
-            if not self._unpack_more():
-                return 0
-        size = min(len(buffer), len(self._unpacked))
-        buffer[:size] = self._unpacked[:size]
-        self._unpacked = self._unpacked[size:]
-        return size
-
-    def _unpack_more(self) -> bool:
-        import zstandard
-
-        packed = self._packed or self._file.read(128 << 10)
-        self._packed = b""
-        if not packed:
-            if self._frame is not None:
-                raise EOFError("the compressed data ends in the middle")
-            return False
-        if self._frame is None:
-            self._frame = zstandard.ZstdDecompressor().decompressobj()
-        try:
-            self._unpacked = memoryview(self._frame.decompress(packed))
-        except zstandard.ZstdError as error:
-            raise OSError(str(error)) from error
-        if self._frame.eof:
-            self._packed, self._frame = self._frame.unused_data, None
-        return True
-
-
-def _parquet_blocks(source: Source, fields: Set[str] | None, start: int, end: int | None) -> Iterator[list[Row]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(source.path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
-            groups = list(range(start, file.num_row_groups if end is None else end))
-            columns = [name for name in file.schema_arrow.names if fields is None or name in fields] or None
-            for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=groups, columns=columns, use_threads=False):
-                yield _rows_of(batch)
-    except pa.ArrowException as error:
-        raise OSError(str(error).partition("\n")[0]) from error
-
-
-def _arrow_blocks(source: Source) -> Iterator[list[Row]]:
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(source.path)) as file, pa.ipc.open_stream(file) as stream:
-            for batch in stream:
-                for start in range(0, batch.num_rows, ROWS_PER_BATCH):
-                    yield _rows_of(batch.slice(start, ROWS_PER_BATCH))
-    except pa.ArrowException as error:
-        raise OSError(str(error).partition("\n")[0]) from error
-
-
 def record_fields(kind: str, names: FieldNames) -> frozenset[str]:
     """The top-level fields that a record of ``kind`` may use."""
     used = {getattr(names, field) for field in FIELDS_OF_KIND[kind]}
     return frozenset(used | {name.partition(".")[0] for name in used})
-
-
-def _rows_of(batch: Any) -> list[Row]:
-    """A batch's rows as objects. A string that is not UTF-8 becomes bytes, so that only its own row is lost."""
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        return [_row_of(batch.slice(index, 1)) for index in range(batch.num_rows)]
-
-
-def _row_of(row: Any) -> Row:
-    try:
-        return row.to_pylist()[0]
-    except UnicodeDecodeError:
-        return b"\xff"

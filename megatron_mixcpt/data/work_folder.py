@@ -1,0 +1,78 @@
+"""The folder that a run works in: one run at a time, and only ever the same one again."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_mixcpt import __version__
+from megatron_mixcpt.data.settings import PreprocessSettings
+from megatron_mixcpt.data.sources import Source
+from megatron_mixcpt.errors import ConfigError, DataError
+
+
+@contextmanager
+def lock(output: Path) -> Iterator[None]:
+    """Hold the folder for this run and its workers alone. The lock ends with them, however they end."""
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise DataError(f"--output {output}: another run is writing there; wait for it, or choose another") from error
+    finally:
+        os.close(descriptor)
+
+
+def start_or_resume(work: Path, settings: PreprocessSettings, sources: list[Source]) -> None:
+    """Make the work folder, or check that the one that is there is of the same run."""
+    plan_path = work / "plan.json"
+    plan = {"tool version": __version__, "settings": settings.described(), "sources": [_stamp(s) for s in sources]}
+    if plan_path.exists():
+        refuse_other(json.loads(plan_path.read_text(encoding="utf-8")), plan, work.parent)
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    aside = work / "plan.json.tmp"
+    aside.write_text(json.dumps(plan), encoding="utf-8")
+    aside.rename(plan_path)
+
+
+def _stamp(source: Source) -> list[Any]:
+    return [source.kind, str(source.path), source.size, source.path.stat().st_mtime_ns]
+
+
+def refuse_other(before: dict[str, Any], now: dict[str, Any], output: Path) -> None:
+    """Raise ConfigError, naming the first difference, unless both describe the same run."""
+    names = [*before["settings"], *(name for name in now["settings"] if name not in before["settings"])]
+    for name in names:
+        then, here = before["settings"].get(name, "its default"), now["settings"].get(name, "its default")
+        if then != here:
+            raise ConfigError(
+                f"--output {output} holds a mixture made with {name} {_shown(then)}, now it is {_shown(here)}; "
+                "choose another --output, or delete that folder"
+            )
+    if before["sources"] != now["sources"]:
+        changed = next((new for old, new in zip(before["sources"], now["sources"], strict=False) if old != new), None)
+        what = f"{changed[1]} has changed since" if changed else "the number of input files has changed since"
+        raise ConfigError(f"--output {output} holds another mixture: {what}; choose another --output, or delete it")
+    if before["tool version"] != now["tool version"]:
+        raise ConfigError(
+            f"--output {output} holds the work of version {before['tool version']} of this tool, this is "
+            f"{now['tool version']}; choose another --output, or delete it"
+        )
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def restart_without_fast(work: Path) -> None:
+    """Forget every finished part, and remember that the fast encoder is not to be used."""
+    for path in work.glob("part-*"):
+        path.unlink()
+    (work / "exact").touch()
