@@ -34,9 +34,8 @@ def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], record: 
     lines = ["---", "library_name: transformers", f"base_model: {base}", "tags: [mix-cpt, megatron]", "---", ""]
     if arguments.get(SEEN):
         lines += [f"# {base}, trained further with Mix-CPT", "", "| | |", "|---|---|"]
-        lines += [
-            f"| {text} | {arguments[key]} |" for key, text in HYPERPARAMETERS.items() if _said(arguments.get(key))
-        ]
+        said = [(text, arguments.get(key)) for key, text in HYPERPARAMETERS.items()]
+        lines += [f"| {text} | {value} |" for text, value in said if isinstance(value, str | int | float)]
     else:
         lines += [f"# {base}", "", "Converted through Megatron without training.", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in record.items()]
