@@ -66,7 +66,7 @@ def gpt_layer_spec(
 
 
 def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) -> TransformerLayerSubmodules:
-    """One dense layer of the provider's modules (compare `get_gpt_layer_local_submodules`, which fixes its provider)."""
+    """One dense layer of the provider's modules (the engine's `get_gpt_layer_local_submodules` fixes its provider)."""
     norm = provider.layer_norm()
     qk_norm = L2Norm if config.qk_l2_norm else norm if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(

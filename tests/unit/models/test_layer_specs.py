@@ -1,0 +1,95 @@
+"""Which modules a layer is built from, and the names that a checkpoint knows them by."""
+
+import pytest
+
+from megatron_mixcpt.testing import run_distributed
+
+# As Transformer Engine's layers are saved: each norm with the linear layer after it.
+LAYER_NAMES = {
+    "self_attention.linear_qkv.layer_norm_weight",
+    "self_attention.linear_qkv.weight",
+    "self_attention.linear_qkv.bias",
+    "self_attention.q_layernorm.weight",
+    "self_attention.k_layernorm.weight",
+    "self_attention.linear_proj.weight",
+    "mlp.linear_fc1.layer_norm_weight",
+    "mlp.linear_fc1.weight",
+    "mlp.linear_fc2.weight",
+}
+OTHER_NAMES = {"embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight"}
+
+
+def test_layer_specs() -> None:
+    run_distributed(check_layer_specs, 1, cpu_emulation=True)
+
+
+def check_layer_specs() -> None:
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(1)
+    check_modules_and_checkpoint_names()
+    check_options_of_the_config()
+    check_what_is_not_supported_is_refused()
+
+
+def build_gpt(**overrides):
+    from megatron.core.models.gpt import GPTModel
+
+    from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+
+    options = config(**overrides)
+    return GPTModel(
+        options,
+        gpt_layer_spec(options),
+        64,
+        16,
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="rope",
+    )
+
+
+def config(**overrides):
+    import torch.nn.functional as F
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    shape = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2}
+    llama = {"normalization": "RMSNorm", "gated_linear_unit": True, "activation_func": F.silu, "add_bias_linear": False}
+    qwen = {"add_qkv_bias": True, "qk_layernorm": True}
+    return TransformerConfig(**shape | llama | qwen | overrides)
+
+
+def check_modules_and_checkpoint_names() -> None:
+    from megatron_mixcpt.models.attention import ScaledDotProductAttention
+    from megatron_mixcpt.models.norm import RMSNorm
+
+    model = build_gpt(transformer_impl="local")
+    attention = model.decoder.layers[1].self_attention
+    assert isinstance(attention.core_attention, ScaledDotProductAttention)
+    norms = [attention.q_layernorm, model.decoder.layers[0].pre_mlp_layernorm, model.decoder.final_layernorm]
+    assert all(isinstance(norm, RMSNorm) for norm in norms)
+    saved = model.sharded_state_dict().values()
+    names = {value.key for value in saved if not value.key.endswith("_extra_state")}
+    expected_names = OTHER_NAMES | {f"decoder.layers.{name}" for name in LAYER_NAMES}
+    assert names == expected_names, names ^ expected_names
+
+
+def check_options_of_the_config() -> None:
+    from megatron.core.transformer.identity_op import IdentityOp
+    from megatron.core.transformer.torch_norm import L2Norm
+
+    from megatron_mixcpt.models.norm import LayerNorm
+
+    plain = build_gpt(add_qkv_bias=False, qk_layernorm=False, normalization="LayerNorm").decoder.layers[0]
+    assert isinstance(plain.input_layernorm, LayerNorm) and isinstance(plain.self_attention.q_layernorm, IdentityOp)
+    assert plain.self_attention.linear_qkv.bias is None
+    assert isinstance(build_gpt(qk_l2_norm=True).decoder.layers[0].self_attention.k_layernorm, L2Norm)
+
+
+def check_what_is_not_supported_is_refused() -> None:
+    from megatron_mixcpt.errors import ConfigError
+    from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+
+    with pytest.raises(ConfigError, match="--num-experts and --multi-latent-attention need Transformer Engine"):
+        gpt_layer_spec(config(num_moe_experts=4))
