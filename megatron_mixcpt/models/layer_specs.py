@@ -15,7 +15,6 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import L2Norm, LayerNormBuilder
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -68,7 +67,7 @@ def gpt_layer_spec(
 def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) -> TransformerLayerSubmodules:
     """One dense layer of the provider's modules (the engine's `get_gpt_layer_local_submodules` fixes its provider)."""
     norm = provider.layer_norm()
-    qk_norm = L2Norm if config.qk_l2_norm else norm if config.qk_layernorm else IdentityOp
+    qk_norm = L2Norm if config.qk_l2_norm else norm if config.qk_layernorm else None
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},

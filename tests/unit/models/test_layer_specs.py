@@ -76,13 +76,12 @@ def check_modules_and_checkpoint_names() -> None:
 
 
 def check_options_of_the_config() -> None:
-    from megatron.core.transformer.identity_op import IdentityOp
     from megatron.core.transformer.torch_norm import L2Norm
 
     from megatron_mixcpt.models.norm import LayerNorm
 
     plain = build_gpt(add_qkv_bias=False, qk_layernorm=False, normalization="LayerNorm").decoder.layers[0]
-    assert isinstance(plain.input_layernorm, LayerNorm) and isinstance(plain.self_attention.q_layernorm, IdentityOp)
+    assert isinstance(plain.input_layernorm, LayerNorm) and plain.self_attention.q_layernorm is None
     assert plain.self_attention.linear_qkv.bias is None
     assert isinstance(build_gpt(qk_l2_norm=True).decoder.layers[0].self_attention.k_layernorm, L2Norm)
 
