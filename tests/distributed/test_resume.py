@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_mixcpt.conversion.convert import convert_to_hf
@@ -35,8 +36,11 @@ def test_resumed_run_is_the_same_bit_for_bit(uninterrupted, world: Path, tmp_pat
     resumed = train(2, [*argv, "--save", str(tmp_path / "save")], tmp_path / "log")
     for key in KEYS:
         assert resumed[key] == curves[key][10:], key
+    expected = exported(checkpoint, tmp_path)
+    base = load_file(world / "llama" / "model.safetensors")
     for name, tensor in exported(tmp_path / "save", tmp_path).items():
-        assert torch.equal(tensor, exported(checkpoint, tmp_path)[name]), name
+        assert torch.equal(tensor, expected[name]), name
+        assert not torch.equal(tensor, base[name]), f"{name} was not trained"
 
 
 def test_resharded_run_agrees(uninterrupted, world: Path, tmp_path: Path) -> None:
@@ -60,8 +64,6 @@ def test_checkpoint_holds_the_student_once(uninterrupted, world: Path) -> None:
 
 def exported(checkpoint: Path, folder: Path) -> dict[str, torch.Tensor]:
     """The last checkpoint's weights as a Hugging Face folder has them."""
-    from safetensors.torch import load_file
-
     target = folder / f"hf-{abs(hash(checkpoint))}"
     if not target.exists():
         convert_to_hf(checkpoint, target)
