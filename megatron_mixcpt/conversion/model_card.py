@@ -1,6 +1,8 @@
 """The model card of an exported model: where it comes from and how it was trained, from what the checkpoint knows."""
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # Arguments of the run worth a line, where the run had them, and how the card calls them.
@@ -8,8 +10,6 @@ HYPERPARAMETERS = {
     "distillation": "distillation",
     "alpha": "alpha (weight of next-token prediction)",
     "distillation_fraction": "share of the samples distilled",
-    "teacher": "teacher",
-    "mixture": "data mixture",
     "lr": "learning rate",
     "min_lr": "final learning rate",
     "lr_decay_style": "learning rate decay",
@@ -35,9 +35,21 @@ def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], record: 
     if arguments.get(SEEN):
         lines += [f"# {base}, trained further with Mix-CPT", "", "| | |", "|---|---|"]
         said = [(text, arguments.get(key)) for key, text in HYPERPARAMETERS.items()]
+        said += [("teacher", _folder_name(arguments.get("teacher"))), ("data", _folder_name(arguments.get("mixture")))]
+        said += [("SHA-256 of the data's manifest", _manifest_digest(arguments.get("mixture")))]
         lines += [f"| {text} | {value} |" for text, value in said if isinstance(value, str | int | float)]
     else:
         lines += [f"# {base}", "", "Converted through Megatron without training.", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in record.items()]
     lines += [f"| digest of the base model's config and tokenizer | {origin.get('digest', 'unknown')} |", ""]
     return "\n".join(lines)
+
+
+def _folder_name(path: Any) -> str | None:
+    """A folder without the machine's path to it, which is nobody else's business."""
+    return Path(path).name if isinstance(path, str) else None
+
+
+def _manifest_digest(mixture: Any) -> str | None:
+    manifest = Path(mixture) / "mixture.json" if isinstance(mixture, str) else None
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest and manifest.is_file() else None

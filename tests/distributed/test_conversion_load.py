@@ -20,13 +20,12 @@ from megatron_mixcpt.testing import run_distributed
 from tests.unit.conversion import tiny_hf
 
 TOKENS = torch.arange(2 * 64).view(2, 64) * 7 % 259
-DENSE = tuple(name for name in tiny_hf.CONFIGS if name not in tiny_hf.MIXTURES_OF_EXPERTS)
 # Layout -> sizes of the tensor-, pipeline- and expert-parallel groups, and the models that go through it.
 LAYOUTS = {
     "single": ((1, 1, 1), tuple(tiny_hf.CONFIGS)),
     "TP2": ((2, 1, 1), tuple(tiny_hf.CONFIGS)),
     "PP2": ((1, 2, 1), tuple(tiny_hf.CONFIGS)),
-    "TP2xPP2": ((2, 2, 1), DENSE),
+    "TP2xPP2": ((2, 2, 1), tuple(tiny_hf.CONFIGS)),
     "EP2": ((1, 1, 2), tiny_hf.MIXTURES_OF_EXPERTS),
 }
 

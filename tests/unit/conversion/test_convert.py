@@ -1,18 +1,23 @@
 """Conversion on disk: bit-exact round trips, metadata byte for byte, and outputs that are whole or absent."""
 
+import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_mixcpt.conversion import convert
 from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata, write_training_record
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.conversion.model_folder import read_config
+from megatron_mixcpt.conversion.safetensors_writer import SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf
 
@@ -101,6 +106,42 @@ def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "megatron"]
 
 
+def sparse_model(folder: Path, num_layers: int) -> Path:
+    """A Llama of 24 MB a layer whose weights are holes in their file."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 16}
+    config = LlamaConfig(**sizes, vocab_size=1024, num_hidden_layers=num_layers, architectures=["LlamaForCausalLM"])
+    folder.mkdir()
+    (folder / "config.json").write_text(config.to_json_string())
+    shapes = read_config(folder).hf_shapes()
+    tensors = {name: TensorShape(shape, torch.bfloat16) for name, shape in shapes.items()}
+    SafetensorsWriter(folder, tensors, max_shard_bytes=100_000_000).create()
+    return folder
+
+
+PEAK_OF_BOTH_WAYS = """
+import resource, sys
+from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
+root = sys.argv[1]
+convert_from_hf(f"{root}/hf", f"{root}/megatron")
+convert_to_hf(f"{root}/megatron", f"{root}/out")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path, repository):
+    """48 MB and 480 MB of weights peak alike: within three times the largest tensor (8 MB) of one another."""
+    peaks = []
+    for num_layers in (2, 20):
+        root = tmp_path / str(num_layers)
+        root.mkdir()
+        sparse_model(root / "hf", num_layers)
+        command = [sys.executable, "-c", PEAK_OF_BOTH_WAYS, str(root)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=repository, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+        shutil.rmtree(root)
+    assert abs(peaks[1] - peaks[0]) < 3 * 2 * 2 * 2048 * 1024, peaks
+
+
 def refusal(function, *arguments, **options) -> str:
     with pytest.raises(CheckpointError) as caught:
         function(*arguments, **options)
@@ -141,13 +182,16 @@ def test_model_card_and_sequence_length_of_a_trained_checkpoint(tmp_path, monkey
     source = save_with_extras("llama", tmp_path / "hf")
     convert_from_hf(source, tmp_path / "megatron")
     assert "without training" in export_card(tmp_path, "plain")
-    trained = {"consumed_train_samples": 640, "alpha": 0.8, "lr": 2e-5, "seq_length": 128, "teacher": None}
+    (tmp_path / "mixture.json").write_text("{}")
+    trained = {"consumed_train_samples": 640, "lr": 2e-5, "seq_length": 128, "teacher": None, "mixture": str(tmp_path)}
     monkeypatch.setattr(MegatronCheckpoint, "arguments", lambda self: trained)
     write_training_record(tmp_path / "megatron", {"mixture digest": "abc", "ntp loss": 1.5})
     card = export_card(tmp_path, "trained")
-    for line in ("| learning rate | 2e-05 |", "| training samples seen | 640 |", "| ntp loss | 1.5 |"):
+    lines = ["| learning rate | 2e-05 |", "| training samples seen | 640 |", "| ntp loss | 1.5 |"]
+    lines.append(f"| SHA-256 of the data's manifest | {hashlib.sha256(b'{}').hexdigest()} |")
+    for line in lines:
         assert line in card
-    assert "base_model: hf" in card and "teacher" not in card
+    assert "base_model: hf" in card and "teacher" not in card and str(tmp_path) not in card
     assert json.loads((tmp_path / "trained" / "config.json").read_text())["max_position_embeddings"] == 128
     assert not (tmp_path / "trained" / "training.json").exists()
 
