@@ -13,7 +13,8 @@ fraction of a second and a worker process stays small.
 ``tokenizer_files.py`` what a tokenizer folder says: its files, its end of sequence, its special tokens
 ``encoding.py``        texts become token ids
 ``parts.py``           the work cut into parts; ``part_worker.py`` does one, ``pool.py`` many at a time
-``selection.py``       duplicates and limits on tokens, with ``near_duplicates.py``; ``merge.py`` joins what stays
+``selection.py``       duplicates and limits on tokens, with ``near_duplicates.py``; ``merge.py`` joins what stays,
+                       ``source_counts.py`` accounts for the rest
 ``indexed.py``         the engine's .bin/.idx pair, written and read with numpy alone
 ``manifest.py``        mixture.json: what a folder of datasets holds and what made it
 ``preprocess.py``      the whole of ``tools/preprocess_mixture.py``, with ``work_folder.py`` to resume in; its flags are

@@ -13,13 +13,14 @@ from pathlib import Path
 from megatron_mixcpt import __version__
 from megatron_mixcpt.data.encoding import EncoderMismatch, limit_encoder_threads
 from megatron_mixcpt.data.manifest import MANIFEST_NAME, KindSummary, MixtureManifest, TokenizerIdentity, file_digest
-from megatron_mixcpt.data.merge import merge_kind, open_part
+from megatron_mixcpt.data.merge import merge_kind
 from megatron_mixcpt.data.part_worker import PartWorker
 from megatron_mixcpt.data.parts import Part, plan_parts
 from megatron_mixcpt.data.pool import run_part, worker_pool
 from megatron_mixcpt.data.progress import Progress
 from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.data.settings import PreprocessSettings
+from megatron_mixcpt.data.source_counts import FinishedPart, SourceCounts, open_part
 from megatron_mixcpt.data.sources import Source, find_sources
 from megatron_mixcpt.data.work_folder import lock, refuse_other, restart_without_fast, start_or_resume
 from megatron_mixcpt.errors import DataError
@@ -65,12 +66,14 @@ def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_
     start_or_resume(work, settings, sources)
     parts = plan_parts(sources)
     try:
-        _encode(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())
+        digests = _encode(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())
     except EncoderMismatch as mismatch:
         print(f"{mismatch} differs from the Hugging Face tokenizer on this text: starting again without it", flush=True)
         restart_without_fast(work)
-        _encode(settings, sources, parts, work, num_workers, use_fast=False)
-    manifest = _merge(settings, sources, parts, work, output)
+        digests = _encode(settings, sources, parts, work, num_workers, use_fast=False)
+    kinds, finished = _merge(settings, sources, digests, parts, work)
+    _check_rejects(settings, kinds)
+    manifest = MixtureManifest(output, __version__, _identity(settings, finished), settings.described(), kinds)
     _publish(manifest, work)
     return manifest
 
@@ -92,21 +95,27 @@ def _finished_before(settings: PreprocessSettings, sources: list[Source], output
 
 def _encode(
     settings: PreprocessSettings, sources: list[Source], parts: list[Part], work: Path, num_workers: int, use_fast: bool
-) -> None:
-    """Finish every part. Errors come in the order of the parts, so that the first bad record is the one named."""
+) -> list[str]:
+    """Finish every part, and return the sources' sha256 digests.
+
+    Errors come in the order of the parts, so that the first bad record is the one named.
+    """
+    paths = [source.path for source in sources]
     with Progress(sum(part.weight for part in parts), "encoding") as progress:
         if num_workers == 1 or len(parts) == 1:
             worker = PartWorker(settings, sources, work, use_fast)
             for part in parts:
                 worker.run(part)
                 progress.add(part.weight)
-            return
+            return [file_digest(path) for path in paths]
         with worker_pool(min(num_workers, len(parts)), settings, sources, work, use_fast) as pool:
             try:
                 futures = [(part, pool.submit(run_part, part)) for part in parts]
+                digests = pool.map(file_digest, paths, chunksize=64)
                 for part, future in futures:
                     future.result()
                     progress.add(part.weight)
+                return list(digests)
             except BrokenProcessPool as error:
                 raise DataError("a worker was killed, perhaps for want of memory; try fewer --workers") from error
             finally:
@@ -114,19 +123,23 @@ def _encode(
 
 
 def _merge(
-    settings: PreprocessSettings, sources: list[Source], parts: list[Part], work: Path, output: Path
-) -> MixtureManifest:
+    settings: PreprocessSettings, sources: list[Source], digests: list[str], parts: list[Part], work: Path
+) -> tuple[dict[str, KindSummary], list[FinishedPart]]:
+    """Join the parts into one dataset for each kind, in the work folder."""
     kinds: dict[str, KindSummary] = {}
     finished = [open_part(part, work) for part in parts]
     with open(work / REJECTS_NAME, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
         rejects = io.TextIOWrapper(packed, "utf-8")
         for kind in settings.kinds:
             chosen = [part for part in finished if part.part.kind == kind]
-            kinds[kind] = merge_kind(kind, chosen, sources, settings, work, rejects)
+            kinds[kind] = merge_kind(kind, chosen, SourceCounts(sources, digests), settings, work, rejects)
         rejects.flush()
-    _check_rejects(settings, kinds)
+    return kinds, finished
+
+
+def _identity(settings: PreprocessSettings, finished: list[FinishedPart]) -> TokenizerIdentity:
     tokenizer = settings.tokenizer
-    identity = TokenizerIdentity(
+    return TokenizerIdentity(
         path=str(tokenizer.folder),
         digest=tokenizer.digest,
         eos_token=tokenizer.eos_token,
@@ -135,7 +148,6 @@ def _merge(
         encoder=", ".join(sorted({part.result.encoder for part in finished})),
         compared_texts=sum(part.result.num_compared for part in finished),
     )
-    return MixtureManifest(output, __version__, identity, settings.described(), kinds)
 
 
 def _check_rejects(settings: PreprocessSettings, kinds: dict[str, KindSummary]) -> None:
