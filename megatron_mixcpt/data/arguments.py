@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from megatron_mixcpt.data.chat_templates import BUILT_IN_RULES, choose_rules, read_rules
-from megatron_mixcpt.data.decontaminate import LEAST_WORDS
+from megatron_mixcpt.data.decontaminate import LEAST_WORDS, test_sets_digest
 from megatron_mixcpt.data.filters import RowFilter
 from megatron_mixcpt.data.manifest import KINDS, MixtureManifest
 from megatron_mixcpt.data.mixture import parse_epochs, parse_kind_values, plan_mixture
@@ -146,6 +146,7 @@ def settings_from(arguments: argparse.Namespace) -> PreprocessSettings:
         keep_duplicates=arguments.keep_duplicates,
         near_duplicates=_near_duplicates(arguments.near_duplicates),
         decontaminate=tuple(arguments.decontaminate),
+        test_sets_digest=test_sets_digest(arguments.decontaminate),
         decontaminate_words=arguments.decontaminate_words,
         template_rules=choose_rules(arguments.keep_templates, extra),
     )

@@ -5,11 +5,13 @@ punctuation hides a match. Runs of 13 words are what GPT-3's authors used (arXiv
 shorter than that, but of eight words or more, counts as one run; still shorter ones are too common to tell anything.
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_mixcpt.data.manifest import file_digest
 from megatron_mixcpt.data.readers import is_blank, parse, read_blocks
 from megatron_mixcpt.data.records import BadRecord
 from megatron_mixcpt.data.sources import find_sources
@@ -67,6 +69,12 @@ class TestSets:
 def read_test_sets(paths: list[str], num_words: int) -> TestSets:
     """Read test sets from data files: every string in every record, whatever its field. Raises DataError."""
     return TestSets(_texts(paths), num_words)
+
+
+def test_sets_digest(paths: list[str]) -> str:
+    """One sha256 of all test sets' contents, in hexadecimal; empty where there are none. Raises DataError."""
+    digests = [file_digest(source.path) for source in find_sources("decontaminate", paths)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest() if digests else ""
 
 
 def _texts(paths: list[str]) -> Iterator[str]:

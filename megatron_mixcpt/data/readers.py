@@ -84,7 +84,7 @@ def parse_json(line: bytes) -> Any:
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(_decoded(line))
+        return json.loads(_decoded(line.rstrip()))
     except json.JSONDecodeError as error:
         raise BadRecord("invalid_json", f"invalid JSON at column {error.colno} ({error.msg})") from error
     except (RecursionError, ValueError) as error:

@@ -45,6 +45,8 @@ class PreprocessSettings:
     """Leave out samples whose runs of words overlap an earlier one's by this share (Jaccard); None: do not look."""
     decontaminate: tuple[str, ...] = ()
     """Test sets; samples that share ``decontaminate_words`` words in a row with them are left out."""
+    test_sets_digest: str = ""
+    """Of the contents of these files, so that a run resumed after they changed is noticed."""
     decontaminate_words: int = 13
     template_rules: tuple[TemplateRule, ...] = field(default_factory=lambda: choose_rules(None))
     """Chat templates to take off."""
@@ -65,6 +67,7 @@ class PreprocessSettings:
             "--keep-duplicates": self.keep_duplicates,
             "--near-duplicates": self.near_duplicates,
             "--decontaminate": list(self.decontaminate),
+            "test sets digest": self.test_sets_digest,
             "--decontaminate-words": self.decontaminate_words,
             "template rules": {rule.name: rule.turn for rule in self.template_rules},
         }

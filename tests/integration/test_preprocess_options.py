@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,8 @@ from megatron_mixcpt.data import encoding, parts
 from megatron_mixcpt.data.arguments import build_parser, settings_from
 from megatron_mixcpt.data.manifest import MixtureManifest
 from megatron_mixcpt.data.preprocess import preprocess
+from megatron_mixcpt.data.sources import find_sources
+from megatron_mixcpt.errors import DataError
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 
@@ -147,3 +151,22 @@ def test_tokens_worked_out_by_hand(tmp_path: Path) -> None:
         "sft": [3, 1, 2, 1, 2, 3, 4],
         "dpo": [1, 2, 4],
     }
+
+
+def test_every_format_in_many_parts_gives_the_same_tokens(tokenizer_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(parts, "PART_BYTES", 2_000)
+    texts = [f"document {number} of the fox" if number != 321 else "" for number in range(500)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    pq.write_table(pa.table({"other": texts, "text": texts}), tmp_path / "c.parquet", row_group_size=33)
+    digests = set()
+    for path in sorted(tmp_path.glob("?.*")):
+        assert len(parts.plan_parts(find_sources("cpt", [str(path)]))) > (1 if path.suffix != ".gz" else 0)
+        output = tmp_path / path.name.partition(".")[0]
+        manifest = run(tokenizer_dir, output, "--cpt", path, "--on-bad-record", "skip", workers=2)
+        digests.add(manifest.kinds["cpt"].bin_sha256)
+        assert [(reject["line"], reject["reason"]) for reject in rejects_of(output)] == [(322, "empty")]
+        with pytest.raises(DataError, match=f"{path.name}:322: the text is empty"):
+            run(tokenizer_dir, tmp_path / "stopped" / output.name, "--cpt", path)
+    assert len(digests) == 1
