@@ -6,7 +6,7 @@ under attention dropout, where PyTorch falls back to it on CPUs). There are no p
 """
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from megatron.core import tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -69,8 +69,12 @@ class ScaledDotProductAttention(MegatronModule):
 
         Returns:
             [sq, b, np * hn], of the query's dtype.
+
+        Raises:
+            ConfigError: for a bias or packed sequences, which need Transformer Engine: pass the documents as a mask.
         """
-        assert attention_bias is None and packed_seq_params is None, "no option that is accepted makes these"
+        if attention_bias is not None or packed_seq_params is not None:
+            raise ConfigError("attention biases and packed sequences need Transformer Engine, which is not in use")
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         causal = attention_mask is None and mask_type == AttnMaskType.causal
         assert not causal or query.size(0) == key.size(0), "a causal mask over cached keys must be given"
@@ -85,7 +89,7 @@ class ScaledDotProductAttention(MegatronModule):
             )
         return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
 
-    def _dropout_random_state(self) -> nullcontext:
+    def _dropout_random_state(self) -> AbstractContextManager:
         """Each tensor-parallel rank drops differently in its own heads; under sequence parallelism the caller forks."""
         if self.config.sequence_parallel or not (self.training and self.dropout_probability):
             return nullcontext()

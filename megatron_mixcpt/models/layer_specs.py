@@ -109,13 +109,12 @@ def _transformer_engine_spec(
     return get_gpt_layer_with_transformer_engine_spec(
         qk_layernorm=config.qk_layernorm,
         multi_latent_attention=config.multi_latent_attention,
-        experimental_attention_variant=config.experimental_attention_variant,
         qk_l2_norm=config.qk_l2_norm,
         use_kitchen=config.use_kitchen,
         use_te_activation_func=config.use_te_activation_func,
         use_kitchen_attention=config.use_kitchen_attention,
         kitchen_attention_backend=config.kitchen_attention_backend,
-        mla_down_proj_fusion=config.mla_down_proj_fusion,
+        mla_down_proj_fusion=getattr(config, "mla_down_proj_fusion", False),
         use_grouped_gemm_for_dense_mlp=config.use_grouped_gemm_for_dense_mlp,
         use_te_op_fuser=config.use_transformer_engine_op_fuser,
     )

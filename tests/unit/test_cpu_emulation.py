@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from megatron_mixcpt import cpu_emulation
 from megatron_mixcpt.cpu_emulation import EMULATED
-from megatron_mixcpt.testing import RankFailedError, run_distributed
+from megatron_mixcpt.testing import run_distributed
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulation stands aside where CUDA is")
 
@@ -244,25 +244,3 @@ def check_install_leaves_a_machine_with_cuda_alone() -> None:
     originals = {name: cpu_emulation._resolve(name) for name in STAND_INS if not name.startswith("torch.cuda.")}
     assert not cpu_emulation.install()
     assert all(cpu_emulation._resolve(name) is original for name, original in originals.items())
-
-
-def test_a_failing_rank_is_told() -> None:
-    with pytest.raises(RankFailedError, match=r"(?s)rank 1 of 2 .*ValueError: on rank 1"):
-        run_distributed(fail_on_rank_1, 2)
-
-
-def fail_on_rank_1() -> None:
-    if dist.get_rank() == 1:
-        raise ValueError("on rank 1")
-    dist.barrier()
-
-
-def test_a_rank_that_hangs_is_ended() -> None:
-    with pytest.raises(RankFailedError, match=r"ranks \[0, 1\] had not finished after 2"):
-        run_distributed(hang_on_rank_1, 2, timeout_s=2)
-
-
-def hang_on_rank_1() -> None:
-    if dist.get_rank() == 1:
-        while True:
-            pass

@@ -1,5 +1,7 @@
 """Which modules a layer is built from, and the names that a checkpoint knows them by."""
 
+from unittest import mock
+
 import pytest
 
 from megatron_mixcpt.testing import run_distributed
@@ -31,6 +33,7 @@ def check_layer_specs() -> None:
     model_parallel_cuda_manual_seed(1)
     check_modules_and_checkpoint_names()
     check_options_of_the_config()
+    check_transformer_engine_is_asked_for_the_same()
     check_what_is_not_supported_is_refused()
 
 
@@ -84,6 +87,23 @@ def check_options_of_the_config() -> None:
     assert isinstance(plain.input_layernorm, LayerNorm) and plain.self_attention.q_layernorm is None
     assert plain.self_attention.linear_qkv.bias is None
     assert isinstance(build_gpt(qk_l2_norm=True).decoder.layers[0].self_attention.k_layernorm, L2Norm)
+
+
+def check_transformer_engine_is_asked_for_the_same() -> None:
+    """Transformer Engine itself needs CUDA to be imported; that the engine's function takes what we pass does not."""
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_submodules
+
+    from megatron_mixcpt.models import layer_specs
+
+    asked = mock.create_autospec(get_gpt_layer_with_transformer_engine_submodules)
+    with (
+        mock.patch.object(layer_specs, "HAVE_TE", True),
+        mock.patch.object(layer_specs, "get_gpt_layer_with_transformer_engine_spec", asked),
+    ):
+        build_gpt(transformer_impl="local")
+        asked.assert_not_called()
+        layer_specs.gpt_layer_spec(config(transformer_impl="transformer_engine"))
+    assert asked.call_args.kwargs["qk_layernorm"]
 
 
 def check_what_is_not_supported_is_refused() -> None:
