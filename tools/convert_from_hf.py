@@ -10,7 +10,8 @@ output goes to ``--pretrained-checkpoint`` or ``--load``. (Training with ``--hf-
 import argparse
 from pathlib import Path
 
-from megatron_mixcpt.conversion.convert import convert_from_hf, process_group_of_torchrun
+from megatron_mixcpt.conversion.convert import convert_from_hf
+from megatron_mixcpt.conversion.ranks import process_group_of_torchrun
 from megatron_mixcpt.errors import exit_on_user_error
 
 

@@ -21,8 +21,10 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
+from tqdm import tqdm
 
 from megatron_mixcpt.conversion.megatron_layout import COMMON_STATE, FORMAT_NAME, TRACKER_NAME, Place
+from megatron_mixcpt.conversion.ranks import get_rank, get_world_size
 
 FORMAT = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
 CHECKPOINT_VERSION = 3.0  # query, key and value in the engine's present order
@@ -57,7 +59,7 @@ class _StreamingPlanner(dcp.DefaultSavePlanner):
         self._memory = bytearray(max(source.num_bytes for source in sources))
 
     def create_local_plan(self) -> SavePlan:
-        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, size = get_rank(), get_world_size()
         mine = range(rank, len(self.sources), size)
         items = [_write_item(self.sources[index]) for index in mine]
         self._by_index = {item.index: self.sources[index] for item, index in zip(items, mine, strict=True)}
@@ -82,7 +84,7 @@ class _StreamingWriter(dcp.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: dcp.SavePlanner) -> torch.futures.Future[list[WriteResult]]:
         name, results = f"{plan.storage_data.prefix}0.distcp", []
         with open(Path(self.path) / name, "wb") as file:
-            for item in plan.items:
+            for item in tqdm(plan.items, desc="convert", unit="tensor", disable=None if get_rank() == 0 else True):
                 offset = file.tell()
                 value = planner.resolve_data(item)
                 if isinstance(value, io.BytesIO):
@@ -130,7 +132,7 @@ def write_release(folder: Path, sources: list[TensorSource], arguments: Mapping[
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         planner = _StreamingPlanner(sources, objects)
         dcp.save({}, storage_writer=_StreamingWriter(target), planner=planner, no_dist=no_dist)
-    if no_dist or dist.get_rank() == 0:
+    if get_rank() == 0:
         (target / FORMAT_NAME).write_text(FORMAT)
         (folder / TRACKER_NAME).write_text("release")
 

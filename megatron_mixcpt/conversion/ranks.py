@@ -1,0 +1,60 @@
+"""Processes that share a conversion, and an output that is there whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_mixcpt.errors import CheckpointError
+
+
+@contextmanager
+def process_group_of_torchrun() -> Iterator[int]:
+    """A gloo process group where ``torchrun`` started this process, none where it did not; yields the rank."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        dist.init_process_group("gloo")
+    try:
+        yield get_rank()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to write into, renamed to it at the end and removed on failure."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists already: give a --save folder that does not")
+    aside = target.with_name(f".{target.name}.partial")
+    if get_rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    barrier()
+    try:
+        yield aside
+        barrier()
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if get_rank() == 0:
+        aside.rename(target)
+    barrier()
+
+
+def get_rank() -> int:
+    """This process among those that share the work; 0 where there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def get_world_size() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for the others, where there are any."""
+    if dist.is_initialized():
+        dist.barrier()
