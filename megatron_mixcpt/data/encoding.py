@@ -1,9 +1,10 @@
 """Texts become token ids: by the fastest exact encoder, checked against the Hugging Face tokenizer in every run.
 
 ``fastokens`` encodes byte-level BPE a hundred times faster than ``tokenizers``, the library behind Hugging Face's fast
-tokenizers, and into one flat array. :class:`CheckedEncoder` uses it where it can load the tokenizer, compares a share
-of the texts with what ``tokenizers`` makes of them, and raises :class:`EncoderMismatch` at the first difference; the
-run then starts again with ``tokenizers`` alone. A single text that fastokens refuses goes to ``tokenizers`` too.
+tokenizers, and into one flat array. (It reads some tokenizers of other kinds too, but was seen to differ on those.)
+:class:`CheckedEncoder` uses it where the tokenizer is byte-level, compares a share of the texts with what
+``tokenizers`` makes of them, and raises :class:`EncoderMismatch` at the first difference; the run then starts again
+with ``tokenizers`` alone. A single text that fastokens refuses goes to ``tokenizers`` too.
 
 Text is text: a special token's string inside it is encoded as ordinary characters (what transformers calls
 ``split_special_tokens``), unless ``allow_special_tokens`` is set.
@@ -99,7 +100,7 @@ class CheckedEncoder:
     @staticmethod
     def _load_fast(files: TokenizerFiles, allow_special_tokens: bool) -> FastEncoder | None:
         try:
-            return FastEncoder(files, allow_special_tokens)
+            return FastEncoder(files, allow_special_tokens) if _is_byte_level(files.definition) else None
         except (ImportError, ValueError, RuntimeError):
             return None
 
@@ -144,15 +145,15 @@ class CheckedEncoder:
                 parts.append(self._reference.encode([text]))
         return np.concatenate([ids for ids, _ in parts]), np.concatenate([lengths for _, lengths in parts])
 
-    def compare(self, texts: list[str], position: int = 0) -> None:
+    def compare(self, texts: list[str], starts: list[int]) -> None:
         """Encode texts with both encoders. Raises EncoderMismatch where they differ.
 
-        Of a long text only an excerpt is compared, ``position`` characters in (modulo its length), for the reference is
-        slow and both encode piece by piece.
+        Of a long text only an excerpt is compared, for the reference is slow and both encode piece by piece; ``starts``
+        says where each text's would begin (modulo its length).
         """
         if self._fast is None:
             return
-        excerpts = [_excerpt(text, position) for text in texts]
+        excerpts = [_excerpt(text, start) for text, start in zip(texts, starts, strict=True)]
         refused = self.num_refused
         fast_ids, fast_lengths = self.encode(excerpts)
         self.num_refused = refused
@@ -198,6 +199,7 @@ class SpecialStrings:
         longest_first = sorted(special_tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
-    def count(self, text: str) -> int:
-        """How often a special token's string stands in ``text``."""
-        return len(self._pattern.findall(text)) if self._pattern else 0
+    def find(self, text: str) -> int:
+        """Where the first special token's string stands in ``text``; -1 where there is none."""
+        match = self._pattern.search(text) if self._pattern else None
+        return match.start() if match else -1

@@ -37,6 +37,7 @@ BATCH_CHARACTERS = 1 << 20
 BATCH_TEXTS = 1024
 NUM_COMPARED_FIRST = 1000
 COMPARED_SHARE = 1 / 256
+BEFORE_SPECIAL = 100  # characters of a long text that are compared before a special token's string
 
 
 @dataclass
@@ -127,10 +128,10 @@ class PartWorker:
             for index, segment in enumerate(part.segments):
                 counts = SegmentCounts()
                 result.segments.append(counts)
-                for batch in self._batches(index, segment, counts, result, files.rejects):
+                for batch in self._batches(index, segment, counts, files.rejects):
                     num_compared = self._encoder.num_compared - compared
                     num_first = max(0, NUM_COMPARED_FIRST - num_compared) if part.is_first else 0
-                    self._write(batch, num_first, files)
+                    result.special_strings += self._write(batch, num_first, files)
         result.num_compared = self._encoder.num_compared - compared
         result.notes = dict(self._makers[part.kind].notes)
         if num_refused := self._encoder.num_refused - refused:
@@ -138,7 +139,7 @@ class PartWorker:
         return result
 
     def _batches(
-        self, index: int, segment: Segment, counts: SegmentCounts, result: PartResult, rejects: TextIO
+        self, index: int, segment: Segment, counts: SegmentCounts, rejects: TextIO
     ) -> Iterator[list[tuple[int, Sample]]]:
         """Lists of (line, sample), some megabyte of text each."""
         source = self._sources[segment.source]
@@ -151,7 +152,6 @@ class PartWorker:
                 self._reject(source, segment, index, line, error, rejects)
                 continue
             counts.samples += 1
-            result.special_strings += self._special.count(sample.text) > 0
             if batch and (size + len(sample.text) > BATCH_CHARACTERS or len(batch) >= BATCH_TEXTS):
                 yield batch
                 batch, size = [], 0
@@ -194,10 +194,12 @@ class PartWorker:
         record = {"segment": index, "line": line, "reason": error.reason, "detail": error.detail}
         rejects.write(json.dumps(record) + "\n")
 
-    def _write(self, batch: list[tuple[int, Sample]], num_first: int, files: PartFiles) -> None:
+    def _write(self, batch: list[tuple[int, Sample]], num_first: int, files: PartFiles) -> int:
+        """Encode and write samples, and return how many of them hold a special token's string."""
         texts = [sample.text for _, sample in batch]
         digests = np.frombuffer(b"".join(sample.digest for _, sample in batch), "<u8").reshape(-1, 2)
-        self._compare(texts, digests, num_first)
+        special_at = [self._special.find(text) for text in texts]
+        self._compare(texts, digests, special_at, num_first)
         table = np.empty(len(batch), SAMPLE_TYPE)
         table["length"] = self._write_tokens(texts, files.tokens)
         table["line"] = [line for line, _ in batch]
@@ -205,6 +207,7 @@ class PartWorker:
         table.tofile(files.samples)
         if self._settings.near_duplicates is not None:
             np.array([signature(text) for text in texts]).tofile(files.signatures)
+        return sum(place >= 0 for place in special_at)
 
     def _write_tokens(self, texts: list[str], file: BinaryIO) -> np.ndarray | int:
         """Encode and write texts, each with its end of sequence, and return how many tokens each of them is."""
@@ -220,12 +223,21 @@ class PartWorker:
         np.insert(ids.astype(self._token_type), np.cumsum(lengths), eos_id).tofile(file)
         return lengths + 1
 
-    def _compare(self, texts: list[str], digests: np.ndarray, num_first: int) -> None:
-        """Check the encoder on the first texts, and on a share of the others that their content decides."""
-        chosen = np.flatnonzero(digests[:, 0] < COMPARED_SHARE * 2.0**64)
-        positions = {*range(min(num_first, len(texts))), *chosen.tolist()}
-        if positions:
-            self._encoder.compare([texts[position] for position in sorted(positions)], int(digests[0, 1] >> 1))
+    def _compare(self, texts: list[str], digests: np.ndarray, special_at: list[int], num_first: int) -> None:
+        """Check the encoder on the first texts, on all with special tokens' strings, and on a share of the others.
+
+        Which others, and where in a long text, is decided by their content alone.
+        """
+        chosen = digests[:, 0] < COMPARED_SHARE * 2.0**64
+        chosen[:num_first] = True
+        starts = (digests[:, 1] >> np.uint64(1)).tolist()
+        places = [index for index, place in enumerate(special_at) if place >= 0 or chosen[index]]
+        if places:
+            at = [
+                max(0, special_at[index] - BEFORE_SPECIAL) if special_at[index] >= 0 else starts[index]
+                for index in places
+            ]
+            self._encoder.compare([texts[index] for index in places], at)
 
 
 def lines_before(source: Source, segment: Segment) -> int:

@@ -1,5 +1,6 @@
 """The fast encoder against the Hugging Face tokenizer: on adversarial text, and what happens when they differ."""
 
+import json
 import random
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_texts_the_fast_encoder_refuses_go_to_the_other(files) -> None:
 
 def test_a_single_difference_is_found(files, monkeypatch) -> None:
     encoder = CheckedEncoder(files["gpt2"], False)
-    encoder.compare(["the fox", "x" * 1000], position=77)
+    encoder.compare(["the fox", "x" * 1000], [0, 77])
     assert encoder.num_compared == 2
     real = encoder._fast.encode
 
@@ -94,21 +95,29 @@ def test_a_single_difference_is_found(files, monkeypatch) -> None:
 
     monkeypatch.setattr(encoder._fast, "encode", wrong)
     with pytest.raises(EncoderMismatch, match="fastokens"):
-        encoder.compare(["the fox"])
+        encoder.compare(["the fox"], [0])
 
 
 def test_missing_library_means_hugging_face(files, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "fastokens", None)
     encoder = CheckedEncoder(files["gpt2"], False)
     assert not encoder.is_fast and encoder.name.startswith("tokenizers ")
-    encoder.compare(["nothing to compare"])
+    encoder.compare(["nothing to compare"], [0])
     assert encoder.num_compared == 0
 
 
-def test_special_strings_are_counted(files) -> None:
+def test_special_strings_are_found(files) -> None:
     special = SpecialStrings(files["gpt2"].special_tokens)
-    assert [special.count(text) for text in ("a", "<|im_end|", "<|im_end|><|endoftext|> <|im_end|>")] == [0, 0, 3]
-    assert SpecialStrings(()).count("<|im_end|>") == 0
+    assert [special.find(text) for text in ("a", "<|im_end|", "a<|im_end|><|endoftext|>")] == [-1, -1, 1]
+    assert SpecialStrings(()).find("<|im_end|>") == -1
+
+
+def test_other_kinds_of_tokenizer_are_left_to_hugging_face(tmp_path: Path) -> None:
+    folder = save_tiny_tokenizer(tmp_path)
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    definition["pre_tokenizer"] = {"type": "Whitespace"}
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    assert not CheckedEncoder(TokenizerFiles.read(folder), False).is_fast
 
 
 def test_tokenizer_folder_says_what_ends_a_sample(tmp_path: Path) -> None:
