@@ -75,7 +75,7 @@ class _CrossEntropy(torch.autograd.Function):
         weight = torch.where(has_label, grad_loss, 0.0)
         gradient = gradient_buffer(logits, shard, ctx.inplace)
         if shard.num_columns:
-            kernels.write_gradient(gradient, logits, None, (maximum, log_sum, weight), shard.num_columns)
+            kernels.write_cross_entropy_gradient(gradient, logits, maximum, log_sum, weight, shard.num_columns)
             at_label = weight * ((label_logit - log_sum).exp() - 1)
             overwrite_at(gradient, shard, labels, at_label, has_label & (weight != 0))
         return gradient, None, None, None, None

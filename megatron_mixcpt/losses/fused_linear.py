@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_mixcpt.losses import compiled
+from megatron_mixcpt.losses.divergence import Direction
 from megatron_mixcpt.losses.lssd import MixCPTLoss, vocab_parallel_mixcpt_loss
 
 # Tokens whose logits are held at a time.
@@ -56,6 +57,8 @@ def fused_linear_mixcpt_loss(
     sequence_parallel: bool = False,
     gradient_accumulation_fusion: bool = False,
     chunk_tokens: int = CHUNK_TOKENS,
+    divergence: Direction = "reverse",
+    temperature: float = 1.0,
 ) -> FusedMixCPTLoss:
     """Sum over tokens of loss_mask * (alpha * NTP + (1 - alpha) * LSSD), logits being hidden states times weight.
 
@@ -72,12 +75,13 @@ def fused_linear_mixcpt_loss(
         gradient_accumulation_fusion: add the weight's gradient to `weight.main_grad`, if it has one, as the engine's
             layers do (`megatron/core/tensor_parallel/layers.py`), and leave `weight.grad` to the engine's hooks.
         chunk_tokens: tokens whose logits are held at a time.
-        alpha, tp_group, swap, vocab_size, distill_mask: as in `lssd.vocab_parallel_mixcpt_loss`.
+        alpha, tp_group, swap, vocab_size, distill_mask, divergence, temperature: as in `vocab_parallel_mixcpt_loss`.
 
     Raises:
         ValueError: as `lssd.vocab_parallel_mixcpt_loss`.
     """
     options = {"alpha": alpha, "tp_group": tp_group, "swap": swap, "vocab_size": vocab_size}
+    options |= {"divergence": divergence, "temperature": temperature}
     settings = _Settings(options, tp_group, sequence_parallel, gradient_accumulation_fusion, chunk_tokens)
     mask = torch.ones_like(labels, dtype=torch.float32) if loss_mask is None else loss_mask.float()
     if distill_mask is not None:

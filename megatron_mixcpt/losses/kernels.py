@@ -9,10 +9,13 @@ adding up their exponentials, so that logits are read from memory once; a block'
 Sums of sums also lose less to rounding: a running float32 sum over 150,000 columns stops noticing the small ones.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from megatron_mixcpt.losses import compiled
+from megatron_mixcpt.losses.divergence import Divergence, GradientWeights, TokenStatistics
 from megatron_mixcpt.losses.vocab_parallel import merge_cross_sums, merge_exponentials
 
 # Columns in a block: 4 KiB of each model's logits as float32.
@@ -24,33 +27,56 @@ def exponential_statistics(logits: Tensor, num_columns: int) -> tuple[Tensor, ..
     return compiled.run(_exponential_statistics, (logits,), num_columns)
 
 
-def divergence_statistics(student: Tensor, teacher: Tensor, num_columns: int) -> tuple[Tensor, ...]:
-    """Per row what the reverse KL needs of the first `num_columns` columns of the logits `[tokens, columns]`.
+def write_cross_entropy_gradient(
+    gradient: Tensor, logits: Tensor, maximum: Tensor, log_sum: Tensor, weight: Tensor, num_columns: int
+) -> None:
+    """Write weight * softmax(logits) into the first `num_columns` columns of `gradient`, which may be `logits` itself.
+
+    `maximum`, `log_sum` (of the logits less their maximum) and `weight` are float32 `[tokens]`. A row of weight 0 gets
+    0, even if its logits are not finite.
+    """
+    coefficients = (part.unsqueeze(1) for part in (maximum, log_sum, weight))
+    compiled.run(_write_cross_entropy_gradient, (gradient, logits, *coefficients), num_columns)
+
+
+def divergence_statistics(student: Tensor, teacher: Tensor, num_columns: int, kind: Divergence) -> tuple[Tensor, ...]:
+    """Per row what the divergence needs of the first `num_columns` columns of the logits `[tokens, columns]`.
 
     Returns:
         student maximum, student sum, teacher maximum, teacher sum, cross sum (all float32 `[tokens]`, as defined by
-        `lssd.ColumnStatistics`), and the column of the teacher's first largest logit, int64 `[tokens]`.
+        `statistics.ColumnStatistics`), the column of the teacher's first largest logit, int64 `[tokens]`; and at a
+        temperature other than 1 `ntp_sum`.
     """
-    return compiled.run(_divergence_statistics, (student, teacher), num_columns)
+    return compiled.run(_divergence_reader(kind), (student, teacher), num_columns)
 
 
 def write_gradient(
-    gradient: Tensor, student: Tensor, teacher: Tensor | None, coefficients: tuple[Tensor, ...], num_columns: int
+    gradient: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    token: TokenStatistics,
+    weights: GradientWeights,
+    num_columns: int,
+    kind: Divergence,
 ) -> None:
-    """Write p * (a + b * (s - t)) into the first `num_columns` columns of `gradient`, which may be `student` itself.
+    """Write `GradientWeights`' formula, without label and swap, into the first `num_columns` of `gradient`.
 
-    p is the student's softmax, s and t are the two models' logits less their maxima; without a teacher it is p * a.
-    Rows whose a and b are 0 get 0, even if their logits are not finite.
-
-    Args:
-        coefficients: float32 `[tokens]` each: student maximum, log of the student's sum, a; with a teacher also its
-            maximum and b.
+    `gradient` may be `student` itself. A row whose weights are 0 gets 0, even if its logits are not finite.
     """
-    coefficients = tuple(coefficient.unsqueeze(1) for coefficient in coefficients)
-    if teacher is None:
-        compiled.run(_write_cross_entropy_gradient, (gradient, student, *coefficients), num_columns)
-    else:
-        compiled.run(_write_distilled_gradient, (gradient, student, teacher, *coefficients), num_columns)
+    # Not 0 * offset: the offset of an inert token may be anything.
+    offset = torch.where(weights.kl == 0, 0.0, weights.kl * weights.offset)
+    rows = (
+        token.student_max,
+        token.teacher_max,
+        token.student_log_sum,
+        token.teacher_log_sum,
+        token.ntp_log_sum,
+        weights.ntp,
+        weights.kl,
+        offset,
+    )
+    rows = (gradient, student, teacher, *(part.unsqueeze(1) for part in rows))
+    compiled.run(_gradient_writer(kind), rows, num_columns)
 
 
 def _exponential_statistics(logits: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
@@ -59,16 +85,40 @@ def _exponential_statistics(logits: Tensor, num_columns: int) -> tuple[Tensor, T
     return merge_exponentials(maxima, sums)[:2]
 
 
-def _divergence_statistics(student: Tensor, teacher: Tensor, num_columns: int) -> tuple[Tensor, ...]:
-    pairs = zip(_blocks(student, num_columns), _blocks(teacher, num_columns), strict=True)
-    blocks = [_block_divergences(s.float(), t.float()) for s, t in pairs]
-    student_maxima, student_sums, teacher_maxima, teacher_sums, cross_sums = _join_blocks(blocks)
-    student_max, student_sum, weights = merge_exponentials(student_maxima, student_sums)
-    teacher_max, teacher_sum, _ = merge_exponentials(teacher_maxima, teacher_sums)
-    shift = (student_maxima - student_max) - (teacher_maxima - teacher_max)
-    cross_sum = merge_cross_sums(weights, cross_sums, student_sums, shift)
-    top = _first_largest(teacher, teacher_maxima.argmax(0), num_columns)
-    return student_max, student_sum, teacher_max, teacher_sum, cross_sum, top
+@cache
+def _divergence_reader(kind: Divergence) -> compiled.RowFunction:
+    """The forward pass for one kind of divergence."""
+    scale = 1 / kind.temperature
+
+    def read(student: Tensor, teacher: Tensor, num_columns: int) -> tuple[Tensor, ...]:
+        pairs = zip(_blocks(student, num_columns), _blocks(teacher, num_columns), strict=True)
+        blocks = [_block_divergences(s.float(), t.float(), kind) for s, t in pairs]
+        student_maxima, student_sums, teacher_maxima, teacher_sums, cross_sums, *ntp_sums = _join_blocks(blocks)
+        student_max, student_sum, student_weights = merge_exponentials(student_maxima, student_sums, scale)
+        teacher_max, teacher_sum, teacher_weights = merge_exponentials(teacher_maxima, teacher_sums, scale)
+        shift = scale * ((student_maxima - student_max) - (teacher_maxima - teacher_max))
+        if kind.direction == "reverse":
+            cross_sum = merge_cross_sums(student_weights, cross_sums, student_sums, shift)
+        else:
+            cross_sum = merge_cross_sums(teacher_weights, cross_sums, teacher_sums, -shift)
+        top = _first_largest(teacher, teacher_maxima.argmax(0), num_columns)
+        ntp_sum = [merge_exponentials(student_maxima, sums)[1] for sums in ntp_sums]
+        return student_max, student_sum, teacher_max, teacher_sum, cross_sum, top, *ntp_sum
+
+    return read
+
+
+def _block_divergences(student: Tensor, teacher: Tensor, kind: Divergence) -> tuple[Tensor, ...]:
+    student_max, teacher_max = student.amax(-1), teacher.amax(-1)
+    student, teacher = student - student_max.unsqueeze(-1), teacher - teacher_max.unsqueeze(-1)
+    ntp_sum = ()
+    if kind.temperature != 1:
+        ntp_sum = (student.exp().sum(-1),)
+        student, teacher = student / kind.temperature, teacher / kind.temperature
+    exp_student, exp_teacher = student.exp(), teacher.exp()
+    reverse = kind.direction == "reverse"
+    cross = exp_student * (student - teacher) if reverse else exp_teacher * (teacher - student)
+    return student_max, exp_student.sum(-1), teacher_max, exp_teacher.sum(-1), cross.sum(-1), *ntp_sum
 
 
 def _blocks(logits: Tensor, num_columns: int) -> list[Tensor]:
@@ -88,14 +138,6 @@ def _block_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
     return maximum, (logits - maximum.unsqueeze(-1)).exp().sum(-1)
 
 
-def _block_divergences(student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
-    student_max, teacher_max = student.amax(-1), teacher.amax(-1)
-    student, teacher = student - student_max.unsqueeze(-1), teacher - teacher_max.unsqueeze(-1)
-    exp_student = student.exp()
-    cross_sum = (exp_student * (student - teacher)).sum(-1)
-    return student_max, exp_student.sum(-1), teacher_max, teacher.exp().sum(-1), cross_sum
-
-
 def _first_largest(logits: Tensor, block: Tensor, num_columns: int) -> Tensor:
     """The column of the first largest logit in the given block of each row, `[tokens]`."""
     columns = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=logits.device)
@@ -111,17 +153,34 @@ def _write_cross_entropy_gradient(
     gradient[:, :num_columns] = torch.where(a == 0, 0.0, probability * a)
 
 
-def _write_distilled_gradient(
-    gradient: Tensor,
-    student: Tensor,
-    teacher: Tensor,
-    student_max: Tensor,
-    log_sum: Tensor,
-    a: Tensor,
-    teacher_max: Tensor,
-    b: Tensor,
-    num_columns: int,
-) -> None:
-    s, t = student[:, :num_columns].float() - student_max, teacher[:, :num_columns].float() - teacher_max
-    probability = (s - log_sum).exp()
-    gradient[:, :num_columns] = torch.where((a == 0) & (b == 0), 0.0, probability * (a + b * (s - t)))
+@cache
+def _gradient_writer(kind: Divergence) -> compiled.RowFunction:
+    """The backward pass for one kind of divergence."""
+
+    def write(
+        gradient: Tensor,
+        student: Tensor,
+        teacher: Tensor,
+        student_max: Tensor,
+        teacher_max: Tensor,
+        student_log_sum: Tensor,
+        teacher_log_sum: Tensor,
+        ntp_log_sum: Tensor,
+        ntp: Tensor,
+        kl: Tensor,
+        offset: Tensor,
+        num_columns: int,
+    ) -> None:
+        s, t = student[:, :num_columns].float() - student_max, teacher[:, :num_columns].float() - teacher_max
+        extra, ntp_weight = 0.0, ntp
+        if kind.temperature != 1:
+            extra, ntp_weight = ntp * (s - ntp_log_sum).exp(), 0.0
+            s, t = s / kind.temperature, t / kind.temperature
+        probability = (s - student_log_sum).exp()
+        if kind.direction == "reverse":
+            value = probability * ((ntp_weight + offset) + kl * (s - t))
+        else:
+            value = kl * (probability - (t - teacher_log_sum).exp()) + ntp_weight * probability
+        gradient[:, :num_columns] = torch.where((ntp == 0) & (kl == 0), 0.0, value + extra)
+
+    return write

@@ -13,8 +13,13 @@ models' logits taken relative to their maxima:
     lssd = E_p[s - t] - (p_y - p_a) (t_a - t_y) - lse_s + lse_t
     d loss / d s_v = alpha (p_v - [v = y]) + (1 - alpha) p_v (s_v - t~_v - lse_s + lse_t - lssd)
 
-Nine numbers per token and rank, `ColumnStatistics`, decide the loss, and with what they say of the whole vocabulary
-each rank computes the gradient of its own columns: one all-gather forward, no collective backward.
+Nine numbers per token and rank, `statistics.ColumnStatistics`, decide the loss, and with what they say of the whole
+vocabulary each rank computes the gradient of its own columns: one all-gather forward, no collective backward.
+
+The forward divergence, on request, needs the same numbers:
+
+    KL(softmax(t~) || p) = E_q[t - s] - (q_a - q_y) (s_y - s_a) - lse_t + lse_s, q = softmax(t)
+    d KL / d s_v = p_v - q~_v
 """
 
 from typing import NamedTuple
@@ -25,16 +30,9 @@ from torch import Tensor
 
 from megatron_mixcpt.losses import kernels
 from megatron_mixcpt.losses.cross_entropy import check_shapes, gradient_buffer, vocab_parallel_cross_entropy
-from megatron_mixcpt.losses.vocab_parallel import (
-    LOWEST,
-    VocabShard,
-    gather,
-    logits_at,
-    merge_cross_sums,
-    merge_exponentials,
-    overwrite_at,
-    vocab_shard,
-)
+from megatron_mixcpt.losses.divergence import Direction, Divergence, GradientWeights, TokenStatistics
+from megatron_mixcpt.losses.statistics import token_statistics
+from megatron_mixcpt.losses.vocab_parallel import VocabShard, overwrite_at, vocab_shard
 
 
 class MixCPTLoss(NamedTuple):
@@ -44,42 +42,6 @@ class MixCPTLoss(NamedTuple):
     ntp: Tensor
     lssd: Tensor
     swapped: Tensor
-
-
-class ColumnStatistics(NamedTuple):
-    """What a rank's columns say of each token: float32 `[tokens]`, `top_index` int32. No columns: `LOWEST` and 0.
-
-    `..._sum` is the sum of exp(logit - max), `cross_sum` that of exp(s - max s) * ((s - max s) - (t - max t)).
-    `top_index` is the vocabulary index of the teacher's largest logit, the lowest index if several are equal, and
-    `student_top` the student's logit there. `..._label` is the label's logit, 0 if it is not among these columns.
-    """
-
-    student_max: Tensor
-    student_sum: Tensor
-    student_label: Tensor
-    teacher_max: Tensor
-    teacher_sum: Tensor
-    teacher_label: Tensor
-    cross_sum: Tensor
-    student_top: Tensor
-    top_index: Tensor
-
-
-class TokenStatistics(NamedTuple):
-    """What the whole vocabulary says of each token: float32 `[tokens]`, `top_index` int32; logits less their maximum.
-
-    `..._log_sum` is the log-sum-exp of these logits; `mean_difference` is E_p[s - t].
-    """
-
-    student_max: Tensor
-    student_log_sum: Tensor
-    student_label: Tensor
-    student_top: Tensor
-    teacher_max: Tensor
-    teacher_log_sum: Tensor
-    teacher_label: Tensor
-    mean_difference: Tensor
-    top_index: Tensor
 
 
 def vocab_parallel_mixcpt_loss(
@@ -93,6 +55,8 @@ def vocab_parallel_mixcpt_loss(
     inplace: bool = False,
     vocab_size: int | None = None,
     distill_mask: Tensor | None = None,
+    divergence: Direction = "reverse",
+    temperature: float = 1.0,
 ) -> MixCPTLoss:
     """alpha * NTP + (1 - alpha) * LSSD of every token (Mix-CPT, Eq. 7), over a vocabulary sharded across `tp_group`.
 
@@ -112,10 +76,13 @@ def vocab_parallel_mixcpt_loss(
         vocab_size: number of true columns over all ranks; the rest, at the end, is padding: no probability, gradient 0.
             None: no padding.
         distill_mask: bool, broadcast to the labels' shape (`[b]`: by sample). Where False, `loss` is `ntp`, `lssd` 0.
+        divergence, temperature: what `lssd` is, see `Divergence`; the paper's is the reverse one at temperature 1.
+            Other temperatures gather 40 bytes.
 
     Raises:
-        ValueError: if the shapes do not fit one another, or `vocab_size` does not fit the logits.
+        ValueError: if the shapes do not fit one another, or `vocab_size` does not fit the logits; or of `Divergence`.
     """
+    kind = Divergence(divergence, temperature).check()
     if teacher_logits is None:
         ntp = vocab_parallel_cross_entropy(
             student_logits, labels, tp_group=tp_group, inplace=inplace, vocab_size=vocab_size
@@ -129,17 +96,9 @@ def vocab_parallel_mixcpt_loss(
     student, teacher = (logits.reshape(labels.numel(), -1) for logits in (student_logits, teacher_logits.detach()))
     distilled = torch.ones_like(labels, dtype=torch.bool) if distill_mask is None else distill_mask.expand(labels.shape)
     results = _MixCPTLoss.apply(
-        student, teacher, labels.reshape(-1), distilled.reshape(-1), shard, tp_group, alpha, swap, inplace
+        student, teacher, labels.reshape(-1), distilled.reshape(-1), shard, tp_group, alpha, kind, swap, inplace
     )
     return MixCPTLoss(*(result.view(labels.shape) for result in results))
-
-
-class GradientWeights(NamedTuple):
-    """Per token, float32: d/ds_v = ntp * (p_v - [v = y]) + kl * p_v * (s_v - t~_v + offset)."""
-
-    ntp: Tensor
-    kl: Tensor
-    offset: Tensor
 
 
 class _MixCPTLoss(torch.autograd.Function):
@@ -155,134 +114,86 @@ class _MixCPTLoss(torch.autograd.Function):
         shard: VocabShard,
         tp_group: dist.ProcessGroup | None,
         alpha: float,
+        kind: Divergence,
         swap: bool,
         inplace: bool,
-    ) -> MixCPTLoss:
+    ) -> tuple[Tensor, ...]:
         student = student.detach()
-        local = column_statistics(student, teacher, labels, shard)
-        token = merge_statistics(ColumnStatistics(*gather(list(local), tp_group)))
-        result = token_losses(token, labels, distilled, shard, alpha, swap)
-        ctx.save_for_backward(student, teacher, labels, distilled, result.lssd, result.swapped, *token)
-        ctx.shard, ctx.alpha, ctx.inplace = shard, alpha, inplace
-        ctx.mark_non_differentiable(result.ntp, result.lssd, result.swapped)
+        token = token_statistics(student, teacher, labels, shard, tp_group, kind)
+        has_label = shard.is_true(labels)
+        swapped = has_label & distilled & (token.top_index != labels) & swap
+        ntp = torch.where(has_label, token.ntp_log_sum - token.student_label, 0.0)
+        kl = token_divergence(token, swapped, kind)
+        lssd = torch.where(distilled, kl * kind.temperature**2, 0.0)
+        loss = torch.where(distilled, alpha * ntp + (1 - alpha) * lssd, ntp)
+        ctx.save_for_backward(student, teacher, labels, distilled, kl, swapped, *token)
+        ctx.shard, ctx.alpha, ctx.kind, ctx.inplace = shard, alpha, kind, inplace
+        ctx.mark_non_differentiable(ntp, lssd, swapped)
         ctx.set_materialize_grads(False)
-        return tuple(result)
+        return loss, ntp, lssd, swapped
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
-            return (None,) * 9
-        student, teacher, labels, distilled, lssd, swapped, *token = ctx.saved_tensors
+            return (None,) * 10
+        student, teacher, labels, distilled, kl, swapped, *token = ctx.saved_tensors
         token = TokenStatistics(*token)
-        weights = gradient_weights(grad_loss, token, lssd, labels, distilled, ctx.shard, ctx.alpha)
+        kl_scale = (1 - ctx.alpha) * ctx.kind.temperature
+        weights = GradientWeights(
+            ntp=torch.where(ctx.shard.is_true(labels), grad_loss * torch.where(distilled, ctx.alpha, 1.0), 0.0),
+            kl=torch.where(distilled, grad_loss * kl_scale, 0.0),
+            offset=token.teacher_log_sum - token.student_log_sum - kl,
+        )
         gradient = gradient_buffer(student, ctx.shard, ctx.inplace)
-        write_gradient(gradient, student, teacher, labels, swapped, token, weights, ctx.shard)
-        return gradient, *[None] * 8
+        if ctx.shard.num_columns:
+            kernels.write_gradient(gradient, student, teacher, token, weights, ctx.shard.num_columns, ctx.kind)
+            _write_exchanged(gradient, labels, swapped, token, weights, ctx.shard, ctx.kind)
+        return gradient, *[None] * 9
 
 
-def column_statistics(student: Tensor, teacher: Tensor, labels: Tensor, shard: VocabShard) -> ColumnStatistics:
-    """The statistics of this rank's true columns of the logits `[tokens, columns]`."""
-    if not shard.num_columns:
-        lowest, zero = student.new_tensor([LOWEST, 0.0], dtype=torch.float32).unsqueeze(1).expand(2, len(labels))
-        return ColumnStatistics(lowest, zero, zero, lowest, zero, zero, zero, zero, zero.int())
-    statistics = kernels.divergence_statistics(student, teacher, shard.num_columns)
-    student_max, student_sum, teacher_max, teacher_sum, cross_sum, top = statistics
-    top_index = (top + shard.first).int()
-    student_label, teacher_label = logits_at(student, shard, labels), logits_at(teacher, shard, labels)
-    student_top = logits_at(student, shard, top_index)
-    return ColumnStatistics(
-        student_max,
-        student_sum,
-        student_label,
-        teacher_max,
-        teacher_sum,
-        teacher_label,
-        cross_sum,
-        student_top,
-        top_index,
+def token_divergence(token: TokenStatistics, swapped: Tensor, kind: Divergence) -> Tensor:
+    """The divergence of each token, `[tokens]`, from the statistics of the whole vocabulary."""
+    scale = 1 / kind.temperature
+    student_label, student_top, teacher_label = (
+        scale * logit for logit in (token.student_label, token.student_top, token.teacher_label)
     )
+    # t_a - t_y is -teacher_label, since t is relative to its maximum t_a.
+    if kind.direction == "reverse":
+        p_label, p_top = ((logit - token.student_log_sum).exp() for logit in (student_label, student_top))
+        exchange, log_sums = (p_label - p_top) * -teacher_label, token.teacher_log_sum - token.student_log_sum
+    else:
+        q_top, q_label = (-token.teacher_log_sum).exp(), (teacher_label - token.teacher_log_sum).exp()
+        exchange = (q_top - q_label) * (student_label - student_top)
+        log_sums = token.student_log_sum - token.teacher_log_sum
+    return token.mean_difference - torch.where(swapped, exchange, 0.0) + log_sums
 
 
-def merge_statistics(ranks: ColumnStatistics) -> TokenStatistics:
-    """The statistics of the whole vocabulary from those of each rank, stacked to `[ranks, tokens]`."""
-    student_max, student_sum, weights = merge_exponentials(ranks.student_max, ranks.student_sum)
-    teacher_max, teacher_sum, _ = merge_exponentials(ranks.teacher_max, ranks.teacher_sum)
-    # What moves a rank's differences, relative to its own maxima, to those of the whole vocabulary.
-    shift = (ranks.student_max - student_max) - (ranks.teacher_max - teacher_max)
-    difference = merge_cross_sums(weights, ranks.cross_sum, ranks.student_sum, shift) / student_sum
-    # Of equal maxima argmax takes the first, the rank with the lowest columns.
-    owner = ranks.teacher_max.argmax(0, keepdim=True)
-    return TokenStatistics(
-        student_max=student_max,
-        student_log_sum=student_sum.log(),
-        student_label=ranks.student_label.sum(0) - student_max,
-        student_top=ranks.student_top.gather(0, owner).squeeze(0) - student_max,
-        teacher_max=teacher_max,
-        teacher_log_sum=teacher_sum.log(),
-        teacher_label=ranks.teacher_label.sum(0) - teacher_max,
-        mean_difference=difference,
-        top_index=ranks.top_index.gather(0, owner).squeeze(0),
-    )
-
-
-def token_losses(
-    token: TokenStatistics, labels: Tensor, distilled: Tensor, shard: VocabShard, alpha: float, swap: bool
-) -> MixCPTLoss:
-    """The losses of each token, `[tokens]`, from the statistics of the whole vocabulary."""
-    has_label = shard.is_true(labels)
-    swapped = has_label & distilled & (token.top_index != labels) & swap
-    p_label, p_top = ((logit - token.student_log_sum).exp() for logit in (token.student_label, token.student_top))
-    # The teacher's label logit is relative to its maximum, which is its logit at a: t_a - t_y.
-    exchange = torch.where(swapped, (p_label - p_top) * -token.teacher_label, 0.0)
-    lssd = token.mean_difference - exchange - token.student_log_sum + token.teacher_log_sum
-    lssd = torch.where(distilled, lssd, 0.0)
-    ntp = torch.where(has_label, token.student_log_sum - token.student_label, 0.0)
-    loss = torch.where(distilled, alpha * ntp + (1 - alpha) * lssd, ntp)
-    return MixCPTLoss(loss, ntp, lssd, swapped)
-
-
-def gradient_weights(
-    grad_loss: Tensor,
-    token: TokenStatistics,
-    lssd: Tensor,
-    labels: Tensor,
-    distilled: Tensor,
-    shard: VocabShard,
-    alpha: float,
-) -> GradientWeights:
-    """How much each part of the gradient weighs, from the gradient `[tokens]` that reaches the loss."""
-    return GradientWeights(
-        ntp=torch.where(shard.is_true(labels), grad_loss * torch.where(distilled, alpha, 1.0), 0.0),
-        kl=torch.where(distilled, grad_loss * (1 - alpha), 0.0),
-        offset=token.teacher_log_sum - token.student_log_sum - lssd,
-    )
-
-
-def write_gradient(
+def _write_exchanged(
     gradient: Tensor,
-    student: Tensor,
-    teacher: Tensor,
     labels: Tensor,
     swapped: Tensor,
     token: TokenStatistics,
     weights: GradientWeights,
     shard: VocabShard,
+    kind: Divergence,
 ) -> None:
-    """Write the gradient of this rank's true columns into `gradient` `[tokens, columns]`, which may be `student`.
-
-    All columns but a and y follow one formula; those two are computed from the token's statistics and written over it.
-    """
-    if not shard.num_columns:
-        return
-    # Not 0 * offset: the offset of an inert token may be anything.
-    a = weights.ntp + torch.where(weights.kl == 0, 0.0, weights.kl * weights.offset)
-    coefficients = (token.student_max, token.student_log_sum, a, token.teacher_max, weights.kl)
-    kernels.write_gradient(gradient, student, teacher, coefficients, shard.num_columns)
-
-    p_label, p_top = ((logit - token.student_log_sum).exp() for logit in (token.student_label, token.student_top))
-    label_target = torch.where(swapped, 0.0, token.teacher_label)
-    at_label = p_label * (a + weights.kl * (token.student_label - label_target)) - weights.ntp
-    at_top = p_top * (a + weights.kl * (token.student_top - token.teacher_label))
+    """Overwrite the gradient at a and y, where it differs from the formula of the other columns."""
+    at_label_target = torch.where(swapped, 0.0, token.teacher_label)
+    at_label = _gradient_at(token.student_label, at_label_target, token, weights, kind) - weights.ntp
+    at_top = _gradient_at(token.student_top, token.teacher_label, token, weights, kind)
     live = (weights.ntp != 0) | (weights.kl != 0)
     overwrite_at(gradient, shard, labels, at_label, live)
     overwrite_at(gradient, shard, token.top_index, at_top, live & swapped)
+
+
+def _gradient_at(
+    student: Tensor, teacher: Tensor, token: TokenStatistics, weights: GradientWeights, kind: Divergence
+) -> Tensor:
+    """The gradient at a column of each token that is not its label, from both models' logits there, `[tokens]`."""
+    s, t = student / kind.temperature, teacher / kind.temperature
+    probability = (s - token.student_log_sum).exp()
+    if kind.direction == "reverse":
+        gradient = probability * (s - t + weights.offset)
+    else:
+        gradient = probability - (t - token.teacher_log_sum).exp()
+    return weights.ntp * (student - token.ntp_log_sum).exp() + weights.kl * gradient

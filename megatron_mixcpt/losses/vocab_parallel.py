@@ -83,14 +83,15 @@ def gather(local: list[Tensor], tp_group: dist.ProcessGroup | None) -> list[Tens
     return [numbers.view(mine.dtype) for numbers, mine in zip(by_rank, local, strict=True)]
 
 
-def merge_exponentials(maxima: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge the `maxima` and `sums` of exp(logit - maximum), `[parts, tokens]`, of parts of the vocabulary.
+def merge_exponentials(maxima: Tensor, sums: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge `maxima` and `sums` of exp(scale * (logit - maximum)), `[parts, tokens]`, of parts of the vocabulary.
 
     Returns:
-        The maximum and the sum over all parts, `[tokens]`, and exp(part's maximum - maximum), `[parts, tokens]`.
+        Maximum and sum over all parts, `[tokens]`, and exp(scale * (part's maximum - maximum)), `[parts, tokens]`.
     """
     maximum = maxima.amax(0)
-    weights = (maxima - maximum).exp()
+    difference = maxima - maximum
+    weights = (difference if scale == 1 else scale * difference).exp()
     return maximum, (weights * sums).sum(0), weights
 
 

@@ -113,6 +113,25 @@ def check_equal_models() -> None:
     assert torch.equal(result.lssd, torch.zeros(16)) and not gradient.any() and not result.swapped.any()
 
 
+def check_forward_divergence(student, teacher, labels, kind: dict, expected: ExpectedLoss) -> None:
+    """On every rank: the forward divergence at a temperature, with a rank that holds padding alone."""
+    mine = slice(dist.get_rank() * 50, (dist.get_rank() + 1) * 50)
+    shard = pad(student, 150, 0.0)[:, mine].contiguous().requires_grad_()
+    options = {"alpha": ALPHA, "tp_group": dist.group.WORLD, "vocab_size": 90, **kind}
+    result = vocab_parallel_mixcpt_loss(shard, pad(teacher, 150, 0.0)[:, mine].contiguous(), labels, **options)
+    (gradient,) = torch.autograd.grad(result.loss.sum(), shard)
+    # The divergence, and its rounding, is multiplied by temperature^2.
+    torch.testing.assert_close(result.loss.double(), expected.loss, rtol=0.0, atol=4e-5)
+    torch.testing.assert_close(gradient.double(), pad(expected.gradient, 150, 0.0)[:, mine], **GRADIENT_TOLERANCE)
+
+
+def test_forward_divergence_at_a_temperature_across_ranks() -> None:
+    student, teacher, labels = sample(24, 90)
+    kind = {"divergence": "forward", "temperature": 2.0}
+    expected = expected_mixcpt_loss(student, teacher, labels, ALPHA, **kind)
+    run_distributed(check_forward_divergence, 3, student, teacher, labels, kind, expected)
+
+
 def test_no_divergence_between_equal_models_across_ranks() -> None:
     run_distributed(check_equal_models, 3)
 

@@ -21,6 +21,8 @@ def expected_mixcpt_loss(
     alpha: float,
     swap: bool = True,
     grad_output: Tensor | float = 1.0,
+    divergence: str = "reverse",
+    temperature: float = 1.0,
 ) -> ExpectedLoss:
     """Eq. 1, 4, 5, 6 and 7 on whole logits `[tokens, v]`, and the gradient of `(grad_output * loss).sum()`; float64."""
     student = student.double().requires_grad_()
@@ -35,7 +37,9 @@ def expected_mixcpt_loss(
             if swap and top != label:
                 target[token, top], target[token, label] = target[token, label].clone(), target[token, top].clone()
                 swapped[token] = True
-        lssd = (log_p.exp() * (log_p - target.log_softmax(-1))).sum(-1)
+        warm_p, log_q = (student / temperature).log_softmax(-1), (target / temperature).log_softmax(-1)
+        log_from, log_to = (warm_p, log_q) if divergence == "reverse" else (log_q, warm_p)
+        lssd = temperature**2 * (log_from.exp() * (log_from - log_to)).sum(-1)
     loss = alpha * ntp + (1 - alpha) * lssd
     (gradient,) = torch.autograd.grad((loss * grad_output).sum(), student)
     return ExpectedLoss(loss.detach(), ntp.detach(), lssd.detach(), swapped, gradient)

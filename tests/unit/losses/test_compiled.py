@@ -50,6 +50,16 @@ def test_compiled_equals_the_dense_reference(compile_everything) -> None:
     assert_matches(*run(student, None, labels), expected_mixcpt_loss(student, None, labels, ALPHA))
 
 
+def test_compiled_forward_divergence_at_a_temperature(compile_everything) -> None:
+    student, teacher, labels = sample(40, VOCAB_SIZE)
+    kind = {"divergence": "forward", "temperature": 2.0}
+    result, gradient = run(student, teacher, labels, **kind)
+    expected = expected_mixcpt_loss(student, teacher, labels, ALPHA, **kind)
+    # The divergence, and its rounding, is multiplied by temperature^2.
+    torch.testing.assert_close(result.loss.double(), expected.loss, rtol=0.0, atol=4e-5)
+    torch.testing.assert_close(gradient.double(), expected.gradient, **GRADIENT_TOLERANCE)
+
+
 def test_compiled_equal_models_have_no_divergence_at_all(compile_everything) -> None:
     student, _, _ = sample(20, VOCAB_SIZE)
     result, gradient = run(student, student.clone(), student.argmax(-1), alpha=0.0)

@@ -49,6 +49,30 @@ def test_loss_and_gradient_equal_the_dense_reference(swap: bool, alpha: float) -
     assert_matches(result, gradient, expected_mixcpt_loss(student, teacher, labels, alpha, swap, grad_output))
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
+@pytest.mark.parametrize("divergence", ["reverse", "forward"])
+def test_forward_divergence_and_temperature(divergence: str, temperature: float) -> None:
+    student, teacher, labels = sample()
+    kind = {"divergence": divergence, "temperature": temperature}
+    result, gradient = run(student, teacher, labels, **kind)
+    expected = expected_mixcpt_loss(student, teacher, labels, ALPHA, **kind)
+    # The divergence is multiplied by temperature^2, and its rounding with it.
+    rounding = {"rtol": 0.0, "atol": 1e-5 * max(1.0, temperature**2)}
+    torch.testing.assert_close(result.lssd.double(), expected.lssd, **rounding)
+    torch.testing.assert_close(result.loss.double(), expected.loss, **rounding)
+    torch.testing.assert_close(gradient.double(), expected.gradient, **GRADIENT_TOLERANCE)
+    equal, no_gradient = run(student, student.clone(), student.argmax(-1), alpha=0.0, **kind)
+    assert torch.equal(equal.lssd, torch.zeros_like(equal.lssd)) and not no_gradient.any()
+
+
+def test_unknown_divergences_are_refused() -> None:
+    student, teacher, labels = sample(2, 10)
+    with pytest.raises(ValueError, match="divergence 'sideways'"):
+        run(student, teacher, labels, divergence="sideways")
+    with pytest.raises(ValueError, match="temperature 0"):
+        run(student, teacher, labels, temperature=0.0)
+
+
 def test_without_a_teacher_the_loss_is_next_token_prediction() -> None:
     student, _, labels = sample()
     result, gradient = run(student, None, labels)
