@@ -36,12 +36,12 @@ def build_mixture_datasets(
 
     The training dataset has exactly ``plan.num_sequences`` sequences. The validation dataset has
     ``num_valid_sequences``, the kinds in proportion to their held-out tokens, passing over them as often as that takes.
-    ``config.sequence_length`` must be the plan's. Where ``config.path_to_cache`` is None it is **set**, to a folder
-    inside the mixture whose name depends on its contents: the engine's own default would reuse stale indices
-    after the mixture was made again.
+    ``config.sequence_length`` must be the plan's. ``config.path_to_cache`` is **changed**, to a folder inside it (inside
+    the mixture's, where it is None) whose name depends on the mixture and the split: the engine tells its cached
+    indices apart by neither, and would reuse stale ones after the mixture was made again.
     """
     assert config.sequence_length == plan.sequence_length, (config.sequence_length, plan.sequence_length)
-    _set_cache(config, manifest)
+    _set_cache(manifest, plan, config)
     train = {kind.kind: kind.num_sequences for kind in plan.kinds}
     valid = share_out(num_valid_sequences, held_out_tokens(manifest, plan))
     return (
@@ -62,7 +62,7 @@ def build_validation_sets(
     For the engine's ``--multiple-validation-sets --full-validation``. Kinds whose held-out samples are fewer
     tokens than one sequence are left out. Every rank must call this; see :func:`build_mixture_datasets` for ``config``.
     """
-    _set_cache(config, manifest)
+    _set_cache(manifest, plan, config)
     held_out = held_out_tokens(manifest, plan)
     sizes = {kind: sequences_in(tokens, plan.sequence_length) for kind, tokens in held_out.items()}
     return {
@@ -92,10 +92,12 @@ def share_out(total: int, parts: dict[str, int]) -> dict[str, int]:
     return taken
 
 
-def _set_cache(config: GPTDatasetConfig, manifest: MixtureManifest) -> None:
-    if config.path_to_cache is None:
-        identity = hashlib.sha256((manifest.folder / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
-        config.path_to_cache = str(manifest.folder / "cache" / identity)
+def _set_cache(manifest: MixtureManifest, plan: MixturePlan, config: GPTDatasetConfig) -> None:
+    base = Path(config.path_to_cache or manifest.folder / "cache")
+    content = (manifest.folder / MANIFEST_NAME).read_bytes() + plan.split.encode()
+    name = hashlib.sha256(content).hexdigest()[:16]
+    if base.name != name:
+        config.path_to_cache = str(base / name)
 
 
 def _blend(

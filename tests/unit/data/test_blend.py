@@ -125,3 +125,16 @@ def test_share_out_is_exact() -> None:
     assert share_out(10, {"a": 1, "b": 1, "c": 1}) == {"a": 3, "b": 3, "c": 4}
     assert share_out(7, {"a": 0, "b": 5}) == {"a": 0, "b": 7}
     assert share_out(7, {"a": 0}) == {"a": 0}
+
+
+def test_other_split_does_not_meet_stale_indices(manifest) -> None:
+    """Same cache folder, same number of sequences: only the split differs, which the engine's cache does not know."""
+    seen = []
+    for split in ("80,20,0", "60,40,0"):
+        plan = plan_mixture(manifest, sequence_length=SEQUENCE_LENGTH, split=split)
+        config = engine_config(manifest, split)
+        config.split = "1,1,1"
+        config.path_to_cache = str(manifest.folder / "shared")
+        _, valid = build_mixture_datasets(manifest, plan, config, num_valid_sequences=40)
+        seen.append({label for counter in labels_seen(valid).values() for label in counter})
+    assert len(seen[0]) < len(seen[1])
