@@ -52,12 +52,22 @@ def install() -> bool:
         for name, stand_in in stand_ins.items():
             owner, attribute = name.rsplit(".", 1)
             setattr(_resolve(owner), attribute, stand_in)
-    # The engine asks for pinned memory always; the data loader says on every rank that it has none.
-    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator is found")
+    _silence_what_is_meant_to_be()
     _installed = True
     if os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None:
         print("cpu_emulation: no CUDA device found, Megatron runs on the CPU over gloo", file=sys.stderr, flush=True)
     return True
+
+
+def _silence_what_is_meant_to_be() -> None:
+    """Leave out the warnings that every rank would repeat at every start, of what a machine without a GPU lacks."""
+    for message in (
+        "'pin_memory' argument is set as true but no accelerator is found",
+        "(Transformer Engine and )?Apex (are|is) not installed",
+        "Only transformer-engine>=.* supports MoE experts",
+        ".*one_logger package is required",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _resolve(name: str) -> Any:
