@@ -1,5 +1,6 @@
 """What a model folder may say, and the one line that each refusal prints."""
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -55,6 +56,31 @@ def test_head_size_of_its_own(tmp_path):
     assert read_config(folder_with(tmp_path, head_dim=16)).engine_arguments["kv_channels"] == 16
 
 
+def test_experts_and_their_older_spelling(tmp_path):
+    folder = folder_with(tmp_path, "qwen3_moe", num_local_experts=None, num_experts=4)
+    arguments = read_config(folder).engine_arguments
+    expected = {"num_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 24, "moe_router_pre_softmax": False}
+    assert {name: arguments[name] for name in expected} == expected
+
+
+def test_layers_without_rope(tmp_path):
+    assert read_config(folder_with(tmp_path, "smollm3_tied")).engine_arguments["no_rope_freq"] == [0, 0, 0, 1]
+
+
+def test_window_as_long_as_the_model_is_no_window(tmp_path):
+    assert read_config(folder_with(tmp_path, "mistral", sliding_window=64)).engine_arguments["window_size"] is None
+
+
+def test_every_argument_is_one_of_the_engine(tmp_path):
+    """The engine's own parser knows each name, so that training can fill it in."""
+    from megatron.training.arguments import add_megatron_arguments
+
+    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    known = {action.dest for action in parser._actions}
+    for name in tiny_hf.CONFIGS:
+        assert set(read_config(folder_with(tmp_path, name)).engine_arguments) <= known
+
+
 def test_qwen2_has_a_bias_and_may_name_a_window_it_does_not_use(tmp_path):
     folder = folder_with(tmp_path, "qwen2", sliding_window=8, use_sliding_window=False, layer_types=None)
     assert read_config(folder).engine_arguments["add_qkv_bias"] is True
@@ -93,6 +119,12 @@ LLAMA3_WITH = {
             "original_max_position_embeddings 4096 cannot be trained: the engine's rope scaling has 8192 built in",
         ),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "weights are quantized"),
+        ("mistral", {"sliding_window": 32}, "sliding_window 32 cannot be trained: attention here is over the whole"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type 'longrope' cannot be"),
+        ("qwen3", {"attention_bias": True}, "attention_bias True cannot be trained"),
+        ("mixtral", {"sliding_window": 32}, "sliding_window 32 cannot be trained"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers [0] cannot be trained"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 cannot be trained"),
         (
             "qwen2",
             {"sliding_window": 8, "use_sliding_window": True, "layer_types": None},
