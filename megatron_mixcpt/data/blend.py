@@ -36,7 +36,7 @@ def build_mixture_datasets(
 
     The training dataset has exactly ``plan.num_sequences`` sequences. The validation dataset has
     ``num_valid_sequences``, the kinds in proportion to their held-out tokens, passing over them as often as that takes.
-    ``config.sequence_length`` must be the plan's. ``config.path_to_cache`` is **changed**, to a folder inside it (inside
+    ``config.sequence_length`` must be the plan's. ``config.path_to_cache`` is **changed**, to a folder inside it (in
     the mixture's, where it is None) whose name depends on the mixture and the split: the engine tells its cached
     indices apart by neither, and would reuse stale ones after the mixture was made again.
     """
