@@ -7,7 +7,7 @@ import torch.distributed as dist
 from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss
 from megatron_mixcpt.testing import run_distributed
 from tests.unit.losses.dense_reference import ExpectedLoss, expected_mixcpt_loss
-from tests.unit.losses.test_lssd import ALPHA, GRADIENT_TOLERANCE, TOLERANCE, sample
+from tests.unit.losses.test_lssd import ALPHA, GRADIENT_TOLERANCE, TOLERANCE, run, sample
 
 COLLECTIVES = [
     "all_gather",
@@ -111,6 +111,24 @@ def check_equal_models() -> None:
     result = vocab_parallel_mixcpt_loss(student, shard, labels, alpha=0.0, tp_group=dist.group.WORLD)
     (gradient,) = torch.autograd.grad(result.loss.sum(), student)
     assert torch.equal(result.lssd, torch.zeros(16)) and not gradient.any() and not result.swapped.any()
+
+
+def check_against_one_rank(student, teacher, labels, expected_loss, expected_gradient) -> None:
+    """On every rank: half of the vocabulary on each of two ranks gives what all of it on one rank gives."""
+    mine = [logits.chunk(2, dim=-1)[dist.get_rank()].contiguous() for logits in (student, teacher)]
+    shard = mine[0].requires_grad_()
+    result = vocab_parallel_mixcpt_loss(shard, mine[1], labels, alpha=ALPHA, tp_group=dist.group.WORLD)
+    (gradient,) = torch.autograd.grad(result.loss.sum(), shard)
+    # Of losses of about 10, two units in the last place.
+    torch.testing.assert_close(result.loss, expected_loss, rtol=2.4e-7, atol=0.0)
+    expected_gradient = expected_gradient.chunk(2, dim=-1)[dist.get_rank()]
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0.0, atol=1e-7)
+
+
+def test_two_ranks_equal_one() -> None:
+    student, teacher, labels = sample(16, 8192)
+    result, gradient = run(student, teacher, labels)
+    run_distributed(check_against_one_rank, 2, student, teacher, labels, result.loss.detach(), gradient)
 
 
 def check_forward_divergence(student, teacher, labels, kind: dict, expected: ExpectedLoss) -> None:
