@@ -4,6 +4,7 @@ Everything distributed is the engine's ``pretrain()``. Read on in ``distillation
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
@@ -26,7 +27,7 @@ from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.conversion.load import load_hf_weights
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import MixCPTModel
-from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.errors import ConfigError, exit_on_user_error
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 from megatron_mixcpt.training.arguments import Run, parse_run
 from megatron_mixcpt.training.batch import get_batch
@@ -56,14 +57,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = ProcessGroupCollection.use_mpu_process_groups()
     if run.args.save and run.args.rank == 0:
         copy_hf_metadata(run.student.folder, run.args.save, run.student)
-    pretrain(
-        container,
-        dataset_provider(run.args, run.manifest, run.plan),
-        ModelType.encoder_or_decoder,
-        forward_step_func(run.args, run.config, groups),
-        skip_model_parallel_init=True,
-        **_pipeline(run.config, model_config, groups),
-    )
+    with _explained():
+        pretrain(
+            container,
+            dataset_provider(run.args, run.manifest, run.plan),
+            ModelType.encoder_or_decoder,
+            forward_step_func(run.args, run.config, groups),
+            skip_model_parallel_init=True,
+            **_pipeline(run.config, model_config, groups),
+        )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say in one line, with the way out, what the engine says by a bare assertion about a resumed run's flags."""
+    try:
+        yield
+    except AssertionError as error:
+        if not str(error).startswith("OptimizerParamScheduler"):
+            raise
+        raise ConfigError(
+            f"the run resumes with another learning rate schedule than it was saved with ({error}): give the flags it "
+            "had (--train-iters or --train-samples, --lr...), or --override-opt_param-scheduler to take the new ones"
+        ) from error
 
 
 def build_model_config(run: Run) -> MixCPTModelConfig:
