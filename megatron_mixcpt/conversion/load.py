@@ -119,18 +119,19 @@ def _rules_of_stage(model_chunk: "GPTModel", rules: dict[str, Rule], layer_numbe
 
 
 def _fill(target: torch.Tensor, name: str, rule: Rule, hf_model: HFModel, tp_rank: int, tp_size: int) -> None:
-    row = 0
-    for block in rule.blocks(hf_model.dims, tp_rank, tp_size, num_rows=target.shape[0]):
-        rows = target[row : row + block.num_rows]
-        source = hf_model.tensors.read(block.name, block.rows, block.columns)
-        if rows.shape != source.shape:
-            break
-        rows.copy_(source)
-        row += block.num_rows
-    padded = rule.engine in (EMBEDDING, OUTPUT_LAYER)
-    if row < target.shape[0] and not padded:
+    blocks = rule.blocks(hf_model.dims, tp_rank, tp_size, num_rows=target.shape[0])
+    num_rows, whole = sum(block.num_rows for block in blocks), rule.engine_shape(hf_model.dims)
+    may_pad = rule.engine in (EMBEDDING, OUTPUT_LAYER)
+    rows_fit = target.shape[0] * tp_size >= whole[0] if may_pad else target.shape[0] == num_rows
+    columns = whole[1] // (tp_size if rule.splits_columns else 1) if len(whole) == 2 else None
+    if not rows_fit or tuple(target.shape[1:]) != ((columns,) if columns else ()):
         raise CheckpointError(
             f"the engine's {name} has shape {tuple(target.shape)} on tensor-parallel rank {tp_rank} of {tp_size}, "
             f"which {hf_model.folder} cannot fill: its architecture flags differ from the checkpoint's"
         )
+    row = 0
+    for block in blocks:
+        rows = target[row : row + block.num_rows]
+        rows.copy_(hf_model.tensors.read(block.name, block.rows, block.columns))
+        row += block.num_rows
     target[row:].zero_()

@@ -70,6 +70,11 @@ class Rule(ABC):
         """Whether the tensor belongs to one expert, hence to the expert tensor-parallel group."""
         return ".experts." in self.engine
 
+    @property
+    def splits_columns(self) -> bool:
+        """Whether tensor-parallel ranks hold columns (a row-parallel weight) rather than rows."""
+        return False
+
     @abstractmethod
     def hf_shapes(self, dims: Dimensions) -> dict[str, tuple[int, ...]]:
         """Shape of every HF tensor consumed; one consumed by parts appears once, with its full shape."""
@@ -105,6 +110,10 @@ class Rename(Rule):
     hf: str
     shape: tuple[str, ...]
     split: int | None = None
+
+    @property
+    def splits_columns(self) -> bool:
+        return self.split == 1
 
     def hf_shapes(self, dims: Dimensions) -> dict[str, tuple[int, ...]]:
         return {self.hf: self.engine_shape(dims)}

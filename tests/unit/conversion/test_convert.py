@@ -50,8 +50,11 @@ def assert_same_bits(actual: dict[str, torch.Tensor], expected: dict[str, torch.
         assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", sorted(tiny_hf.CONFIGS))
+ROUND_TRIPS = [(name, torch.bfloat16) for name in tiny_hf.CONFIGS]
+ROUND_TRIPS += [(name, torch.float32) for name in ("llama3_tied", "qwen2", "phi3", "mixtral")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), ROUND_TRIPS, ids=str)
 def test_round_trip_is_bit_exact(name, dtype, tmp_path):
     source = save_with_extras(name, tmp_path / "hf", dtype)
     convert_from_hf(source, tmp_path / "megatron")
@@ -129,9 +132,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path, repository):
-    """48 MB and 480 MB of weights peak alike: within three times the largest tensor (8 MB) of one another."""
+    """48 MB and 240 MB of weights peak alike: within three times the largest tensor (8 MB) of one another."""
     peaks = []
-    for num_layers in (2, 20):
+    for num_layers in (2, 10):
         root = tmp_path / str(num_layers)
         root.mkdir()
         sparse_model(root / "hf", num_layers)
