@@ -6,6 +6,7 @@ function runs uncompiled, a few rows at a time, which keeps its temporaries in t
 memory budget. Both ways agree to rounding.
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -53,7 +54,8 @@ _compiler_failed = False
 
 
 def _can_compile() -> bool:
-    return not (_compiler_failed or torch._dynamo.config.disable)
+    switched_off = torch._dynamo.config.disable or os.environ.get("TORCHDYNAMO_DISABLE") == "1"
+    return not (_compiler_failed or switched_off)
 
 
 def _give_up(error: Exception) -> None:

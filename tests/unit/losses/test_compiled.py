@@ -66,6 +66,14 @@ def test_compiled_equal_models_have_no_divergence_at_all(compile_everything) -> 
     assert torch.equal(result.lssd, torch.zeros(20)) and not gradient.any()
 
 
+def test_torchs_own_switch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "COMPILE_ELEMENTS", 1)
+    monkeypatch.setattr(compiled, "_compiled", None)
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    student, teacher, labels = sample(8, 100)
+    assert_matches(*run(student, teacher, labels), expected_mixcpt_loss(student, teacher, labels, ALPHA))
+
+
 def test_without_a_compiler_it_warns_once_and_goes_on(monkeypatch) -> None:
     def fail(function):
         def call(*args):
