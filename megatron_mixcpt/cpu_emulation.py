@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
 _installed = False
@@ -48,6 +49,8 @@ def install() -> bool:
         return False
     if "megatron.core" in sys.modules:
         raise RuntimeError("cpu_emulation.install() must come before the import of megatron")
+    # `with torch.device(...)` remembers, at its first use, which functions make tensors: it must meet torch's own.
+    _device_constructors()
     for stand_ins in EMULATED.values():
         for name, stand_in in stand_ins.items():
             owner, attribute = name.rsplit(".", 1)

@@ -9,12 +9,8 @@ First the folder alone (NaN, embedding rows near zero, tokenizer), then the chec
 against transformers on real text, layer by layer. Exit code 1 where something differs.
 """
 
-from torch.utils._device import _device_constructors
-
 from megatron_mixcpt import cpu_emulation
 
-# Remembers the functions that the emulation wraps: transformers' loading on the meta device goes by them.
-_device_constructors()
 cpu_emulation.install()
 
 from megatron_mixcpt.conversion.verify_tool import main  # noqa: E402 - Megatron is imported after the emulation

@@ -54,6 +54,17 @@ def run_emulated(func, *args) -> None:
     run_distributed(func, 1, *args, backend="nccl", cpu_emulation=True)
 
 
+def test_device_contexts_still_hold() -> None:
+    run_emulated(check_device_contexts_still_hold)
+
+
+def check_device_contexts_still_hold() -> None:
+    """transformers loads models under `torch.device("meta")`."""
+    with torch.device("meta"):
+        tensors = torch.empty(2), torch.arange(2), torch.tensor([1.0])
+    assert all(tensor.is_meta for tensor in tensors)
+
+
 def test_every_stand_in_is_in_place() -> None:
     run_emulated(check_every_stand_in_is_in_place)
 
