@@ -10,7 +10,7 @@
 #   4 training    trains with logit swap self-distillation, the model cut in 2 pipeline stages, one process each,
 #   5 export      writes the trained checkpoint as a Hugging Face folder,
 #   6 report      compares the model before and after on held-out code and on general English.
-# At the end stands a table: perplexity on the code falls clearly while that on general English hardly moves.
+# At the end stands a table: the perplexity on the code falls, and that on general English does not rise.
 #
 # Everything is written below outputs/quickstart (QUICKSTART_OUTPUT names another folder). Run again, it skips the stages
 # whose outputs are there; a stage that was interrupted is done anew. Arguments go to the training command:
