@@ -38,7 +38,7 @@ DEFAULTS = """
     --tensor-model-parallel-size 2 --sequence-parallel --pipeline-model-parallel-size 1
     --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather
 
-    --log-interval 1 --save-interval 100 --ckpt-fully-parallel-save
+    --log-interval 1 --save-interval 100
 """
 
 if __name__ == "__main__":
