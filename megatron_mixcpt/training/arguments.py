@@ -18,6 +18,7 @@ from megatron.training.argument_utils import ArgumentGroupFactory
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder, refuse_contradictions
 from megatron_mixcpt.data.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture import MixturePlan, plan_mixture, split_fractions
@@ -159,9 +160,9 @@ def _check_world_size(settings: dict[str, Any]) -> None:
 
 
 def _check_same_shape(student: HFModel, teacher: HFModel) -> None:
-    """Both models share one pipeline and one vocabulary, so everything but the weights must be the same."""
+    """Both models share one pipeline and one vocabulary: what the weights mean must be the same."""
     ours, theirs = student.engine_arguments, teacher.engine_arguments
-    different = [name for name in ours if ours[name] != theirs.get(name)]
+    different = [name for name in ours if ours[name] != theirs.get(name) and name not in FREE_ARGUMENTS]
     if different:
         listed = ", ".join(f"{name} {theirs.get(name)} (--hf-model has {ours[name]})" for name in different)
         raise ConfigError(f"--teacher {teacher.folder} is another model: {listed}. Give a teacher of the same shape")
