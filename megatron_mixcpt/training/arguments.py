@@ -41,6 +41,17 @@ RECIPE_DEFAULTS = {
 }
 
 
+# Engine flags that something else decides here; taking them silently would train on something else than was asked for.
+DECIDED_ELSEWHERE = {
+    "data_path": "--mixture names the data",
+    "train_data_path": "--mixture names the data",
+    "valid_data_path": "--mixture names the data, and --split what is held out",
+    "tokenizer_type": "the mixture holds tokens already, and --hf-model their tokenizer",
+    "tokenizer_model": "the mixture holds tokens already, and --hf-model their tokenizer",
+    "reset_attention_mask": "--dataloader-inter-document-masking keeps attention within documents",
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run was asked to do, all checked against one another."""
@@ -75,6 +86,8 @@ def parse_run(argv: Sequence[str]) -> Run:
     explicit = explicit_arguments(argv)
     names = {field.name for field in fields(MixCPTConfig)}
     config = MixCPTConfig(**{name: value for name, value in explicit.items() if name in names})
+    for name in DECIDED_ELSEWHERE.keys() & explicit.keys():
+        raise ConfigError(f"--{name.replace('_', '-')} has no say here: {DECIDED_ELSEWHERE[name]}; leave the flag out")
     student = read_model_folder(config.hf_model)
     refuse_contradictions(explicit, student)
     manifest = MixtureManifest.load(config.mixture)
@@ -86,6 +99,7 @@ def parse_run(argv: Sequence[str]) -> Run:
         _check_tokenizer(manifest, teacher)
     settings = RECIPE_DEFAULTS | engine_defaults(student, manifest) | explicit
     _check_world_size(settings)
+    _check_packing(settings)
     plan = plan_run(manifest, config, settings)
     if "train_iters" not in settings and "train_samples" not in settings:
         settings["train_iters"] = plan.train_iters(global_batch_size(settings))
@@ -156,6 +170,16 @@ def _check_world_size(settings: dict[str, Any]) -> None:
             f"{_world_size()} ranks cannot hold whole copies of a model of {tensor} x {pipeline} x {context} = "
             f"{tensor * pipeline * context} ranks (--tensor-model-parallel-size x --pipeline-model-parallel-size x "
             "--context-parallel-size): start a multiple of that many (torchrun --nproc-per-node, --nnodes)"
+        )
+
+
+def _check_packing(settings: dict[str, Any]) -> None:
+    """Transformer Engine takes the boundaries of one sequence at a time."""
+    packed = settings.get("dataloader_inter_document_masking") and settings["transformer_impl"] == "transformer_engine"
+    if packed and settings["micro_batch_size"] > 1:
+        raise ConfigError(
+            f"--micro-batch-size {settings['micro_batch_size']} with --dataloader-inter-document-masking: Transformer "
+            "Engine packs the documents of one sequence; give --micro-batch-size 1"
         )
 
 

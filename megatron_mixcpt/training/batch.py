@@ -54,7 +54,7 @@ def get_batch(
     fields = {name: sample[name].cuda(non_blocking=True) for name in ("tokens", "labels", "loss_mask", "position_ids")}
     mask = packed = None
     if boundaries is not None and packed_attention:
-        packed = _packed(boundaries.cuda(non_blocking=True), int(sample["max_seqlen"].max()))
+        packed = _packed(torch.unique_consecutive(boundaries).cuda(non_blocking=True), int(sample["max_seqlen"].max()))
     elif boundaries is not None:
         mask = document_mask(boundaries, fields["tokens"].shape[1]).cuda(non_blocking=True)
     batch = get_batch_on_this_cp_rank(
@@ -83,12 +83,11 @@ def document_mask(boundaries: Tensor, seq_length: int) -> Tensor:
 
 
 def _packed(boundaries: Tensor, max_length: int) -> PackedSeqParams:
-    """Boundaries [1, n] as Transformer Engine takes them; documents of length 0 at the end are harmless."""
-    documents = boundaries[0]
+    """One sequence's document boundaries, int32 [documents + 1], as Transformer Engine takes them."""
     return PackedSeqParams(
         qkv_format="thd",
-        cu_seqlens_q=documents,
-        cu_seqlens_kv=documents,
+        cu_seqlens_q=boundaries,
+        cu_seqlens_kv=boundaries,
         max_seqlen_q=max_length,
         max_seqlen_kv=max_length,
     )

@@ -52,6 +52,7 @@ def check_length_of_run(world: Path) -> None:
 def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
     """Good folders, wrong flags; and what the error says."""
     good = flags(world, iterations=1)
+    packed = ["--transformer-impl", "transformer_engine", "--dataloader-inter-document-masking"]
     return [
         ([*good, "--hf-model", str(world / "nowhere")], r"nowhere is not a folder"),
         ([*good, "--mixture", str(world / "llama")], r"llama.*mixture\.json"),
@@ -65,6 +66,9 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ([*good, "--split", "0,1"], r"--split 0,1"),
         ([*good, "--alpha", "2"], r"--alpha 2.0 is outside"),
         ([*good, "--distillation", "magic"], r"--distillation.*'magic'"),
+        ([*good, "--data-path", "elsewhere"], r"--data-path has no say here: --mixture names the data"),
+        ([*good, "--reset-attention-mask"], r"--reset-attention-mask has no say.*--dataloader-inter-document-masking"),
+        ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2 with --dataloader-inter-document-masking"),
         ([*good, "--no-such-flag"], r"unrecognized arguments: --no-such-flag"),
         ([*good, "--lr-warmup-iters", "1", "--lr-warmup-fraction", "0.5"], r"the engine refuses these flags"),
     ]
