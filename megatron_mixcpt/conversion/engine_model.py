@@ -1,8 +1,8 @@
-"""An engine ``GPTModel`` from a model folder's settings alone, for checking conversions without the training program.
+"""A model folder meets the engine's ``GPTModel``: filled with this rank's weights, and built from settings alone.
 
-Training builds its models through the engine's own arguments and builders; here the same settings go straight into
-``TransformerConfig`` and ``GPTModel``. Parallel state must be initialised, and on a machine without a GPU the CPU
-emulation installed, before this module is imported.
+Training builds its models through the engine's own arguments and builders, and fills them here. For checking
+conversions without the training program, the same settings go straight into ``TransformerConfig`` and ``GPTModel``. The
+functions need initialised parallel groups; on a machine without a GPU, the CPU emulation comes before the import.
 """
 
 from dataclasses import fields
@@ -17,7 +17,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_mixcpt.conversion.model_folder import ModelPlan
+from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
+from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 
 # Where a mixture of experts keeps a norm of its own before the router, as Transformer Engine's layers do.
@@ -79,3 +80,19 @@ def _layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules | Modul
     )
     spec.submodules.sharded_state_dict_keys_map = MOE_KEYS_MAP
     return spec
+
+
+def load_on_this_rank(model: GPTModel, hf_model: HFModel) -> None:
+    """Fill a pipeline stage in place with this rank's slices of a model folder, by the initialised parallel groups."""
+    load_hf_weights(
+        model,
+        hf_model,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        experts=ExpertParallel(
+            parallel_state.get_expert_model_parallel_rank(),
+            parallel_state.get_expert_model_parallel_world_size(),
+            parallel_state.get_expert_tensor_parallel_rank(),
+            parallel_state.get_expert_tensor_parallel_world_size(),
+        ),
+    )

@@ -14,8 +14,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from transformers import AutoModelForCausalLM
 
 from megatron_mixcpt.conversion.convert import check_checkpoint, place_in
-from megatron_mixcpt.conversion.engine_model import build_engine_model, transformer_config
-from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
+from megatron_mixcpt.conversion.engine_model import build_engine_model, load_on_this_rank, transformer_config
 from megatron_mixcpt.conversion.megatron_layout import find_iteration
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder
@@ -116,7 +115,7 @@ def compare_forward(
     hf_model = read_model_folder(hf_dir)
     model = build_engine_model(hf_model, transformer_config(hf_model, dtype)).to(dtype).eval()
     if load_dir is None:
-        _load_from_hf(model, hf_model)
+        load_on_this_rank(model, hf_model)
     else:
         load_megatron_weights(model, load_dir, iteration)
     outputs: dict[int, torch.Tensor] = {}
@@ -126,21 +125,6 @@ def compare_forward(
     expected, expected_logits = _reference(hf_model, tokens, dtype, next(model.parameters()).device)
     differences = {index: _relative(output[:, 0], expected[index]) for index, output in outputs.items()}
     return _gather(differences, _compare_logits(logits, expected_logits), hf_model)
-
-
-def _load_from_hf(model: GPTModel, hf_model: HFModel) -> None:
-    load_hf_weights(
-        model,
-        hf_model,
-        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
-        experts=ExpertParallel(
-            parallel_state.get_expert_model_parallel_rank(),
-            parallel_state.get_expert_model_parallel_world_size(),
-            parallel_state.get_expert_tensor_parallel_rank(),
-            parallel_state.get_expert_tensor_parallel_world_size(),
-        ),
-    )
 
 
 def _keep(outputs: dict[int, torch.Tensor], index: int):

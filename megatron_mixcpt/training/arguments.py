@@ -7,6 +7,7 @@ folder, the length of the run from the mixture, the rest from the paper's settin
 import argparse
 import contextlib
 import io
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def parse_run(argv: Sequence[str]) -> Run:
     explicit = explicit_arguments(argv)
     names = {field.name for field in fields(MixCPTConfig)}
     config = MixCPTConfig(**{name: value for name, value in explicit.items() if name in names})
-    for name in DECIDED_ELSEWHERE.keys() & explicit.keys():
+    for name in sorted(DECIDED_ELSEWHERE.keys() & explicit.keys()):
         raise ConfigError(f"--{name.replace('_', '-')} has no say here: {DECIDED_ELSEWHERE[name]}; leave the flag out")
     student = read_model_folder(config.hf_model)
     refuse_contradictions(explicit, student)
@@ -153,9 +154,13 @@ def global_batch_size(settings: dict[str, Any]) -> int:
 
 def model_ranks(settings: dict[str, Any]) -> int:
     """Ranks that hold one copy of the model: TP x PP x CP."""
+    return math.prod(_model_sizes(settings))
+
+
+def _model_sizes(settings: dict[str, Any]) -> tuple[int, int, int]:
+    """TP, PP and CP."""
     names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-    tensor, pipeline, context = (settings.get(name, 1) for name in names)
-    return tensor * pipeline * context
+    return tuple(settings.get(name, 1) for name in names)
 
 
 def _world_size() -> int:
@@ -164,11 +169,10 @@ def _world_size() -> int:
 
 def _check_world_size(settings: dict[str, Any]) -> None:
     if _world_size() % model_ranks(settings):
-        names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-        tensor, pipeline, context = (settings.get(name, 1) for name in names)
+        tensor, pipeline, context = _model_sizes(settings)
         raise ConfigError(
             f"{_world_size()} ranks cannot hold whole copies of a model of {tensor} x {pipeline} x {context} = "
-            f"{tensor * pipeline * context} ranks (--tensor-model-parallel-size x --pipeline-model-parallel-size x "
+            f"{model_ranks(settings)} ranks (--tensor-model-parallel-size x --pipeline-model-parallel-size x "
             "--context-parallel-size): start a multiple of that many (torchrun --nproc-per-node, --nnodes)"
         )
 
@@ -206,7 +210,7 @@ def _engine_args(argv: Sequence[str], settings: dict[str, Any]) -> argparse.Name
     """Parse once more, by the engine itself, with everything that was filled in as defaults."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        add_mixcpt_arguments(parser).set_defaults(**_validation(settings))
+        add_mixcpt_arguments(parser).set_defaults(**_derived(settings))
         return parser
 
     sys.argv[1:] = argv
@@ -219,12 +223,12 @@ def _engine_args(argv: Sequence[str], settings: dict[str, Any]) -> argparse.Name
         raise ConfigError(f"the engine refuses these flags: {error}") from error
 
 
-def _validation(settings: dict[str, Any]) -> dict[str, Any]:
-    """No validation where the split holds nothing out: the engine would take a missing dataset for one."""
+def _derived(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` and what follows: no validation where nothing is held out, padding, where TensorBoard writes."""
+    tensor, _, _ = _model_sizes(settings)
+    derived = {"padded_vocab_size": -(-settings["vocab_size"] // tensor) * tensor}
     if split_fractions(settings["split"])[1] == 0.0:
-        settings = settings | {"eval_iters": 0}
-    tensor = settings.get("tensor_model_parallel_size", 1)
-    settings["padded_vocab_size"] = -(-settings["vocab_size"] // tensor) * tensor
+        derived["eval_iters"] = 0  # the engine would take a missing dataset for one
     if settings.get("save") and not settings.get("tensorboard_dir"):
-        settings["tensorboard_dir"] = os.path.join(settings["save"], "tensorboard")
-    return settings
+        derived["tensorboard_dir"] = os.path.join(settings["save"], "tensorboard")
+    return settings | derived

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.enums import ModelType
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -23,8 +22,8 @@ from megatron.training.initialize import _initialize_distributed
 from torch import Tensor
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.engine_model import load_on_this_rank
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
-from megatron_mixcpt.conversion.load import load_hf_weights
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import MixCPTModel
 from megatron_mixcpt.errors import ConfigError, exit_on_user_error
@@ -99,15 +98,11 @@ def build_model_config(run: Run) -> MixCPTModelConfig:
 def load_weights(run: Run, chunks: list[MixCPTModel]) -> list[MixCPTModel]:
     """Fill the student, unless a checkpoint will, and the teacher, in place: each rank its own slices."""
     resumes = any(path and checkpoint_exists(path) for path in (run.args.load, run.args.pretrained_checkpoint))
-    place = {
-        "tp_rank": parallel_state.get_tensor_model_parallel_rank(),
-        "tp_size": parallel_state.get_tensor_model_parallel_world_size(),
-    }
     for chunk in chunks:
         if not resumes:
-            load_hf_weights(chunk.module, run.student, **place)
+            load_on_this_rank(chunk.module, run.student)
         if chunk.teacher is not None:
-            load_hf_weights(chunk.teacher, run.teacher, **place)
+            load_on_this_rank(chunk.teacher, run.teacher)
     return chunks
 
 
