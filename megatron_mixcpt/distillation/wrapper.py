@@ -1,11 +1,13 @@
 """The module that the schedule sees: the student, which is trained, and beside it the frozen teacher.
 
 Each pipeline stage runs the teacher's layers without gradients and then the student's. To the engine this is one GPT
-model, the student: it alone has parameters, state and a checkpoint. The last stage turns the two models' logits into
-the per-token losses (Mix-CPT Eq. 1, 6 and 7); the earlier ones hand on both models' hidden states.
+model, the student: it alone has parameters, state and a checkpoint. On the last stage a *head* turns both models' last
+hidden states into what the loss function gets; the earlier stages hand on both models' hidden states. Continual
+pre-training's head is ``MixCPTHead``; a DPO policy and its frozen reference are a student and a teacher to this module.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -14,31 +16,49 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_mixcpt.distillation.communicator import attach_teacher, attached_teacher
-from megatron_mixcpt.losses.lssd import MixCPTLoss, vocab_parallel_mixcpt_loss
 
 
-class MixCPTModel(MegatronModule):
+class LastStage(NamedTuple):
+    """What a head gets of one model."""
+
+    hidden_states: Tensor
+    """[s, b, h]; [s / tp, b, h] with sequence parallelism."""
+    output_layer: torch.nn.Module
+    """The engine's column-parallel layer."""
+    output_weight: Tensor | None
+    """The embedding's weight [v / tp, h] where the two are tied; None: the layer has its own."""
+
+    def logits(self) -> Tensor:
+        """This rank's logits [s, b, v / tp]."""
+        logits, _bias = self.output_layer(self.hidden_states, weight=self.output_weight)
+        return logits
+
+    @property
+    def weight(self) -> Tensor:
+        """The output weight [v / tp, h]."""
+        return self.output_layer.weight if self.output_weight is None else self.output_weight
+
+
+Head = Callable[[LastStage, LastStage | None, Any], tuple[Tensor, ...]]
+"""Of the student, of the teacher (None where it does not run) and of ``targets``: what the loss function gets."""
+
+
+class StudentTeacherModel(MegatronModule):
     """One pipeline stage of the student, with the teacher's stage out of the engine's sight.
 
     Args:
         student: the stage that is trained.
-        teacher: the same stage of the frozen model, or None where no sample is distilled. Its parameters are in none
-            of ``parameters()``, the state dictionaries and the gradient buffers.
-        alpha: weight of next-token prediction (Eq. 7).
-        swap: whether the teacher's top-1 and ground-truth logits are exchanged (Eq. 4).
-        vocab_size: number of true vocabulary columns; what tensor parallelism pads beyond gets no probability.
+        teacher: the same stage of the frozen model, or None where it never runs. Its parameters are in none of
+            ``parameters()``, the state dictionaries and the gradient buffers.
+        head: called on the last stage. It may use the student's tensors up: nobody reads them afterwards.
     """
 
-    def __init__(
-        self, student: GPTModel, teacher: GPTModel | None, *, alpha: float, swap: bool, vocab_size: int
-    ) -> None:
+    def __init__(self, student: GPTModel, teacher: GPTModel | None, head: Head) -> None:
         super().__init__(config=student.config)
         self.module = student
         # A module inside a tuple is not registered: nothing that walks this module's tree meets the teacher.
         self._frozen = (teacher,)
-        self.alpha = alpha
-        self.swap = swap
-        self.vocab_size = vocab_size
+        self.head = head
         self.vp_stage = student.vp_stage
         self.pg_collection = student.pg_collection
 
@@ -60,55 +80,34 @@ class MixCPTModel(MegatronModule):
         position_ids: Tensor,
         attention_mask: Tensor | None,
         *,
-        labels: Tensor,
-        distill_mask: Tensor | None = None,
+        targets: Any,
+        runs_teacher: bool,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Run both models over one microbatch.
+        """Run the student, and the teacher if there is one and it is asked to, over one microbatch.
 
         Args:
             input_ids: int64 [b, s].
             position_ids: int64 [b, s].
             attention_mask: bool [b, 1, s, s], True where attention is forbidden, or None for causal attention.
-            labels: int64 [b, s], the next tokens.
-            distill_mask: bool [b, s], which tokens are distilled. None runs no teacher.
+            targets: handed to the head as it is.
+            runs_teacher: False: the head gets None for the teacher, and nothing is spent on it.
             packed_seq_params: document boundaries, for attention kernels that take them.
 
         Returns:
-            On the last stage the fields of :class:`MixCPTLoss`, each [s, b]; before it the student's hidden states
-            [s, b, h] (s / tp with sequence parallelism) with the teacher's attached.
+            On the last stage what the head returns; before it the student's hidden states [s, b, h] (s / tp with
+            sequence parallelism) with the teacher's attached.
         """
         inputs = (input_ids, position_ids, attention_mask)
+        options = {"packed_seq_params": packed_seq_params, "output_processor": _last_stage}
         teacher_output = None
-        if distill_mask is not None and self.teacher is not None:
+        if runs_teacher and self.teacher is not None:
             with torch.no_grad():
-                teacher_output = self.teacher(
-                    *inputs, packed_seq_params=packed_seq_params, output_processor=_vocab_parallel_logits
-                )
-        output = self.module(
-            *inputs,
-            labels=labels,
-            packed_seq_params=packed_seq_params,
-            output_processor=self._losses,
-            output_processor_context=(teacher_output, distill_mask),
-        )
-        return output if self.module.post_process else attach_teacher(output, teacher_output)
-
-    def _losses(self, *, labels: Tensor, context: tuple, **head: Any) -> tuple[Tensor, ...]:
-        """The engine's ``output_processor``: the student's last hidden states to the losses [s, b]."""
-        teacher_logits, distill_mask = context
-        losses: MixCPTLoss = vocab_parallel_mixcpt_loss(
-            _vocab_parallel_logits(**head),
-            teacher_logits,
-            labels.transpose(0, 1).contiguous(),
-            alpha=self.alpha,
-            tp_group=self.pg_collection.tp,
-            swap=self.swap,
-            inplace=True,  # nobody reads the logits again: their memory takes the gradient
-            vocab_size=self.vocab_size,
-            distill_mask=None if distill_mask is None else distill_mask.transpose(0, 1),
-        )
-        return tuple(losses)
+                teacher_output = self.teacher(*inputs, **options)
+        output = self.module(*inputs, **options)
+        if not self.module.post_process:
+            return attach_teacher(output, teacher_output)
+        return self.head(output, teacher_output, targets)
 
     # What follows makes this module's state the student's, as the engine's Float16Module does for what it wraps.
 
@@ -121,7 +120,7 @@ class MixCPTModel(MegatronModule):
         return self.module.state_dict_for_save_checkpoint(prefix=prefix, keep_vars=keep_vars)
 
     def sharded_state_dict(self, prefix: str = "", *args: Any, **kwargs: Any) -> dict:
-        """The student's sharded state: a Mix-CPT checkpoint is an ordinary GPT checkpoint."""
+        """The student's sharded state: the checkpoint is an ordinary GPT checkpoint."""
         return self.module.sharded_state_dict(prefix, *args, **kwargs)
 
     def load_state_dict(self, state_dict: dict, strict: bool = True) -> Any:
@@ -129,9 +128,8 @@ class MixCPTModel(MegatronModule):
         return self.module.load_state_dict(state_dict, strict=strict)
 
 
-def _vocab_parallel_logits(
+def _last_stage(
     *, hidden_states: Tensor, output_layer: torch.nn.Module, output_weight: Tensor | None, **_: Any
-) -> Tensor:
-    """The head, as an ``output_processor``: hidden states [s, b, h] to this rank's logits [s, b, v/tp]."""
-    logits, _bias = output_layer(hidden_states, weight=output_weight)
-    return logits
+) -> LastStage:
+    """The engine's ``output_processor``: what a head needs, instead of logits."""
+    return LastStage(hidden_states, output_layer, output_weight)

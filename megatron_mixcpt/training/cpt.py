@@ -25,7 +25,8 @@ from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.engine_model import load_on_this_rank
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
-from megatron_mixcpt.distillation.wrapper import MixCPTModel
+from megatron_mixcpt.distillation.heads import MixCPTHead, MixCPTTargets
+from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.errors import ConfigError, exit_on_user_error
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 from megatron_mixcpt.training.arguments import Run, parse_run
@@ -34,7 +35,7 @@ from megatron_mixcpt.training.datasets import dataset_provider
 from megatron_mixcpt.training.engine_repairs import repair_engine
 from megatron_mixcpt.training.l2 import L2Anchor
 from megatron_mixcpt.training.loss import TokensPerSecond, mixcpt_loss_func
-from megatron_mixcpt.training.model import MixCPTModelConfig
+from megatron_mixcpt.training.model import StudentTeacherModelConfig
 from megatron_mixcpt.training.summary import describe
 
 
@@ -81,21 +82,24 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def build_model_config(run: Run) -> MixCPTModelConfig:
+def build_model_config(run: Run) -> StudentTeacherModelConfig:
     """The student's architecture, its weights, and the teacher beside it."""
     args, config = run.args, run.config
-    model_config = gpt_config_from_args(args, model_config_cls=MixCPTModelConfig)
+    model_config = gpt_config_from_args(args, model_config_cls=StudentTeacherModelConfig)
     model_config.transformer_layer_spec = gpt_layer_spec
     model_config.rope_scaling_factor = args.rope_scaling_factor  # which the engine's function leaves at its default
     model_config.holds_teacher = config.holds_teacher
-    model_config.alpha = config.alpha
-    model_config.swap = config.distillation == "lssd"
-    model_config.true_vocab_size = run.student.vocab_size
+    model_config.build_head = lambda groups: MixCPTHead(
+        alpha=config.alpha,
+        swap=config.distillation == "lssd",
+        vocab_size=run.student.vocab_size,
+        tp_group=groups.tp,
+    )
     model_config.pre_wrap_hooks = [functools.partial(load_weights, run)]
     return model_config
 
 
-def load_weights(run: Run, chunks: list[MixCPTModel]) -> list[MixCPTModel]:
+def load_weights(run: Run, chunks: list[StudentTeacherModel]) -> list[StudentTeacherModel]:
     """Fill the student, unless a checkpoint will, and the teacher, in place: each rank its own slices."""
     resumes = any(path and checkpoint_exists(path) for path in (run.args.load, run.args.pretrained_checkpoint))
     for chunk in chunks:
@@ -106,7 +110,7 @@ def load_weights(run: Run, chunks: list[MixCPTModel]) -> list[MixCPTModel]:
     return chunks
 
 
-def _pipeline(config: MixCPTConfig, model_config: MixCPTModelConfig, groups: ProcessGroupCollection) -> dict:
+def _pipeline(config: MixCPTConfig, model_config: StudentTeacherModelConfig, groups: ProcessGroupCollection) -> dict:
     """The schedule's communicator, where two models' activations travel between stages; else the engine's own."""
     if not config.runs_teacher or groups.pp.size() == 1:
         return {}
@@ -137,8 +141,8 @@ def forward_step_func(args: argparse.Namespace, config: MixCPTConfig, groups: Pr
             batch.tokens,
             batch.position_ids,
             batch.attention_mask,
-            labels=batch.labels,
-            distill_mask=batch.distill_mask,
+            targets=MixCPTTargets(batch.labels, batch.loss_mask, batch.distill_mask),
+            runs_teacher=batch.distill_mask is not None,
             packed_seq_params=batch.packed_seq_params,
         )
         penalty = None

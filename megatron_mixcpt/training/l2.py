@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron.core.transformer.module import param_is_not_shared
 from torch import Tensor
 
-from megatron_mixcpt.distillation.wrapper import MixCPTModel
+from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.losses.l2 import add_l2_gradient
 
 
@@ -41,12 +41,12 @@ class L2Anchor:
         self.mp_group = mp_group
         self.tp_rank = tp_rank
         self.num_chunks = num_chunks
-        self._tokens: defaultdict[MixCPTModel, float] = defaultdict(float)
-        self._microbatches: defaultdict[MixCPTModel, int] = defaultdict(int)
+        self._tokens: defaultdict[StudentTeacherModel, float] = defaultdict(float)
+        self._microbatches: defaultdict[StudentTeacherModel, int] = defaultdict(int)
         self._distances: list[tuple[dist.Work, Tensor]] = []
 
     def after_forward(
-        self, chunk: MixCPTModel, num_tokens: float, num_microbatches: int
+        self, chunk: StudentTeacherModel, num_tokens: float, num_microbatches: int
     ) -> Callable[[], Tensor] | None:
         """Count a microbatch's forward pass and, if it is the iteration's last, add the gradient of this chunk.
 
@@ -78,7 +78,7 @@ class L2Anchor:
             work.wait()
         return (self.coefficient * tokens * sum(distance for _, distance in distances)).float()
 
-    def _add_gradient(self, chunk: MixCPTModel, tokens: float) -> Tensor:
+    def _add_gradient(self, chunk: StudentTeacherModel, tokens: float) -> Tensor:
         """Add this chunk's gradient, summed over ``tokens``; return the squared distance that this rank counts."""
         pairs = list(self._pairs(chunk))
         scale = chunk.config.grad_scale_func
@@ -90,7 +90,7 @@ class L2Anchor:
             is_duplicate=[pair.is_duplicate for pair in pairs],
         )
 
-    def _pairs(self, chunk: MixCPTModel) -> Iterator[_Anchored]:
+    def _pairs(self, chunk: StudentTeacherModel) -> Iterator[_Anchored]:
         """Parameters that get a gradient on this rank: the engine adds up the copies of those left out."""
         originals = dict(chunk.teacher.named_parameters())
         for name, param in chunk.module.named_parameters():

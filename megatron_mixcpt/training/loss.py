@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron_mixcpt.losses.lssd import MixCPTLoss
+from megatron_mixcpt.losses.fused_linear import FusedMixCPTLoss
 
 # Stands for "no token", so that a mean over none is 0 and not nan; lost as soon as one token is added to it.
 _NONE = 1e-20
@@ -28,26 +28,25 @@ def mixcpt_loss_func(
     Args:
         loss_mask: float32 [b, s], 1 where the label counts.
         distill_mask: bool [b, s], or None where no token is distilled.
-        output: the fields of :class:`MixCPTLoss`, each [s, b].
+        output: the fields of :class:`FusedMixCPTLoss`: the summed loss, and what each token adds to it [s, b].
         penalty: returns what to add to the reported sum of the loss, a scalar; its gradient is accounted for elsewhere.
 
     Returns:
         The summed loss, the number of unmasked tokens (int32), and for each reported key its sum and count, float32
         [2]. ``lssd loss`` and ``swapped fraction`` are means over the distilled tokens.
     """
-    losses = MixCPTLoss(*output)
+    losses = FusedMixCPTLoss(*output)
     mask = loss_mask.transpose(0, 1).float()
     num_tokens = mask.sum()
     distilled = mask if distill_mask is None else mask * distill_mask.transpose(0, 1)
     num_distilled = distilled.sum().clamp(min=_NONE) if distill_mask is not None else torch.full_like(num_tokens, _NONE)
-    loss = (losses.loss * mask).sum()
     report = {
-        "loss": (loss.detach() + (penalty() if penalty else 0.0), num_tokens),
+        "loss": (losses.loss_sum.detach() + (penalty() if penalty else 0.0), num_tokens),
         "ntp loss": ((losses.ntp * mask).sum(), num_tokens),
         "lssd loss": ((losses.lssd * distilled).sum(), num_distilled),
         "swapped fraction": ((losses.swapped * distilled).sum(), num_distilled),
     }
-    return loss, num_tokens.to(torch.int32), {key: torch.stack(pair) for key, pair in report.items()}
+    return losses.loss_sum, num_tokens.to(torch.int32), {key: torch.stack(pair) for key, pair in report.items()}
 
 
 class TokensPerSecond:

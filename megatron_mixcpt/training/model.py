@@ -1,6 +1,7 @@
 """Builds the student and, beside it on each pipeline stage, the frozen teacher, through the engine's own builder."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,29 +10,23 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
-from megatron_mixcpt.distillation.wrapper import MixCPTModel
+from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 
 
 @dataclass(kw_only=True)
-class MixCPTModelConfig(GPTModelConfig):
-    """The engine's GPT model with what distillation adds to it."""
+class StudentTeacherModelConfig(GPTModelConfig):
+    """The engine's GPT model, a frozen teacher beside it, and what the last stage makes of the two."""
 
-    builder: ClassVar[str] = "megatron_mixcpt.training.model.MixCPTModelBuilder"
+    builder: ClassVar[str] = "megatron_mixcpt.training.model.StudentTeacherModelBuilder"
 
     holds_teacher: bool = False
     """Build the frozen teacher's stage beside the student's."""
 
-    alpha: float = 1.0
-    """Weight of next-token prediction (Eq. 7)."""
-
-    swap: bool = True
-    """Exchange the teacher's top-1 and ground-truth logits (Eq. 4)."""
-
-    true_vocab_size: int = 0
-    """Number of vocabulary columns without the padding of tensor parallelism."""
+    build_head: Callable[[ProcessGroupCollection], Head] | None = None
+    """Makes the last stage's head."""
 
 
-class MixCPTModelBuilder(GPTModelBuilder):
+class StudentTeacherModelBuilder(GPTModelBuilder):
     """Builds each stage twice: the student's, which the engine trains, and the teacher's, which it never sees."""
 
     def build_model(
@@ -40,7 +35,7 @@ class MixCPTModelBuilder(GPTModelBuilder):
         pre_process: bool | None = None,
         post_process: bool | None = None,
         vp_stage: int | None = None,
-    ) -> MixCPTModel:
+    ) -> StudentTeacherModel:
         """Build one stage; arguments as in the base class. Weights are whatever the engine initialises."""
         config = self._model_config
         stage = (pg_collection, pre_process, post_process, vp_stage)
@@ -48,10 +43,10 @@ class MixCPTModelBuilder(GPTModelBuilder):
         teacher = GPTModelBuilder(_frozen(config)).build_model(*stage) if config.holds_teacher else None
         if teacher is not None:
             _freeze(teacher)
-        return MixCPTModel(student, teacher, alpha=config.alpha, swap=config.swap, vocab_size=config.true_vocab_size)
+        return StudentTeacherModel(student, teacher, config.build_head(pg_collection))
 
 
-def _frozen(config: MixCPTModelConfig) -> MixCPTModelConfig:
+def _frozen(config: StudentTeacherModelConfig) -> StudentTeacherModelConfig:
     """The configuration without what only a backward pass needs: to the teacher, recomputation is waste."""
     transformer = copy.copy(config.transformer)
     transformer.recompute_granularity = None
