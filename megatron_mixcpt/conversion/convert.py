@@ -30,6 +30,7 @@ from megatron_mixcpt.conversion.model_folder import (
 from megatron_mixcpt.conversion.ranks import barrier, get_rank, get_world_size, written_aside
 from megatron_mixcpt.conversion.rules import Rule
 from megatron_mixcpt.conversion.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, TensorShape
+from megatron_mixcpt.conversion.training_log import logged_figures
 from megatron_mixcpt.errors import CheckpointError
 
 PADDED = (EMBEDDING, OUTPUT_LAYER)
@@ -122,8 +123,10 @@ def convert_to_hf(
         _write_tensors(checkpoint, plan, list(rules.values()), writer)
         if get_rank() == 0:
             copy_files(metadata, aside)
-            write_config(plan, aside, {tensor.dtype for tensor in tensors.values()}, checkpoint.arguments())
-            write_card(metadata, aside, checkpoint.arguments())
+            arguments = checkpoint.arguments()
+            write_config(plan, aside, {tensor.dtype for tensor in tensors.values()}, arguments)
+            figures = logged_figures(checkpoint.folder.parent, checkpoint.iteration, arguments.get("tensorboard_dir"))
+            write_card(metadata, aside, arguments, figures)
     return Summary(target, len(tensors), sum(tensor.num_bytes for tensor in tensors.values()))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, RECORD_NAME, SOURCE_NAME, metadata_digest
+from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME, metadata_digest
 from megatron_mixcpt.conversion.model_card import model_card
 from megatron_mixcpt.conversion.model_folder import CONFIG_NAME, ModelPlan
 from megatron_mixcpt.conversion.safetensors_folder import read_json
@@ -27,13 +27,11 @@ def metadata_folder(load_dir: Path, hf_reference: str | Path | None) -> Path:
     return own if hf_reference is None else Path(hf_reference)
 
 
-def write_card(metadata: Path, folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Write ``README.md`` into ``folder``, from the metadata's origin and record and the run's arguments."""
-    origin, record = (
-        read_json(metadata / name) if (metadata / name).exists() else {} for name in (SOURCE_NAME, RECORD_NAME)
-    )
+def write_card(metadata: Path, folder: Path, arguments: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+    """Write ``README.md`` into ``folder``, from the metadata's origin, the run's arguments and what it logged."""
+    origin = read_json(metadata / SOURCE_NAME) if (metadata / SOURCE_NAME).exists() else {}
     origin = origin or {"base_model": metadata.resolve().name, "digest": metadata_digest(metadata)}
-    (folder / "README.md").write_text(model_card(origin, arguments, record), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(origin, arguments, figures), encoding="utf-8")
 
 
 def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], arguments: Mapping[str, Any]) -> None:

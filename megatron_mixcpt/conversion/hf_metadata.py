@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder
@@ -17,7 +16,6 @@ from megatron_mixcpt.errors import CheckpointError
 
 FOLDER_NAME = "hf"
 SOURCE_NAME = "source.json"
-RECORD_NAME = "training.json"
 SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken"})
 TEMPLATE_FOLDER = "additional_chat_templates"
 
@@ -31,7 +29,7 @@ def metadata_files(folder: Path) -> list[Path]:
         if path.suffix in SUFFIXES
         and path.is_file()
         and not path.name.endswith(".index.json")
-        and path.name not in (SOURCE_NAME, RECORD_NAME)
+        and path.name != SOURCE_NAME
     )
 
 
@@ -49,17 +47,6 @@ def copy_files(source: Path, target: Path) -> None:
     for name in metadata_files(source):
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
-
-
-def write_training_record(save_dir: str | Path, record: Mapping[str, str | int | float]) -> None:
-    """Keep what a run wants in the exported model's card (data manifest's digest, losses), replacing what was there.
-
-    Call it on one process, after :func:`copy_hf_metadata`, as often as wanted (at each save, say).
-    """
-    target = Path(save_dir) / FOLDER_NAME / RECORD_NAME
-    aside = target.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(dict(record), indent=2) + "\n")
-    aside.replace(target)
 
 
 def copy_hf_metadata(hf_dir: str | Path, save_dir: str | Path, hf_model: HFModel | None = None) -> Path:

@@ -38,6 +38,11 @@ class MegatronCheckpoint:
         self._storage = metadata.storage_data
         self._tensors = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
+    @property
+    def iteration(self) -> int:
+        """The saved iteration; 0 for a release, which was not trained."""
+        return int(self.folder.name.removeprefix("iter_")) if self.folder.name.startswith("iter_") else 0
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of the run that saved it, by name; of other types than plain ones, opaque. Empty where unknown."""
         info = self._storage.get(MetadataIndex(COMMON_STATE))

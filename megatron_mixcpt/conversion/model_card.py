@@ -22,13 +22,13 @@ HYPERPARAMETERS = {
 SEEN = "consumed_train_samples"
 
 
-def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], figures: Mapping[str, float]) -> str:
     """The card as Markdown with the header that the Hugging Face Hub reads.
 
     Args:
         origin: ``source.json`` of the checkpoint's ``hf/`` folder (empty where it has none).
         arguments: those of the run that saved the checkpoint.
-        record: ``training.json`` of that folder: what the run wrote down, such as its data's digest and losses.
+        figures: what the run logged of its losses, from :func:`training_log.logged_figures`.
     """
     base = origin.get("base_model", "unknown")
     lines = ["---", "library_name: transformers", f"base_model: {base}", "tags: [mix-cpt, megatron]", "---", ""]
@@ -40,7 +40,7 @@ def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], record: 
         lines += [f"| {text} | {value} |" for text, value in said if isinstance(value, str | int | float)]
     else:
         lines += [f"# {base}", "", "Converted through Megatron without training.", "", "| | |", "|---|---|"]
-    lines += [f"| {key} | {value} |" for key, value in record.items()]
+    lines += [f"| {key} | {value} |" for key, value in figures.items()]
     lines += [f"| digest of the base model's config and tokenizer | {origin.get('digest', 'unknown')} |", ""]
     return "\n".join(lines)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_mixcpt.conversion import convert
 from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
-from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata, write_training_record
+from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.model_folder import read_config
 from megatron_mixcpt.conversion.safetensors_writer import SafetensorsWriter, TensorShape
@@ -187,16 +188,20 @@ def test_model_card_and_sequence_length_of_a_trained_checkpoint(tmp_path, monkey
     assert "without training" in export_card(tmp_path, "plain")
     (tmp_path / "mixture.json").write_text("{}")
     trained = {"consumed_train_samples": 640, "lr": 2e-5, "seq_length": 128, "teacher": None, "mixture": str(tmp_path)}
+    monkeypatch.setattr(MegatronCheckpoint, "iteration", 20)
     monkeypatch.setattr(MegatronCheckpoint, "arguments", lambda self: trained)
-    write_training_record(tmp_path / "megatron", {"mixture digest": "abc", "ntp loss": 1.5})
+    with SummaryWriter(str(tmp_path / "megatron" / "tensorboard")) as log:
+        for step, value in ((10, 2.0), (20, 1.5), (30, 1.0)):
+            for tag in ("ntp loss", "ntp loss vs samples", "ntp loss validation", "ntp loss validation ppl", "lr"):
+                log.add_scalar(tag, value, step)
     card = export_card(tmp_path, "trained")
-    lines = ["| learning rate | 2e-05 |", "| training samples seen | 640 |", "| ntp loss | 1.5 |"]
+    lines = ["| learning rate | 2e-05 |", "| training samples seen | 640 |", "| ntp loss at iteration 20 | 1.5 |"]
     lines.append(f"| SHA-256 of the data's manifest | {hashlib.sha256(b'{}').hexdigest()} |")
     for line in lines:
         assert line in card
     assert "base_model: hf" in card and "teacher" not in card and str(tmp_path) not in card
     assert json.loads((tmp_path / "trained" / "config.json").read_text())["max_position_embeddings"] == 128
-    assert not (tmp_path / "trained" / "training.json").exists()
+    assert "vs samples" not in card and "ppl" not in card and "| lr at" not in card
 
 
 def export_card(root: Path, name: str) -> str:

@@ -1,0 +1,34 @@
+"""The chat template of a model folder, written as transformers 5 keeps it, and the tokens that end a response."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_mixcpt.conversion.safetensors_folder import read_json
+
+TEMPLATE_NAME = "chat_template.jinja"
+
+
+def save_chat_template(folder: str | Path, template: str, stop_token_ids: Sequence[int]) -> None:
+    """Make ``template`` the folder's chat template, in place, and have generation stop at ``stop_token_ids``.
+
+    ``chat_template.jinja`` is written; a template inside tokenizer_config.json, which older versions of transformers
+    kept there, is taken out. generation_config.json gains the stop tokens that it lacks: a base model's names the end
+    of a document only, and would let a chat run on after its end of turn.
+    """
+    folder = Path(folder)
+    (folder / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    config_path = folder / "tokenizer_config.json"
+    config = read_json(config_path) if config_path.exists() else {}
+    if config.pop("chat_template", None) is not None:
+        config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _add_stop_tokens(folder / "generation_config.json", list(stop_token_ids))
+
+
+def _add_stop_tokens(path: Path, stop_token_ids: list[int]) -> None:
+    config = read_json(path) if path.exists() else {}
+    present = config.get("eos_token_id")
+    known = [] if present is None else present if isinstance(present, list) else [present]
+    if missing := [token_id for token_id in stop_token_ids if token_id not in known]:
+        config["eos_token_id"] = [*known, *missing]
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
