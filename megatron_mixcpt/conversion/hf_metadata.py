@@ -8,9 +8,12 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder
+from megatron_mixcpt.conversion.chat_template_file import save_chat_template
+from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan, read_model_folder
 from megatron_mixcpt.conversion.safetensors_folder import read_json
 from megatron_mixcpt.errors import CheckpointError
 
@@ -49,39 +52,63 @@ def copy_files(source: Path, target: Path) -> None:
         shutil.copyfile(source / name, target / name)
 
 
-def copy_hf_metadata(hf_dir: str | Path, save_dir: str | Path, hf_model: HFModel | None = None) -> Path:
+def copy_hf_metadata(
+    hf_dir: str | Path,
+    save_dir: str | Path,
+    hf_model: ModelPlan | None = None,
+    *,
+    chat_template: str | None = None,
+    stop_token_ids: Sequence[int] = (),
+) -> Path:
     """Keep a model folder's metadata as ``save_dir/hf``; call it on one process. Returns that folder.
 
     Written aside and renamed, so that it is there whole or not at all. Where it is there already, nothing is written.
 
     Args:
-        hf_dir: the model folder that training starts from.
+        hf_dir: the model folder that training starts from, or the ``hf`` folder of a checkpoint.
         save_dir: the checkpoint folder (``--save``); made where missing.
         hf_model: the folder as already read, to save reading its headers again.
+        chat_template: Jinja, the template that the run trains with; None keeps the folder's own.
+        stop_token_ids: tokens that end a response in it, see ``chat_template_file.save_chat_template``.
 
     Raises:
-        CheckpointError: ``save_dir`` holds the metadata of another model.
+        CheckpointError: ``save_dir`` holds the metadata of another model, or of a run with another chat template.
     """
     source, target = Path(hf_dir), Path(save_dir) / FOLDER_NAME
-    digest = metadata_digest(source)
+    wanted = {"digest": metadata_digest(source)}
+    if chat_template is not None:
+        wanted["chat_template"] = hashlib.sha256(chat_template.encode("utf-8")).hexdigest()
     if target.exists():
-        kept = read_json(target / SOURCE_NAME)
-        if kept.get("digest") != digest:
-            raise CheckpointError(
-                f"{target} is from {kept.get('base_model')}, whose config or tokenizer differ from {source}: "
-                "give another --save folder"
-            )
+        _check_same(target, source, wanted)
         return target
-    model = hf_model or read_model_folder(source)
-    origin = {
-        "base_model": source.resolve().name,
-        "vocab_size": model.vocab_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "digest": digest,
-    }
+    origin = _origin(source, hf_model) | wanted
     aside = target.with_name(f".{FOLDER_NAME}.{os.getpid()}")
     aside.mkdir(parents=True)
     copy_files(source, aside)
+    if chat_template is not None:
+        save_chat_template(aside, chat_template, stop_token_ids)
     (aside / SOURCE_NAME).write_text(json.dumps(origin, indent=2) + "\n")
     aside.rename(target)
     return target
+
+
+def _check_same(target: Path, source: Path, wanted: Mapping[str, str]) -> None:
+    """Raise CheckpointError where ``target`` is not what copying ``source`` with these settings would make."""
+    kept = read_json(target / SOURCE_NAME)
+    if kept.get("digest") != wanted["digest"]:
+        raise CheckpointError(
+            f"{target} is from {kept.get('base_model')}, whose config or tokenizer differ from {source}: "
+            "give another --save folder"
+        )
+    if kept.get("chat_template") != wanted.get("chat_template"):
+        raise CheckpointError(f"{target} is of a run with another chat template: give another --save folder")
+
+
+def _origin(source: Path, hf_model: ModelPlan | None) -> dict[str, Any]:
+    """What ``source.json`` says of the base model: read from the folder, or handed on from a checkpoint's own."""
+    if (source / SOURCE_NAME).exists():
+        known = read_json(source / SOURCE_NAME)
+        return {key: known[key] for key in ("base_model", "vocab_size", "dtype") if key in known}
+    model = hf_model if isinstance(hf_model, HFModel) else read_model_folder(source)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"base_model": source.resolve().name, "vocab_size": model.vocab_size, "dtype": dtype}

@@ -15,10 +15,16 @@ LLAMA3_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
 def save_tiny_tokenizer(
-    folder: Path, style: str = "gpt2", all_bytes: bool = True, vocab_size: int = 400, num_unused: int = 0
+    folder: Path,
+    style: str = "gpt2",
+    all_bytes: bool = True,
+    vocab_size: int = 400,
+    num_unused: int = 0,
+    more_special_tokens: tuple[str, ...] = (),
 ) -> Path:
     """Write tokenizer.json and tokenizer_config.json into ``folder``, and return it.
 
@@ -38,7 +44,7 @@ def save_tiny_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=[*SPECIAL_TOKENS, *more_special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if all_bytes else [],
         show_progress=False,
     )
