@@ -1,6 +1,7 @@
 """The flags of ``tools/preprocess_mixture.py`` and the settings they make."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_mixcpt.data.chat_templates import BUILT_IN_RULES, choose_rules, read_rules
@@ -85,14 +86,20 @@ def _add_step_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_kind_flags(parser: argparse.ArgumentParser, kind: str) -> None:
+    group = add_record_flags(parser, kind)
+    group.add_argument(f"--{kind}-fraction", default="1", metavar="SHARE", help="keep this share, drawn by content")
+    group.add_argument(f"--{kind}-max-tokens", type=int, metavar="N", help="keep the first samples up to N tokens")
+
+
+def add_record_flags(parser: argparse.ArgumentParser, kind: str) -> argparse._ArgumentGroup:
+    """Add the flags that say how rows become records of ``kind``; :func:`record_settings` reads them."""
     group = parser.add_argument_group(f"{kind}: which records, and what their fields are called")
     group.add_argument(f"--{kind}-preset", metavar="NAME", help="a known data set, see --list-presets")
     group.add_argument(f"--{kind}-filter", metavar="EXPRESSION", help="keep such records: 'score >= 0.7'")
-    group.add_argument(f"--{kind}-fraction", default="1", metavar="SHARE", help="keep this share, drawn by content")
-    group.add_argument(f"--{kind}-max-tokens", type=int, metavar="N", help="keep the first samples up to N tokens")
     for name in FIELDS_OF_KIND[kind]:
         text = f"default {getattr(FieldNames, name)}"
         group.add_argument(f"--{kind}-{name}-field", metavar="NAME", help=text)
+    return group
 
 
 def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
@@ -163,18 +170,25 @@ def _near_duplicates(given: str | None) -> float | None:
 
 
 def _kind_settings(kind: str, arguments: argparse.Namespace) -> KindSettings:
-    given = {name: getattr(arguments, f"{kind}_{name}") for name in ("preset", "filter", "fraction", "max_tokens")}
+    return replace(
+        record_settings(kind, arguments),
+        fraction=parse_share(f"--{kind}-fraction", getattr(arguments, f"{kind}_fraction")),
+        max_tokens=getattr(arguments, f"{kind}_max_tokens"),
+    )
+
+
+def record_settings(kind: str, arguments: argparse.Namespace) -> KindSettings:
+    """The settings of one kind, but for how much of it is kept. Raises ConfigError."""
+    preset_name, condition = (getattr(arguments, f"{kind}_{name}") for name in ("preset", "filter"))
     names = {name: getattr(arguments, f"{kind}_{name}_field") for name in FIELDS_OF_KIND[kind]}
-    preset = preset_for(kind, given["preset"])
-    if given["filter"]:
-        RowFilter(given["filter"], f"--{kind}-filter")  # refused here rather than in a worker
+    preset = preset_for(kind, preset_name)
+    if condition:
+        RowFilter(condition, f"--{kind}-filter")  # refused here rather than in a worker
     return KindSettings(
         paths=tuple(getattr(arguments, kind)),
         names=FieldNames(**(preset.names | {name: value for name, value in names.items() if value is not None})),
-        preset=given["preset"],
-        filter=given["filter"],
-        fraction=parse_share(f"--{kind}-fraction", given["fraction"]),
-        max_tokens=given["max_tokens"],
+        preset=preset_name,
+        filter=condition,
     )
 
 

@@ -9,12 +9,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_mixcpt.data.chat_templates import strip_templates
+from megatron_mixcpt.data.chat_templates import TemplateRule, strip_templates
 from megatron_mixcpt.data.decontaminate import TestSets
 from megatron_mixcpt.data.filters import RowFilter
 from megatron_mixcpt.data.presets import preset_for
-from megatron_mixcpt.data.records import BadRecord, to_record
-from megatron_mixcpt.data.settings import PreprocessSettings
+from megatron_mixcpt.data.records import BadRecord, Record, to_record
+from megatron_mixcpt.data.settings import KindSettings, PreprocessSettings
 from megatron_mixcpt.data.unify import unified_text
 
 DROP_REASONS = {
@@ -50,27 +50,24 @@ class Sample:
     digest: bytes
 
 
-class SampleMaker:
-    """Makes samples of one kind; ``notes`` counts what was done to them, by name."""
+class RecordMaker:
+    """Makes records of one kind from rows; ``notes`` counts the chat templates taken off, by name."""
 
-    def __init__(self, kind: str, settings: PreprocessSettings, test_sets: TestSets | None):
-        chosen = settings.kinds[kind]
-        preset = preset_for(kind, chosen.preset)
-        condition = chosen.filter or preset.filter
+    def __init__(self, kind: str, settings: KindSettings, template_rules: tuple[TemplateRule, ...]):
+        preset = preset_for(kind, settings.preset)
+        condition = settings.filter or preset.filter
         self._kind = kind
-        self._names = chosen.names
+        self._names = settings.names
         self._convert = preset.convert
         self._filter = RowFilter(condition, f"--{kind}-filter") if condition else None
-        self._rules = settings.template_rules
-        self._below = round(chosen.fraction * 2**64)
-        self._test_sets = test_sets
+        self._rules = template_rules
         self.notes: Counter[str] = Counter()
         read = set(preset.reads) | (self._filter.fields if self._filter else set())
         self.extra_fields = frozenset(name.partition(".")[0] for name in read) | read
         """Columns needed beyond those of the record itself."""
 
-    def make(self, content: Any) -> Sample:
-        """The sample of a parsed row. Raises BadRecord for one that cannot be used, Dropped for one that is not wanted.
+    def make(self, content: Any) -> Record:
+        """The record of a parsed row. Raises BadRecord for one that cannot be used, Dropped for one that is not wanted.
 
         A BadRecord in place of the content is raised.
         """
@@ -85,6 +82,24 @@ class SampleMaker:
             record, applied = strip_templates(record, self._rules)
             for name in applied:
                 self.notes[f"template {name}"] += 1
+        return record
+
+
+class SampleMaker:
+    """Makes samples of one kind; ``notes`` counts what was done to them, by name."""
+
+    def __init__(self, kind: str, settings: PreprocessSettings, test_sets: TestSets | None):
+        chosen = settings.kinds[kind]
+        self._records = RecordMaker(kind, chosen, settings.template_rules)
+        self._below = round(chosen.fraction * 2**64)
+        self._test_sets = test_sets
+        self.notes = self._records.notes
+        self.extra_fields = self._records.extra_fields
+        """Columns needed beyond those of the record itself."""
+
+    def make(self, content: Any) -> Sample:
+        """The sample of a parsed row. Raises as :meth:`RecordMaker.make` does."""
+        record = self._records.make(content)
         text = unified_text(record)
         digest = self._digest(text)
         if int.from_bytes(digest[16:24], "little") >= self._below:
