@@ -1,23 +1,28 @@
-"""A model folder meets the engine's ``GPTModel``: filled with this rank's weights, and built from settings alone.
+"""A model folder meets the engine's ``GPTModel``: filled with this rank's weights, built from settings alone, and run.
 
 Training builds its models through the engine's own arguments and builders, and fills them here. For checking
-conversions without the training program, the same settings go straight into ``TransformerConfig`` and ``GPTModel``. The
-functions need initialised parallel groups; on a machine without a GPU, the CPU emulation comes before the import.
+conversions and evaluating without the training program, the same settings go straight into ``TransformerConfig`` and
+``GPTModel``. The functions need initialised parallel groups (``engine_ranks.py``); on a machine without a GPU, the CPU
+emulation comes before the import.
 """
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
+from megatron_mixcpt.conversion.megatron_layout import find_iteration
 from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 
@@ -96,3 +101,46 @@ def load_on_this_rank(model: GPTModel, hf_model: HFModel) -> None:
             parallel_state.get_expert_tensor_parallel_world_size(),
         ),
     )
+
+
+def load_megatron_weights(model: GPTModel, load_dir: str | Path, iteration: int | None = None) -> None:
+    """Fill this stage's model, in place, from a checkpoint of any layout, through the engine's own reader."""
+    folder = find_iteration(Path(load_dir), iteration)
+    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
+    model.load_state_dict(state["model"])
+
+
+@torch.no_grad()
+def forward_through_stages(
+    model: GPTModel,
+    tokens: torch.Tensor,
+    positions: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    packed_seq_params: PackedSeqParams | None = None,
+) -> torch.Tensor | None:
+    """Logits of ``tokens`` [b, s] through the pipeline's stages in turn; None on all but the last.
+
+    Hidden states [s, b, h] go from stage to stage. Every rank of the tensor- and pipeline-parallel groups must call,
+    with the same shapes; a stage is free for the next call as soon as the following one has taken its hidden states.
+
+    Args:
+        positions: int64 [b, s]; None counts from 0 in every row.
+        attention_mask: bool, [b or 1, 1, s, s], True = may not attend; None is causal.
+        packed_seq_params: document boundaries, for Transformer Engine's attention.
+
+    Returns:
+        [b, s, v], or this rank's columns [b, s, v/tp] where the model was built with ``parallel_output``.
+    """
+    device = next(model.parameters()).device
+    batch, length = tokens.shape
+    if not model.pre_process:
+        received = torch.empty(length, batch, model.config.hidden_size, dtype=model.config.params_dtype, device=device)
+        dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
+        model.set_input_tensor(received)
+    if positions is None:
+        positions = torch.arange(length, device=device).expand(batch, length)
+    output = model(tokens.to(device), positions, attention_mask, packed_seq_params=packed_seq_params)
+    if model.post_process:
+        return output
+    dist.send(output.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
+    return None

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.models.gpt.gpt_model import GPTModel
 from transformers import AutoModelForCausalLM
 
 from megatron_mixcpt.conversion.convert import check_checkpoint, place_in
-from megatron_mixcpt.conversion.engine_model import build_engine_model, load_on_this_rank, transformer_config
-from megatron_mixcpt.conversion.megatron_layout import find_iteration
+from megatron_mixcpt.conversion.engine_model import (
+    build_engine_model,
+    forward_through_stages,
+    load_megatron_weights,
+    load_on_this_rank,
+    transformer_config,
+)
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder
 
@@ -88,13 +91,6 @@ def compare_bits(hf_model: HFModel, checkpoint: MegatronCheckpoint) -> BitCompar
     return BitComparison(num_equal, cast, different)
 
 
-def load_megatron_weights(model: GPTModel, load_dir: str | Path, iteration: int | None = None) -> None:
-    """Fill this stage's model, in place, from a checkpoint of any layout, through the engine's own reader."""
-    folder = find_iteration(Path(load_dir), iteration)
-    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
-    model.load_state_dict(state["model"])
-
-
 def compare_forward(
     hf_dir: str | Path,
     tokens: torch.Tensor,
@@ -132,27 +128,6 @@ def _keep(outputs: dict[int, torch.Tensor], index: int):
         outputs[index] = (output[0] if isinstance(output, tuple) else output).detach().float().cpu()
 
     return hook
-
-
-@torch.no_grad()
-def forward_through_stages(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor | None:
-    """Logits [b, s, v] of ``tokens`` [b, s] through the pipeline's stages in turn; None on all but the last.
-
-    Hidden states [s, b, h] go from stage to stage; logits are gathered over the tensor-parallel ranks.
-    """
-    device = next(model.parameters()).device
-    batch, length = tokens.shape
-    if not model.pre_process:
-        received = torch.empty(length, batch, model.config.hidden_size, dtype=model.config.params_dtype, device=device)
-        dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
-        model.set_input_tensor(received)
-    mask = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)[None, None]
-    positions = torch.arange(length, device=device).expand(batch, length)
-    output = model(tokens.to(device), positions, mask)
-    if model.post_process:
-        return output
-    dist.send(output.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
-    return None
 
 
 @torch.no_grad()

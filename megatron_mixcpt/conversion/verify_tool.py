@@ -1,17 +1,16 @@
 """The program behind ``tools/verify_conversion.py``: flags, process groups, and what is printed."""
 
 import argparse
+import math
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from transformers import AutoTokenizer
 
+from megatron_mixcpt.conversion.engine_ranks import start_ranks
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.model_folder import read_model_folder
 from megatron_mixcpt.conversion.preflight import check_hf_model
@@ -79,19 +78,17 @@ def _check_on_disk(arguments: argparse.Namespace) -> bool:
 
 
 def _start_ranks(arguments: argparse.Namespace) -> None:
-    tp_size, pp_size = arguments.tensor_model_parallel_size, arguments.pipeline_model_parallel_size
+    layout = (
+        arguments.tensor_model_parallel_size,
+        arguments.pipeline_model_parallel_size,
+        arguments.expert_model_parallel_size,
+    )
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    needed = tp_size * pp_size * arguments.expert_model_parallel_size
-    if num_ranks != needed:
-        raise ConfigError(f"{num_ranks} processes for TP {tp_size} x PP {pp_size}: use torchrun with {needed}")
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if num_ranks > 1:
-        dist.init_process_group("nccl")
-    else:
-        dist.init_process_group("nccl", init_method=f"file://{tempfile.mkdtemp()}/rendezvous", rank=0, world_size=1)
-    expert_size = arguments.expert_model_parallel_size
-    parallel_state.initialize_model_parallel(tp_size, pp_size, expert_model_parallel_size=expert_size)
-    model_parallel_cuda_manual_seed(1)
+    if num_ranks != math.prod(layout):
+        raise ConfigError(
+            f"{num_ranks} processes for TP {layout[0]} x PP {layout[1]}: use torchrun with {math.prod(layout)}"
+        )
+    start_ranks(*layout)
 
 
 def _tokens(arguments: argparse.Namespace) -> torch.Tensor:

@@ -63,7 +63,7 @@ def describe_plan(settings: PreprocessSettings, output: Path) -> str:
 
 def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_workers: int) -> MixtureManifest:
     work = output / WORK_NAME
-    start_or_resume(work, settings, sources)
+    start_or_resume(work, settings.described(), sources, output)
     parts = plan_parts(sources)
     try:
         digests = _encode(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt import __version__
-from megatron_mixcpt.data.settings import PreprocessSettings
 from megatron_mixcpt.data.sources import Source
 from megatron_mixcpt.errors import ConfigError, DataError
 
@@ -28,12 +27,15 @@ def lock(output: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def start_or_resume(work: Path, settings: PreprocessSettings, sources: list[Source]) -> None:
-    """Make the work folder, or check that the one that is there is of the same run."""
+def start_or_resume(work: Path, settings: dict[str, Any], sources: list[Source], output: Path) -> None:
+    """Make the work folder of the run that writes ``output``, or check that the one that is there is of the same run.
+
+    ``settings`` is what the run was asked for, by flag.
+    """
     plan_path = work / "plan.json"
-    plan = {"tool version": __version__, "settings": settings.described(), "sources": [_stamp(s) for s in sources]}
+    plan = {"tool version": __version__, "settings": settings, "sources": [_stamp(s) for s in sources]}
     if plan_path.exists():
-        refuse_other(json.loads(plan_path.read_text(encoding="utf-8")), plan, work.parent)
+        refuse_other(json.loads(plan_path.read_text(encoding="utf-8")), plan, output)
         return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -53,13 +55,13 @@ def refuse_other(before: dict[str, Any], now: dict[str, Any], output: Path) -> N
         then, here = before["settings"].get(name, "its default"), now["settings"].get(name, "its default")
         if then != here:
             raise ConfigError(
-                f"--output {output} holds a mixture made with {name} {_shown(then)}, now it is {_shown(here)}; "
-                "choose another --output, or delete that folder"
+                f"--output {output} was made with {name} {_shown(then)}, now it is {_shown(here)}; "
+                "choose another --output, or delete it"
             )
     if before["sources"] != now["sources"]:
         changed = next((new for old, new in zip(before["sources"], now["sources"], strict=False) if old != new), None)
         what = f"{changed[1]} has changed since" if changed else "the number of input files has changed since"
-        raise ConfigError(f"--output {output} holds another mixture: {what}; choose another --output, or delete it")
+        raise ConfigError(f"--output {output} is of other input: {what}; choose another --output, or delete it")
     if before["tool version"] != now["tool version"]:
         raise ConfigError(
             f"--output {output} holds the work of version {before['tool version']} of this tool, this is "

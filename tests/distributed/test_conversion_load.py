@@ -121,7 +121,7 @@ def forget(model: torch.nn.Module) -> None:
 
 def compare(model: torch.nn.Module, expected_logits: torch.Tensor) -> None:
     """The last pipeline stage's logits, without the vocabulary's padding, equal the expected ones."""
-    from megatron_mixcpt.conversion.verify import forward_through_stages
+    from megatron_mixcpt.conversion.engine_model import forward_through_stages
 
     logits = forward_through_stages(model, TOKENS)
     if logits is not None:

@@ -1,0 +1,33 @@
+"""Process and parallel groups for programs that run the engine's model without its training program."""
+
+import os
+import tempfile
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_mixcpt.errors import ConfigError
+
+
+def start_ranks(tp_size: int = 1, pp_size: int = 1, ep_size: int = 1) -> None:
+    """Join torchrun's ranks, or be the only one, and make the engine's groups; ranks beyond a model are data parallel.
+
+    Raises:
+        ConfigError: the number of ranks is no multiple of what a model needs.
+    """
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    needed = tp_size * pp_size * ep_size
+    if num_ranks % needed:
+        layout = f"TP {tp_size} x PP {pp_size}" + (f" x EP {ep_size}" if ep_size > 1 else "")
+        raise ConfigError(f"{num_ranks} processes for {layout}: use torchrun with {needed}, or a multiple of it")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        if num_ranks > 1:
+            dist.init_process_group("nccl")
+        else:
+            rendezvous = f"file://{tempfile.mkdtemp()}/rendezvous"
+            dist.init_process_group("nccl", init_method=rendezvous, rank=0, world_size=1)
+    parallel_state.initialize_model_parallel(tp_size, pp_size, expert_model_parallel_size=ep_size)
+    model_parallel_cuda_manual_seed(1)
