@@ -3,6 +3,7 @@
 The field docstrings are the help texts: the engine's ``ArgumentGroupFactory`` reads them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,11 +35,26 @@ class MixCPTConfig:
     """Share of the samples that are distilled, chosen by seed and sample index; the others train on next-token
     prediction alone (the paper's Half is 0.5)."""
 
+    divergence: Literal["reverse", "forward"] = "reverse"
+    """Which divergence lssd and kd minimise: reverse is KL(student || teacher), the paper's; forward is
+    KL(teacher || student)."""
+
+    distillation_temperature: float = 1.0
+    """Both models' logits are divided by it in the divergence of lssd and kd, which is then multiplied by its square;
+    next-token prediction stays at 1."""
+
     l2_coefficient: float = 1e-4
     """Factor of the squared distance to the original weights with --distillation l2."""
 
-    epochs: float = 1.0
-    """Passes over the mixture when neither --train-iters nor --train-samples is given."""
+    epochs: str = "1"
+    """Passes over the mixture when neither --train-iters nor --train-samples is given: a number for all kinds, or one
+    per kind such as cpt=1,sft=3,dpo=3 (a kind that is not named: 1). With --train-iters or --train-samples those of
+    the kinds only set the proportions of the kinds."""
+
+    mixture_weights: str | None = None
+    """Parts of the run's tokens per kind, such as cpt=0.7,sft=0.2,dpo=0.1 (a kind that is not named: none). Default:
+    each kind in proportion to its tokens. The run stays as long as --epochs makes it: small kinds are repeated, large
+    ones cut."""
 
     dry_run: bool = False
     """Check everything, print what the run would do, and stop."""
@@ -52,10 +68,26 @@ class MixCPTConfig:
         for flag, value in (("--alpha", self.alpha), ("--distillation-fraction", self.distillation_fraction)):
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"{flag} {value} is outside [0, 1]: it is a share")
+        if not 0.0 < self.distillation_temperature < math.inf:
+            raise ConfigError(
+                f"--distillation-temperature {self.distillation_temperature} is no positive number: 1 leaves the "
+                "logits as they are, more flattens both distributions"
+            )
+        self._check_divergence_is_used()
         if self.l2_coefficient < 0.0:
             raise ConfigError(f"--l2-coefficient {self.l2_coefficient} is negative: it would push the weights apart")
-        if self.epochs <= 0.0:
-            raise ConfigError(f"--epochs {self.epochs} is not positive: give the number of passes over the mixture")
+
+    def _check_divergence_is_used(self) -> None:
+        """A choice that the method has no use for is a misunderstanding."""
+        for flag, value, default in (
+            ("--divergence", self.divergence, "reverse"),
+            ("--distillation-temperature", self.distillation_temperature, 1.0),
+        ):
+            if self.distillation in ("l2", "none") and value != default:
+                raise ConfigError(
+                    f"{flag} {value} with --distillation {self.distillation}: there is no divergence between student "
+                    "and teacher in it; give --distillation lssd or kd, or leave the flag out"
+                )
 
     @property
     def teacher_dir(self) -> str | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron_mixcpt.distillation.wrapper import LastStage
+from megatron_mixcpt.losses.divergence import Direction
 from megatron_mixcpt.losses.fused_linear import FusedMixCPTLoss
 from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss
 
@@ -32,12 +33,16 @@ class MixCPTHead:
         swap: whether the teacher's top-1 and ground-truth logits are exchanged (Eq. 4).
         vocab_size: number of true vocabulary columns; what tensor parallelism pads beyond gets no probability.
         tp_group: the ranks that hold the vocabulary.
+        divergence: between student and teacher, reverse (Eq. 6) or forward.
+        temperature: of both models' distributions in the divergence.
     """
 
     alpha: float
     swap: bool
     vocab_size: int
     tp_group: ProcessGroup
+    divergence: Direction = "reverse"
+    temperature: float = 1.0
 
     def __call__(self, student: LastStage, teacher: LastStage | None, targets: MixCPTTargets) -> FusedMixCPTLoss:
         """The summed loss, which alone has a gradient, and the losses of each token [s, b]."""
@@ -54,5 +59,7 @@ class MixCPTHead:
             inplace=True,  # nobody reads the logits again: their memory takes the gradient
             vocab_size=self.vocab_size,
             distill_mask=distill_mask,
+            divergence=self.divergence,
+            temperature=self.temperature,
         )
         return FusedMixCPTLoss((losses.loss * loss_mask).sum(), losses.loss.detach(), *losses[1:])

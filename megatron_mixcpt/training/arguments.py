@@ -22,7 +22,7 @@ from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder, refuse_contradictions
 from megatron_mixcpt.data.manifest import MixtureManifest
-from megatron_mixcpt.data.mixture import MixturePlan, plan_mixture, split_fractions
+from megatron_mixcpt.data.mixture import MixturePlan, parse_epochs, parse_kind_values, plan_mixture, split_fractions
 from megatron_mixcpt.errors import ConfigError
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
@@ -136,15 +136,26 @@ _WITHOUT_FUSED_KERNELS = dict.fromkeys(
 
 
 def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str, Any]) -> MixturePlan:
-    """How many sequences of each kind the run draws: ``--epochs``, or as many whole passes as the iterations need."""
-    length, split = settings["seq_length"], settings["split"]
+    """How many sequences of each kind the run draws: ``--epochs``, or as many whole passes as the iterations need.
+
+    ``--mixture-weights`` shares them out; without it the kinds keep the proportions of ``--epochs``.
+    """
+    epochs = parse_epochs(config.epochs)
+    weights = parse_kind_values("--mixture-weights", config.mixture_weights) if config.mixture_weights else None
+    shape = {"sequence_length": settings["seq_length"], "split": settings["split"], "weights": weights}
+    plan = plan_mixture(manifest, epochs=epochs, **shape)
     if "train_iters" not in settings and "train_samples" not in settings:
-        return plan_mixture(manifest, sequence_length=length, split=split, epochs=config.epochs)
+        return plan
     needed = settings.get("train_samples") or settings["train_iters"] * global_batch_size(settings)
-    epochs = 1
-    while (plan := plan_mixture(manifest, sequence_length=length, split=split, epochs=epochs)).num_sequences < needed:
-        epochs = max(epochs + 1, epochs * needed // plan.num_sequences)
+    once = dict.fromkeys(manifest.kinds, 1.0) | (epochs if isinstance(epochs, dict) else {})
+    passes = 1
+    while (plan := plan_mixture(manifest, epochs=_times(passes, once), **shape)).num_sequences < needed:
+        passes = max(passes + 1, passes * needed // plan.num_sequences)
     return plan
+
+
+def _times(factor: int, epochs: dict[str, float]) -> dict[str, float]:
+    return {kind: factor * value for kind, value in epochs.items()}
 
 
 def global_batch_size(settings: dict[str, Any]) -> int:

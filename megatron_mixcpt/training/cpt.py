@@ -94,6 +94,8 @@ def build_model_config(run: Run) -> StudentTeacherModelConfig:
         swap=config.distillation == "lssd",
         vocab_size=run.student.vocab_size,
         tp_group=groups.tp,
+        divergence=config.divergence,
+        temperature=config.distillation_temperature,
     )
     model_config.pre_wrap_hooks = [functools.partial(load_weights, run)]
     return model_config

@@ -17,6 +17,7 @@ def describe(run: Run) -> str:
     method = _METHODS[config.distillation]
     if config.runs_teacher:
         method += f", alpha {config.alpha:g}, {config.distillation_fraction:.0%} of the samples"
+        method += f", {config.divergence} KL at temperature {config.distillation_temperature:g}"
     elif config.holds_teacher:
         method += f", coefficient {config.l2_coefficient:g}"
     layout = f"TP {args.tensor_model_parallel_size} x PP {args.pipeline_model_parallel_size}"

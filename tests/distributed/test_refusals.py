@@ -33,20 +33,35 @@ def check_refusals(root: str) -> None:
 
 
 def check_length_of_run(world: Path) -> None:
-    """Without --train-iters a run is --epochs passes over the mixture; with it, as many passes as it takes."""
+    """Without --train-iters a run is --epochs passes over the mixture; with it, as many passes as it takes.
+
+    --mixture-weights changes what each kind gets of them.
+    """
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
     from megatron.training.global_vars import destroy_global_vars
 
     from megatron_mixcpt.training.arguments import parse_run
 
     without = flags(world, iterations=None)
-    for argv, passes in ((without, 1), ([*without, "--epochs", "3"], 3), ([*without, "--train-iters", "60"], 3)):
+    by_kind = ["--epochs", "cpt=1,sft=3"]
+    for argv, passes in (
+        (without, [1, 1, 1]),
+        ([*without, "--epochs", "3"], [3, 3, 3]),
+        ([*without, *by_kind], [1, 3, 1]),
+        ([*without, "--train-iters", "60"], [3, 3, 3]),
+        ([*without, *by_kind, "--train-iters", "60"], [2, 6, 2]),
+    ):
         run = parse_run(argv)
         destroy_global_vars()
         destroy_num_microbatches_calculator()
-        assert [kind.epochs for kind in run.plan.kinds] == [passes] * 3
+        assert [kind.epochs for kind in run.plan.kinds] == passes, (argv, run.plan)
         expected = 60 if "--train-iters" in argv else run.plan.num_sequences // GLOBAL_BATCH_SIZE
         assert run.args.train_iters == expected, (run.args.train_iters, expected)
+    run = parse_run([*without, "--mixture-weights", "cpt=0.5,dpo=0.5"])
+    destroy_global_vars()
+    destroy_num_microbatches_calculator()
+    cpt, dpo = run.plan.kinds
+    assert (cpt.kind, dpo.kind) == ("cpt", "dpo") and abs(cpt.num_sequences - dpo.num_sequences) <= 1, run.plan
 
 
 def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
@@ -64,6 +79,10 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ([*good, "--teacher", str(world / "qwen2")], r"--teacher .*qwen2 is another model: .*add_qkv_bias"),
         ([*good, "--seq-length", "100000"], r"no kind has a sequence of 100000 tokens.*--seq-length"),
         ([*good, "--split", "0,1"], r"--split 0,1"),
+        ([*good, "--epochs", "0"], r"--epochs: at least one kind must be above zero"),
+        ([*good, "--epochs", "cpt=1,code=2"], r"--epochs cpt=1,code=2: expected kinds and numbers such as"),
+        ([*good, "--epochs", "sft=-1"], r"--epochs sft=-1.0: expected a number of zero or more"),
+        ([*good, "--mixture-weights", "cpt"], r"--mixture-weights cpt: expected kinds and numbers such as"),
         ([*good, "--alpha", "2"], r"--alpha 2.0 is outside"),
         ([*good, "--distillation", "magic"], r"--distillation.*'magic'"),
         ([*good, "--data-path", "elsewhere"], r"--data-path has no say here: --mixture names the data"),

@@ -16,7 +16,10 @@ FOLDERS = {"hf_model": "model", "mixture": "mixture"}
         ({"alpha": 1.5}, r"--alpha 1.5 is outside \[0, 1\]"),
         ({"distillation_fraction": -0.1}, "--distillation-fraction -0.1 is outside"),
         ({"l2_coefficient": -1.0}, "--l2-coefficient -1.0 is negative"),
-        ({"epochs": 0.0}, "--epochs 0.0 is not positive"),
+        ({"distillation_temperature": 0.0}, "--distillation-temperature 0.0 is no positive number"),
+        ({"distillation_temperature": float("nan")}, "--distillation-temperature nan is no positive number"),
+        ({"distillation": "l2", "divergence": "forward"}, "--divergence forward with --distillation l2"),
+        ({"distillation": "none", "distillation_temperature": 2.0}, "--distillation-temperature 2.0 with .* none"),
     ],
 )
 def test_refuses(wrong: dict, message: str) -> None:
@@ -27,6 +30,8 @@ def test_refuses(wrong: dict, message: str) -> None:
 def test_takes_the_ends() -> None:
     MixCPTConfig(**FOLDERS, alpha=0.0, distillation_fraction=1.0, l2_coefficient=0.0)
     MixCPTConfig(**FOLDERS, alpha=1.0, distillation_fraction=0.0)
+    MixCPTConfig(**FOLDERS, distillation="kd", divergence="forward", distillation_temperature=0.5)
+    MixCPTConfig(**FOLDERS, distillation="l2", divergence="reverse", distillation_temperature=1.0)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,18 @@ def test_epochs_per_kind(manifest) -> None:
     assert max(seen[1].values()) == 4 and 4 * 310 - 1 - seen[1].total() < SEQUENCE_LENGTH
 
 
+def test_weights_exhaust_a_small_kind_evenly(manifest) -> None:
+    plan, (train, _) = build(manifest, weights={"cpt": 0.5, "dpo": 0.5})
+    seen = labels_seen(train)
+    cpt, dpo = plan.kinds
+    # Half of the run is 637 tokens: 0.7 passes over one kind, which repeats nothing, and 9.8 over the other.
+    assert set(seen[0].values()) == {1} and cpt.epochs < 1
+    assert seen[0].total() == cpt.num_sequences * SEQUENCE_LENGTH
+    assert dpo.epochs == pytest.approx(637.5 / 65)
+    assert set(seen[1].values()) <= {9, 10} and len(seen[1]) == 65
+    assert seen[1].total() == dpo.num_sequences * SEQUENCE_LENGTH
+
+
 def test_kinds_are_interleaved_in_proportion(manifest) -> None:
     plan, (train, _) = build(manifest)
     order = [int(train[index]["dataset_id"]) for index in range(len(train))]
