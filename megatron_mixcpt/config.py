@@ -46,6 +46,11 @@ class MixCPTConfig:
     l2_coefficient: float = 1e-4
     """Factor of the squared distance to the original weights with --distillation l2."""
 
+    loss_chunk_tokens: int = 0
+    """Compute the loss straight from hidden states and output weights, with the logits of so many tokens at a time
+    (512 is a good choice): the memory of the logits no longer grows with the sequence. Default: 0, all logits at once,
+    which is as fast or faster while they fit (docs/performance.md)."""
+
     epochs: str = "1"
     """Passes over the mixture when neither --train-iters nor --train-samples is given: a number for all kinds, or one
     per kind such as cpt=1,sft=3,dpo=3 (a kind that is not named: 1). With --train-iters or --train-samples those of
@@ -74,6 +79,11 @@ class MixCPTConfig:
                 "logits as they are, more flattens both distributions"
             )
         self._check_divergence_is_used()
+        if self.loss_chunk_tokens < 0:
+            raise ConfigError(
+                f"--loss-chunk-tokens {self.loss_chunk_tokens} is negative: give the number of tokens whose logits are "
+                "held at a time, or 0 for all of them"
+            )
         if self.l2_coefficient < 0.0:
             raise ConfigError(f"--l2-coefficient {self.l2_coefficient} is negative: it would push the weights apart")
 

@@ -1,7 +1,7 @@
 """What the last pipeline stage makes of the two models' hidden states: the losses of continual pre-training."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_mixcpt.distillation.wrapper import LastStage
 from megatron_mixcpt.losses.divergence import Direction
-from megatron_mixcpt.losses.fused_linear import FusedMixCPTLoss
+from megatron_mixcpt.losses.fused_linear import FusedMixCPTLoss, fused_linear_mixcpt_loss
 from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss
 
 
@@ -35,6 +35,9 @@ class MixCPTHead:
         tp_group: the ranks that hold the vocabulary.
         divergence: between student and teacher, reverse (Eq. 6) or forward.
         temperature: of both models' distributions in the divergence.
+        chunk_tokens: tokens whose logits are held at a time; 0: all of the microbatch's.
+        sequence_parallel: whether hidden states are this rank's part of the sequence.
+        gradient_accumulation_fusion: whether the engine's layers add weight gradients to ``main_grad`` themselves.
     """
 
     alpha: float
@@ -43,23 +46,68 @@ class MixCPTHead:
     tp_group: ProcessGroup
     divergence: Direction = "reverse"
     temperature: float = 1.0
+    chunk_tokens: int = 0
+    sequence_parallel: bool = False
+    gradient_accumulation_fusion: bool = False
 
     def __call__(self, student: LastStage, teacher: LastStage | None, targets: MixCPTTargets) -> FusedMixCPTLoss:
         """The summed loss, which alone has a gradient, and the losses of each token [s, b]."""
         labels, loss_mask, distill_mask = (None if part is None else part.transpose(0, 1) for part in targets)
+        labels = labels.contiguous()
+        if self.chunk_tokens:
+            return self._loss_in_chunks(student, teacher, labels, loss_mask, distill_mask)
+        return self._loss_of_all_logits(student, teacher, labels, loss_mask, distill_mask)
+
+    def _loss_of_all_logits(
+        self,
+        student: LastStage,
+        teacher: LastStage | None,
+        labels: Tensor,
+        loss_mask: Tensor,
+        distill_mask: Tensor | None,
+    ) -> FusedMixCPTLoss:
         with torch.no_grad():
             teacher_logits = None if teacher is None else teacher.logits()
         losses = vocab_parallel_mixcpt_loss(
             student.logits(),
             teacher_logits,
-            labels.contiguous(),
-            alpha=self.alpha,
-            tp_group=self.tp_group,
-            swap=self.swap,
+            labels,
             inplace=True,  # nobody reads the logits again: their memory takes the gradient
-            vocab_size=self.vocab_size,
             distill_mask=distill_mask,
-            divergence=self.divergence,
-            temperature=self.temperature,
+            **self._options(),
         )
         return FusedMixCPTLoss((losses.loss * loss_mask).sum(), losses.loss.detach(), *losses[1:])
+
+    def _loss_in_chunks(
+        self,
+        student: LastStage,
+        teacher: LastStage | None,
+        labels: Tensor,
+        loss_mask: Tensor,
+        distill_mask: Tensor | None,
+    ) -> FusedMixCPTLoss:
+        """In place of the engine's output layer, whose collectives and weight gradient the fused loss takes over."""
+        return fused_linear_mixcpt_loss(
+            student.hidden_states,
+            student.weight,
+            None if teacher is None else teacher.hidden_states,
+            None if teacher is None else teacher.weight,
+            labels,
+            loss_mask=loss_mask,
+            distill_mask=distill_mask,
+            sequence_parallel=self.sequence_parallel,
+            gradient_accumulation_fusion=self.gradient_accumulation_fusion,
+            chunk_tokens=self.chunk_tokens,
+            **self._options(),
+        )
+
+    def _options(self) -> dict[str, Any]:
+        """What both ways of computing the loss take."""
+        return {
+            "alpha": self.alpha,
+            "swap": self.swap,
+            "vocab_size": self.vocab_size,
+            "tp_group": self.tp_group,
+            "divergence": self.divergence,
+            "temperature": self.temperature,
+        }

@@ -101,6 +101,7 @@ def parse_run(argv: Sequence[str]) -> Run:
     settings = RECIPE_DEFAULTS | engine_defaults(student, manifest) | explicit
     _check_world_size(settings)
     _check_packing(settings)
+    _check_loss_in_chunks(config, settings)
     plan = plan_run(manifest, config, settings)
     if "train_iters" not in settings and "train_samples" not in settings:
         settings["train_iters"] = plan.train_iters(global_batch_size(settings))
@@ -196,6 +197,16 @@ def _check_packing(settings: dict[str, Any]) -> None:
             f"--micro-batch-size {settings['micro_batch_size']} with --dataloader-inter-document-masking: Transformer "
             "Engine packs the documents of one sequence; give --micro-batch-size 1"
         )
+
+
+def _check_loss_in_chunks(config: MixCPTConfig, settings: dict[str, Any]) -> None:
+    """The fused loss computes the output weight's gradient itself, and once."""
+    for name in ("defer_embedding_wgrad_compute", "use_megatron_fsdp"):
+        if config.loss_chunk_tokens and settings.get(name):
+            raise ConfigError(
+                f"--loss-chunk-tokens {config.loss_chunk_tokens} with --{name.replace('_', '-')}: it needs the output "
+                "layer's own gradient computation; leave one of the two out"
+            )
 
 
 def _check_same_shape(student: HFModel, teacher: HFModel) -> None:

@@ -96,6 +96,9 @@ def build_model_config(run: Run) -> StudentTeacherModelConfig:
         tp_group=groups.tp,
         divergence=config.divergence,
         temperature=config.distillation_temperature,
+        chunk_tokens=config.loss_chunk_tokens,
+        sequence_parallel=args.sequence_parallel,
+        gradient_accumulation_fusion=args.gradient_accumulation_fusion,
     )
     model_config.pre_wrap_hooks = [functools.partial(load_weights, run)]
     return model_config

@@ -1,5 +1,6 @@
 """What a run is about to do, in a few lines: printed before training starts, and all that ``--dry-run`` does."""
 
+from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.training.arguments import Run
 
 _METHODS = {
@@ -8,6 +9,12 @@ _METHODS = {
     "l2": "distance to the original weights",
     "none": "none",
 }
+
+
+def _loss(config: MixCPTConfig) -> str:
+    if config.loss_chunk_tokens:
+        return f"in chunks of {config.loss_chunk_tokens:,} tokens, straight from the hidden states"
+    return "from all logits of a microbatch at once"
 
 
 def describe(run: Run) -> str:
@@ -28,6 +35,7 @@ def describe(run: Run) -> str:
             f"student        {student.folder} ({student.architecture.name}, {weights})",
             f"teacher        {teacher}",
             f"distillation   {method}",
+            f"loss           {_loss(config)}",
             f"layout         {layout}, {str(args.params_dtype).removeprefix('torch.')}",
             f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",
             f"mixture        {run.manifest.folder}",

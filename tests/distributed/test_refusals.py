@@ -88,6 +88,7 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ([*good, "--data-path", "elsewhere"], r"--data-path has no say here: --mixture names the data"),
         ([*good, "--reset-attention-mask"], r"--reset-attention-mask has no say.*--dataloader-inter-document-masking"),
         ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2 with --dataloader-inter-document-masking"),
+        ([*good, "--loss-chunk-tokens", "8", "--use-megatron-fsdp"], r"--loss-chunk-tokens 8 with --use-megatron-fsdp"),
         ([*good, "--no-such-flag"], r"unrecognized arguments: --no-such-flag"),
         ([*good, "--lr-warmup-iters", "1", "--lr-warmup-fraction", "0.5"], r"the engine refuses these flags"),
     ]
