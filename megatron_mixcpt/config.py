@@ -61,6 +61,10 @@ class MixCPTConfig:
     each kind in proportion to its tokens. The run stays as long as --epochs makes it: small kinds are repeated, large
     ones cut."""
 
+    document_masking: bool = False
+    """Keep attention within documents and let positions begin anew in each: a sequence's documents are read as if each
+    stood alone. A dense mask without Transformer Engine, which packs the documents by itself."""
+
     dry_run: bool = False
     """Check everything, print what the run would do, and stop."""
 

@@ -49,7 +49,7 @@ DECIDED_ELSEWHERE = {
     "valid_data_path": "--mixture names the data, and --split what is held out",
     "tokenizer_type": "the mixture holds tokens already, and --hf-model their tokenizer",
     "tokenizer_model": "the mixture holds tokens already, and --hf-model their tokenizer",
-    "reset_attention_mask": "--dataloader-inter-document-masking keeps attention within documents",
+    "reset_attention_mask": "--document-masking keeps attention within documents",
 }
 
 
@@ -99,6 +99,8 @@ def parse_run(argv: Sequence[str]) -> Run:
         _check_same_shape(student, teacher)
         _check_tokenizer(manifest, teacher)
     settings = RECIPE_DEFAULTS | engine_defaults(student, manifest) | explicit
+    if config.document_masking:
+        settings["dataloader_inter_document_masking"] = True  # the engine's datasets then reset the positions as well
     _check_world_size(settings)
     _check_packing(settings)
     _check_loss_in_chunks(config, settings)
@@ -194,8 +196,8 @@ def _check_packing(settings: dict[str, Any]) -> None:
     packed = settings.get("dataloader_inter_document_masking") and settings["transformer_impl"] == "transformer_engine"
     if packed and settings["micro_batch_size"] > 1:
         raise ConfigError(
-            f"--micro-batch-size {settings['micro_batch_size']} with --dataloader-inter-document-masking: Transformer "
-            "Engine packs the documents of one sequence; give --micro-batch-size 1"
+            f"--micro-batch-size {settings['micro_batch_size']} with --document-masking: Transformer Engine packs the "
+            "documents of one sequence; give --micro-batch-size 1"
         )
 
 

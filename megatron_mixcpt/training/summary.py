@@ -1,5 +1,7 @@
 """What a run is about to do, in a few lines: printed before training starts, and all that ``--dry-run`` does."""
 
+import argparse
+
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.training.arguments import Run
 
@@ -15,6 +17,10 @@ def _loss(config: MixCPTConfig) -> str:
     if config.loss_chunk_tokens:
         return f"in chunks of {config.loss_chunk_tokens:,} tokens, straight from the hidden states"
     return "from all logits of a microbatch at once"
+
+
+def _masking(args: argparse.Namespace) -> str:
+    return ", attention and positions within documents" if args.dataloader_inter_document_masking else ""
 
 
 def describe(run: Run) -> str:
@@ -38,7 +44,7 @@ def describe(run: Run) -> str:
             f"loss           {_loss(config)}",
             f"layout         {layout}, {str(args.params_dtype).removeprefix('torch.')}",
             f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",
-            f"mixture        {run.manifest.folder}",
+            f"mixture        {run.manifest.folder}{_masking(args)}",
             *(f"  {line}" for line in run.plan.table().splitlines()),
             f"iterations     {args.train_iters or args.train_samples // args.global_batch_size:,}"
             f" of {args.global_batch_size:,} sequences",

@@ -100,7 +100,7 @@ def test_l2_counts_each_parameter_once(more: list[str], l2_single, world: Path, 
 
 def test_validation_reports_the_same_figures(world: Path, tmp_path: Path) -> None:
     held_out = ["--split", "80,20,0", "--eval-interval", "2", "--eval-iters", "1"]
-    argv = [*flags(world, iterations=2), *held_out, "--dataloader-inter-document-masking", *PP2_INTERLEAVED]
+    argv = [*flags(world, iterations=2), *held_out, "--document-masking", *PP2_INTERLEAVED]
     curves = train(2, argv, tmp_path)
     for key in ("loss", "ntp loss", "lssd loss", "swapped fraction"):
         assert f"{key} validation" in curves

@@ -67,7 +67,7 @@ def check_length_of_run(world: Path) -> None:
 def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
     """Good folders, wrong flags; and what the error says."""
     good = flags(world, iterations=1)
-    packed = ["--transformer-impl", "transformer_engine", "--dataloader-inter-document-masking"]
+    packed = ["--transformer-impl", "transformer_engine", "--document-masking"]
     return [
         ([*good, "--hf-model", str(world / "nowhere")], r"nowhere is not a folder"),
         ([*good, "--mixture", str(world / "llama")], r"llama.*mixture\.json"),
@@ -86,8 +86,8 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ([*good, "--alpha", "2"], r"--alpha 2.0 is outside"),
         ([*good, "--distillation", "magic"], r"--distillation.*'magic'"),
         ([*good, "--data-path", "elsewhere"], r"--data-path has no say here: --mixture names the data"),
-        ([*good, "--reset-attention-mask"], r"--reset-attention-mask has no say.*--dataloader-inter-document-masking"),
-        ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2 with --dataloader-inter-document-masking"),
+        ([*good, "--reset-attention-mask"], r"--reset-attention-mask has no say.*--document-masking"),
+        ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2 with --document-masking"),
         ([*good, "--loss-chunk-tokens", "8", "--use-megatron-fsdp"], r"--loss-chunk-tokens 8 with --use-megatron-fsdp"),
         ([*good, "--no-such-flag"], r"unrecognized arguments: --no-such-flag"),
         ([*good, "--lr-warmup-iters", "1", "--lr-warmup-fraction", "0.5"], r"the engine refuses these flags"),
