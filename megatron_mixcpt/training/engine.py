@@ -1,0 +1,110 @@
+"""The last mile of every training entry: from checked arguments into the engine's ``pretrain()``."""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import torch.distributed as dist
+from megatron.core.enums import ModelType
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.training import pretrain
+from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.initialize import _initialize_distributed
+
+from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
+from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+from megatron_mixcpt.training.engine_repairs import repair_engine
+from megatron_mixcpt.training.model import StudentTeacherModelConfig
+
+
+def prepare_environment() -> None:
+    """Set what the engine asks for, before it reads its arguments."""
+    # Kernels of tensor parallelism then start in the order they are issued.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def start_distributed() -> ProcessGroupCollection:
+    """Take the engine's own first step: its communicator between stages, and its heads, are made from the groups."""
+    repair_engine()
+    _initialize_distributed(None, None, None)
+    return ProcessGroupCollection.use_mpu_process_groups()
+
+
+def build_model_config(
+    args: argparse.Namespace,
+    *,
+    holds_teacher: bool,
+    build_head: Callable[[ProcessGroupCollection], Head],
+    load_weights: Callable[[list[StudentTeacherModel]], list[StudentTeacherModel]],
+) -> StudentTeacherModelConfig:
+    """The student's architecture from the engine's arguments, the teacher beside it, and where their weights are from.
+
+    Args:
+        args: the engine's arguments.
+        holds_teacher: build the frozen teacher's stages.
+        build_head: see :class:`StudentTeacherModelConfig`.
+        load_weights: fills this rank's chunks in place and returns them.
+    """
+    model_config = gpt_config_from_args(args, model_config_cls=StudentTeacherModelConfig)
+    model_config.transformer_layer_spec = gpt_layer_spec
+    model_config.rope_scaling_factor = args.rope_scaling_factor  # which the engine's function leaves at its default
+    model_config.holds_teacher = holds_teacher
+    model_config.build_head = build_head
+    model_config.pre_wrap_hooks = [load_weights]
+    return model_config
+
+
+def train(
+    args: argparse.Namespace,
+    model_config: StudentTeacherModelConfig,
+    groups: ProcessGroupCollection,
+    dataset_provider: Callable,
+    forward_step: Callable,
+    *,
+    runs_teacher: bool,
+) -> None:
+    """Run the engine's training loop.
+
+    Args:
+        args: the engine's arguments.
+        model_config: from :func:`build_model_config`.
+        groups: from :func:`start_distributed`.
+        dataset_provider: as ``pretrain()`` takes it.
+        forward_step: as ``pretrain()`` takes it.
+        runs_teacher: whether the teacher's activations travel between stages.
+
+    Raises:
+        ConfigError: a resumed run's flags contradict its checkpoint.
+    """
+    pipeline = {}
+    if runs_teacher and groups.pp.size() > 1:
+        communicator = DistillationP2PCommunicator(groups.pp, model_config.transformer)
+        pipeline = {"pg_collection": groups, "p2p_communicator": communicator}
+    container = pretrain_cfg_container_from_args(args, model_config)
+    dist.barrier()  # what the first rank wrote is there
+    with _explained():
+        pretrain(
+            container,
+            dataset_provider,
+            ModelType.encoder_or_decoder,
+            forward_step,
+            skip_model_parallel_init=True,
+            **pipeline,
+        )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say in one line, with the way out, what the engine says by a bare assertion about a resumed run's flags."""
+    try:
+        yield
+    except AssertionError as error:
+        if not str(error).startswith("OptimizerParamScheduler"):
+            raise
+        raise ConfigError(
+            f"the run resumes with another learning rate schedule than it was saved with ({error}): give the flags it "
+            "had (--train-iters or --train-samples, --lr...), or --override-opt_param-scheduler to take the new ones"
+        ) from error
