@@ -55,7 +55,7 @@ class PreprocessSettings:
         """The settings by their flags, for the manifest and to tell one run from another."""
         described: dict[str, Any] = {f"--{kind}": list(settings.paths) for kind, settings in self.kinds.items()}
         for kind, settings in self.kinds.items():
-            described |= _described_kind(kind, settings)
+            described |= described_kind(kind, settings)
         return described | {
             "--tokenizer": str(self.tokenizer.folder),
             "tokenizer digest": self.tokenizer.digest,
@@ -73,7 +73,7 @@ class PreprocessSettings:
         }
 
 
-def _described_kind(kind: str, settings: KindSettings) -> dict[str, Any]:
+def described_kind(kind: str, settings: KindSettings) -> dict[str, Any]:
     """The settings of one kind that differ from their defaults."""
     given = {name: value for name, value in vars(settings).items() if name not in ("paths", "names")}
     described = {

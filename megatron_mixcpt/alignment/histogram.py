@@ -1,0 +1,63 @@
+"""The distribution of scores: counted in bins of equal ratio while samples stream by, and drawn in the end."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Scores are ratios of losses, about 0.01 to 10: 20 bins to each factor of ten, and all that is beyond in the last ones.
+EDGES = np.logspace(-3, 3, 121)
+INK, MUTED = "#1f5fa8", "#c9d3df"
+
+
+class Histogram:
+    """Counts, and the least, mean and largest of what was counted."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(len(EDGES) - 1, np.int64)
+        self._sum = 0.0
+        self._least, self._largest = float("inf"), float("-inf")
+
+    def add(self, score: float) -> None:
+        """Count a positive number."""
+        place = int(np.searchsorted(EDGES, score, side="right")) - 1
+        self.counts[min(max(place, 0), len(self.counts) - 1)] += 1
+        self._sum += score
+        self._least, self._largest = min(self._least, score), max(self._largest, score)
+
+    @property
+    def total(self) -> int:
+        """How many were counted."""
+        return int(self.counts.sum())
+
+    def described(self) -> dict[str, Any]:
+        """For a report; ``bins`` are [from, to, count], those without samples left out."""
+        if not self.total:
+            return {"samples": 0}
+        bins = [
+            [round(float(EDGES[place]), 6), round(float(EDGES[place + 1]), 6), int(self.counts[place])]
+            for place in np.flatnonzero(self.counts)
+        ]
+        mean = self._sum / self.total
+        return {"samples": self.total, "min": self._least, "mean": mean, "max": self._largest, "bins": bins}
+
+
+def draw(everyone: Histogram, chosen: Histogram, title: str, path: Path) -> bool:
+    """Save a picture of both as PNG. Returns False, without one, where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    widths = np.diff(EDGES)
+    axes.bar(EDGES[:-1], everyone.counts, widths, align="edge", color=MUTED, label=f"all ({everyone.total:,})")
+    axes.bar(EDGES[:-1], chosen.counts, widths, align="edge", color=INK, label=f"selected ({chosen.total:,})")
+    used = np.flatnonzero(everyone.counts)
+    axes.set_xscale("log")
+    axes.set_xlim(EDGES[max(used[0] - 1, 0)], EDGES[min(used[-1] + 2, len(EDGES) - 1)])
+    axes.set(xlabel="format alignment score (log scale)", ylabel="samples", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png", dpi=150)
+    return True

@@ -1,0 +1,80 @@
+"""Rows of data files become samples to score, or the reason why not; in order, some hundred at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_mixcpt.alignment.fas import Encoded
+from megatron_mixcpt.alignment.settings import ScoreSettings
+from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
+from megatron_mixcpt.data.readers import Row, is_blank, parse, read_blocks, record_fields
+from megatron_mixcpt.data.records import BadRecord, Conversation, PreferencePair
+from megatron_mixcpt.data.sample_id import sample_id, to_row
+from megatron_mixcpt.data.samples import Dropped, RecordMaker
+from megatron_mixcpt.data.sources import Source
+
+PART_SAMPLES = 512
+"""Rows that are read, scored and put aside together: what a killed run does again, and what batches are formed from."""
+
+
+@dataclass(frozen=True)
+class NumberedRow:
+    """A row and where it stands."""
+
+    source: Source
+    line: int
+    row: Row
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row with what it gave: an encoded sample with its identity, or a reason."""
+
+    kind: str
+    source: str
+    line: int
+    encoded: Encoded | None = None
+    id: str | None = None
+    row: dict[str, Any] | None = None
+    """The record with the default field names, as training and selection read it."""
+    refusal: Refusal | None = None
+
+    def described(self) -> dict[str, Any]:
+        """Where it stands, for the line of a file."""
+        return {"kind": self.kind, "source": self.source, "line": self.line}
+
+
+def read_parts(sources: list[Source], makers: dict[str, RecordMaker], settings: ScoreSettings) -> Iterator[list]:
+    """Lists of at most ``PART_SAMPLES`` :class:`NumberedRow`, in the order of the input, without blank lines."""
+    part: list[NumberedRow] = []
+    for source in sources:
+        names = settings.kinds[source.kind].names
+        fields = record_fields(source.kind, names) | makers[source.kind].extra_fields
+        rows = (row for block in read_blocks(source, fields) for row in block)
+        for line, row in enumerate(rows, start=1):
+            if is_blank(source, row):
+                continue
+            part.append(NumberedRow(source, line, row))
+            if len(part) == PART_SAMPLES:
+                yield part
+                part = []
+    if part:
+        yield part
+
+
+def make_sample(item: NumberedRow, maker: RecordMaker, encoder: ChatEncoder) -> Sample:
+    """Convert, check and encode one row."""
+    where = (item.source.kind, str(item.source.path), item.line)
+    try:
+        record = maker.make(parse(item.source, item.row))
+        assert isinstance(record, Conversation | PreferencePair)
+        identity = sample_id(record)
+    except (BadRecord, Dropped) as error:
+        return Sample(*where, refusal=Refusal(error.reason, error.detail))
+    if isinstance(record, Conversation):
+        encoded = encoder.encode_query_response(record.messages)
+    else:
+        encoded = encoder.encode_pair(record)
+    if isinstance(encoded, Refusal):
+        return Sample(*where, id=identity, refusal=encoded)
+    return Sample(*where, encoded=encoded, id=identity, row=to_row(record))

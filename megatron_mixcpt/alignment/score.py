@@ -1,0 +1,145 @@
+"""Score instruction and preference samples by how well a model speaks their format already, in one pass, forward only.
+
+Rows are taken in parts. Every rank encodes the same part, ahead of the model; the model's ranks share its batches
+(``evaluation/runner.py``); rank 0 puts the part's lines aside (``score_files.py``). A run that was killed goes on after
+its last whole part.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from megatron_mixcpt.alignment.fas import figures, sequences_of
+from megatron_mixcpt.alignment.samples import PART_SAMPLES, NumberedRow, Sample, make_sample, read_parts
+from megatron_mixcpt.alignment.score_files import ScoreFiles, count_lines
+from megatron_mixcpt.alignment.settings import ScoreSettings
+from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
+from megatron_mixcpt.data.chat_format import choose_template, load_tokenizer
+from megatron_mixcpt.data.progress import LOG_SECONDS
+from megatron_mixcpt.data.samples import RecordMaker
+from megatron_mixcpt.data.sources import Source, find_sources
+from megatron_mixcpt.data.work_folder import lock, start_or_resume
+from megatron_mixcpt.evaluation.model_source import ModelSource
+from megatron_mixcpt.evaluation.runner import ForwardRunner
+
+NOT_FINITE = Refusal("not_finite", "the model's losses are not finite positive numbers")
+
+
+class PartReader:
+    """Encodes parts; those that are finished are passed over."""
+
+    def __init__(self, settings: ScoreSettings, sources: list[Source], encoder: ChatEncoder):
+        self._settings = settings
+        self._sources = sources
+        self._encoder = encoder
+        self._makers = {
+            kind: RecordMaker(kind, chosen, settings.template_rules) for kind, chosen in settings.kinds.items()
+        }
+        self.num_parts = 0
+        """Parts that the input has, known once :meth:`parts` has come to its end."""
+
+    def parts(self, finished: set[int]) -> Iterator[tuple[int, list[Sample]]]:
+        """Number and samples of each part that is not finished; the next one is encoded while a caller has one."""
+        unfinished = (part for part in enumerate(self._read()) if part[0] not in finished)
+        with ThreadPoolExecutor(1) as worker:
+            pending = None
+            for number, rows in unfinished:
+                ahead = worker.submit(self._encode, number, rows)
+                if pending is not None:
+                    yield pending.result()
+                pending = ahead
+            if pending is not None:
+                yield pending.result()
+
+    def _read(self) -> Iterator[list[NumberedRow]]:
+        for rows in read_parts(self._sources, self._makers, self._settings):
+            self.num_parts += 1
+            yield rows
+
+    def _encode(self, number: int, rows: list[NumberedRow]) -> tuple[int, list[Sample]]:
+        return number, [make_sample(item, self._makers[item.source.kind], self._encoder) for item in rows]
+
+
+def score_alignment(
+    settings: ScoreSettings, source: ModelSource, output: Path, *, tp_size: int = 1, pp_size: int = 1
+) -> None:
+    """Score the samples of ``settings`` with the model of ``source`` and write ``output``; all ranks call it.
+
+    Raises ConfigError, DataError or CheckpointError, see their messages; a run of other settings in the same place is
+    refused. What is put aside stays there when the run fails, for the next one.
+    """
+    files = ScoreFiles(output)
+    files.check_new()
+    sources = [found for kind, chosen in settings.kinds.items() for found in find_sources(kind, list(chosen.paths))]
+    tokenizer = load_tokenizer(source.plan.folder)
+    template = choose_template(tokenizer, settings.chat_template)
+    encoder = ChatEncoder(tokenizer, template, settings.seq_length)
+    reader = PartReader(settings, sources, encoder)
+    runner = ForwardRunner(source, tp_size=tp_size, pp_size=pp_size, dtype=getattr(torch, settings.dtype))
+    with ExitStack() as held:
+        if runner.is_writer:
+            described = settings.described() | source.described() | {"chat template digest": template.digest}
+            start_or_resume(files.work, described, sources, files.output)
+            held.enter_context(lock(files.work))
+        seconds = _score_parts(settings, reader, runner, files, encoder.eos_id)
+        if runner.is_writer:
+            files.join(reader.num_parts)
+            print(_summary(files, runner, seconds), flush=True)
+    runner.close()
+
+
+def _score_parts(
+    settings: ScoreSettings, reader: PartReader, runner: ForwardRunner, files: ScoreFiles, eos_id: int
+) -> float:
+    """Score what is not finished yet and put it aside; returns the seconds that it took."""
+    finished = runner.from_writer(files.finished() if runner.is_writer else None)
+    started = time.monotonic()
+    quiet = {"disable": not runner.is_writer, "mininterval": 0.5 if sys.stderr.isatty() else LOG_SECONDS}
+    with tqdm(desc="score", unit=" samples", initial=len(finished) * PART_SAMPLES, **quiet) as progress:
+        for number, samples in reader.parts(finished):
+            scores, rejects = _score_part(samples, runner, eos_id, settings.batch_tokens)
+            if runner.is_writer:
+                files.write_part(number, scores, rejects)
+            progress.update(len(samples))
+            progress.set_postfix_str(f"{runner.num_tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
+    return time.monotonic() - started
+
+
+def _score_part(
+    samples: list[Sample], runner: ForwardRunner, eos_id: int, batch_tokens: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The lines of a part: of the samples with scores and of those without, together all of them."""
+    sequences = [
+        sequence
+        for sample in samples
+        if sample.encoded is not None
+        for sequence in sequences_of(sample.encoded, eos_id)
+    ]
+    sums = iter(runner.sequence_log_probs(sequences, batch_tokens).tolist())
+    scores, rejects = [], []
+    for sample in samples:
+        found = figures(sample.encoded, next(sums), next(sums)) if sample.encoded is not None else None
+        if found is not None:
+            scores.append({"id": sample.id, **sample.described(), **found, "record": sample.row})
+        else:
+            refusal = sample.refusal or NOT_FINITE
+            rejects.append({**sample.described(), "reason": refusal.reason, "detail": refusal.detail})
+    return scores, rejects
+
+
+def _summary(files: ScoreFiles, runner: ForwardRunner, seconds: float) -> str:
+    """What there is now, in a few lines for the terminal."""
+    scored, rejected = count_lines(files.output, "kind"), count_lines(files.rejects, "kind", "reason")
+    lines = [f"{kind}: {number:,} samples scored" for (kind,), number in scored.items()]
+    lines += [f"{kind}: {number:,} not scored: {reason}" for (kind, reason), number in rejected.most_common()]
+    padding = 1 - runner.num_tokens / max(runner.num_places, 1)
+    speed = runner.num_tokens / max(seconds, 1e-9)
+    lines.append(f"{runner.num_tokens:,} tokens, {speed:,.0f} a second; padding {padding:.1%} of the batches' places")
+    return "\n".join([*lines, f"scores: {files.output}; the others with their reasons: {files.rejects}"])

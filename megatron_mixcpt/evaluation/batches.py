@@ -1,0 +1,68 @@
+"""Sequences of like length form batches, so that little of a batch is padding. No model, no ranks: numbers alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+IGNORED = -1
+"""The label of a token whose log-probability is not asked for."""
+MAX_PADDING = 0.08
+"""The largest share of a batch's places that may be padding."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredSequence:
+    """Tokens, int32 [n], of which the last ``num_scored`` are to be predicted from those before them."""
+
+    tokens: np.ndarray
+    num_scored: int
+
+    @property
+    def num_inputs(self) -> int:
+        """Tokens that the model reads: all but the last."""
+        return len(self.tokens) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Rows of tokens, padded at their ends, where causal attention does not look."""
+
+    places: tuple[int, ...]
+    """Which sequence each row is, as a place in the list that the batch was made from."""
+    tokens: np.ndarray
+    """int64 [b, s]; padding is 0."""
+    labels: np.ndarray
+    """int64 [b, s]: the token that follows, ``IGNORED`` where it is not scored."""
+
+
+def plan_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = MAX_PADDING) -> list[list[int]]:
+    """Places of sequences, batch by batch, the longest sequences first.
+
+    A batch has at most ``max_tokens`` places (a longer sequence is one by itself), of which at most the share
+    ``max_padding`` is padding. The plan depends on the arguments alone.
+    """
+    batches: list[list[int]] = []
+    num_tokens = 0
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        longest = lengths[batches[-1][0]] if batches else 0
+        size = longest * (len(batches[-1]) + 1) if batches else 0
+        fits = batches and size <= max_tokens and num_tokens + lengths[place] >= (1 - max_padding) * size
+        if not fits:
+            batches.append([])
+            num_tokens = 0
+        batches[-1].append(place)
+        num_tokens += lengths[place]
+    return batches
+
+
+def make_batch(sequences: Sequence[ScoredSequence], places: Sequence[int]) -> TokenBatch:
+    """The batch of the sequences at ``places``."""
+    shape = (len(places), max(sequences[place].num_inputs for place in places))
+    tokens, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    for row, place in enumerate(places):
+        sequence = sequences[place]
+        first = sequence.num_inputs - sequence.num_scored
+        tokens[row, : sequence.num_inputs] = sequence.tokens[:-1]
+        labels[row, first : sequence.num_inputs] = sequence.tokens[first + 1 :]
+    return TokenBatch(tuple(places), tokens, labels)

@@ -1,0 +1,75 @@
+"""Where a model to evaluate comes from: a Hugging Face folder, or a Megatron checkpoint with its ``hf/`` folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+
+from megatron_mixcpt.conversion.engine_model import (
+    build_engine_model,
+    load_megatron_weights,
+    load_on_this_rank,
+    transformer_config,
+)
+from megatron_mixcpt.conversion.export_files import metadata_folder
+from megatron_mixcpt.conversion.megatron_layout import find_iteration
+from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan, read_config, read_model_folder
+from megatron_mixcpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that is there and understood, not yet in memory."""
+
+    plan: ModelPlan
+    """Architecture, config and tokenizer: ``plan.folder`` is a Hugging Face folder, with or without weights."""
+    weights: Path
+    """The folder that holds the weights: the same, or one iteration of a Megatron checkpoint."""
+
+    @classmethod
+    def open(cls, *, hf_model: Path | None = None, load: Path | None = None) -> "ModelSource":
+        """Read the settings of ``--hf-model`` or ``--load``.
+
+        Raises:
+            ConfigError: neither or both are given, or the engine cannot express the model.
+            CheckpointError: the folder is missing, damaged or incomplete.
+        """
+        if (hf_model is None) == (load is None):
+            raise ConfigError("give the model with either --hf-model (Hugging Face folder) or --load (checkpoint)")
+        if hf_model is not None:
+            return cls(read_model_folder(hf_model), hf_model)
+        return cls(read_config(metadata_folder(load, None)), find_iteration(load))
+
+    def described(self) -> dict[str, object]:
+        """What tells these weights from others: the folder, and names, sizes and times of its files."""
+        files = sorted(path for path in self.weights.iterdir() if path.is_file())
+        stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        return {"model": str(self.weights.resolve()), "model files": stamps}
+
+    def check_layout(self, tp_size: int, pp_size: int) -> None:
+        """Raise ConfigError where the model's heads or layers do not divide by the parallel sizes."""
+        arguments = self.plan.engine_arguments
+        for flag, size, name in (
+            ("--tensor-model-parallel-size", tp_size, "num_attention_heads"),
+            ("--tensor-model-parallel-size", tp_size, "num_query_groups"),
+            ("--pipeline-model-parallel-size", pp_size, "num_layers"),
+        ):
+            count = arguments.get(name)
+            if size < 1 or (count and count % size):
+                what = self.plan.origins.get(name, name)
+                raise ConfigError(f"{flag} {size}: the model has {what}, which it must divide; choose another size")
+
+    def build(self, dtype: torch.dtype) -> GPTModel:
+        """This rank's part of the model, its weights read, for :func:`runner.token_log_probs`; needs started ranks."""
+        model = build_engine_model(self.plan, transformer_config(self.plan, dtype), parallel_output=True).to(dtype)
+        if isinstance(self.plan, HFModel):
+            load_on_this_rank(model, self.plan)
+        else:
+            load_megatron_weights(model, self.weights.parent, _number(self.weights))
+        return model.eval()
+
+
+def _number(iteration: Path) -> int | None:
+    """The number in ``iter_0000100``; None for a release, which the tracker file names."""
+    return None if iteration.name == "release" else int(iteration.name.removeprefix("iter_"))

@@ -1,0 +1,95 @@
+"""Log-probabilities of tokens from the engine's model, forward only, at any TP x PP x DP.
+
+Logits stay split over the tensor-parallel ranks: a token's log-probability is one all-gather of 12 bytes per rank. Each
+data-parallel rank runs its share of the batches.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_mixcpt.conversion.engine_model import forward_through_stages
+from megatron_mixcpt.conversion.engine_ranks import start_ranks
+from megatron_mixcpt.evaluation.batches import ScoredSequence, TokenBatch, make_batch, plan_batches
+from megatron_mixcpt.evaluation.model_source import ModelSource
+from megatron_mixcpt.losses.dpo import vocab_parallel_log_probs
+
+
+class ForwardRunner:
+    """A model in memory, spread over the ranks that torchrun started. All ranks call every method together."""
+
+    def __init__(self, source: ModelSource, *, tp_size: int = 1, pp_size: int = 1, dtype: torch.dtype = torch.bfloat16):
+        """Start the ranks and read this rank's weights, in ``dtype``, which is also that of the computation.
+
+        Raises ConfigError where the model cannot be split so, or the ranks are no multiple of ``tp_size * pp_size``.
+        """
+        source.check_layout(tp_size, pp_size)
+        start_ranks(tp_size, pp_size)
+        self._vocab_size = source.plan.vocab_size
+        self._model = source.build(dtype)
+        self._device = next(self._model.parameters()).device
+        self._tp_group = parallel_state.get_tensor_model_parallel_group()
+        self._tp_rank = parallel_state.get_tensor_model_parallel_rank()
+        self._dp_rank = parallel_state.get_data_parallel_rank()
+        self._dp_size = parallel_state.get_data_parallel_world_size()
+        self.num_tokens = 0
+        """Tokens that sequences have had so far, on all ranks together."""
+        self.num_places = 0
+        """Places in the batches that held them; what is more is padding."""
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this is the rank that writes files and speaks."""
+        return dist.get_rank() == 0
+
+    @torch.no_grad()
+    def token_log_probs(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[TokenBatch, Tensor | None]]:
+        """Run batches one after the other; the TP x PP ranks of one model must pass the same ones.
+
+        Yields:
+            The batch, and float32 [b, s] in nats: the label's log-probability, 0 where the label is ``IGNORED``. None
+            on every stage of the pipeline but the last.
+        """
+        for batch in batches:
+            logits = forward_through_stages(self._model, torch.from_numpy(batch.tokens))
+            if logits is None:
+                yield batch, None
+                continue
+            labels = torch.from_numpy(batch.labels).to(self._device)
+            yield (
+                batch,
+                vocab_parallel_log_probs(logits, labels, tp_group=self._tp_group, vocab_size=self._vocab_size),
+            )
+
+    def sequence_log_probs(self, sequences: Sequence[ScoredSequence], batch_tokens: int) -> Tensor:
+        """The sum of each sequence's scored tokens' log-probabilities in nats, float64 on the CPU, on every rank.
+
+        Batches of at most ``batch_tokens`` places are shared among the data-parallel ranks; all pass the same
+        sequences. One all-reduce of 8 bytes per sequence over all ranks.
+        """
+        plan = plan_batches([sequence.num_inputs for sequence in sequences], batch_tokens)
+        self.num_tokens += sum(sequence.num_inputs for sequence in sequences)
+        self.num_places += sum(len(places) * sequences[places[0]].num_inputs for places in plan)
+        sums = torch.zeros(len(sequences), dtype=torch.float64, device=self._device)
+        share = (make_batch(sequences, places) for places in plan[self._dp_rank :: self._dp_size])
+        for batch, log_probs in self.token_log_probs(share):
+            # Tensor-parallel ranks have the same values: one of them speaks.
+            if log_probs is not None and self._tp_rank == 0:
+                sums[list(batch.places)] = log_probs.sum(1, dtype=torch.float64)
+        dist.all_reduce(sums)
+        return sums.cpu()
+
+    def from_writer(self, value: Any) -> Any:
+        """The writer's ``value``, on every rank; any object that can be pickled."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def close(self) -> None:
+        """Wait for every rank, and leave the process group."""
+        dist.barrier()
+        dist.destroy_process_group()
