@@ -1,10 +1,10 @@
-"""Settings of knowledge mixture continual pre-training: one dataclass, checked when built, that also makes the flags.
+"""Settings of each training stage: one dataclass, checked when built, that also makes the flags.
 
 The field docstrings are the help texts: the engine's ``ArgumentGroupFactory`` reads them.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_mixcpt.errors import ConfigError
@@ -117,3 +117,87 @@ class MixCPTConfig:
     def holds_teacher(self) -> bool:
         """Whether the teacher's weights are in memory: for its forward pass, or as the anchor of the L2 penalty."""
         return self.runs_teacher or (self.distillation == "l2" and self.l2_coefficient > 0.0)
+
+
+@dataclass(kw_only=True)
+class AlignmentConfig:
+    """What both trainers of format alignment share (Mix-CPT section 2.3)."""
+
+    hf_model: str | None = None
+    """Hugging Face folder to start from. The alternative is --load, a checkpoint of which only the weights are taken;
+    training itself resumes from --save, where that has a checkpoint."""
+
+    chat_template: str | None = None
+    """llama3, chatml, zephyr or a Jinja file. Default: the tokenizer's own. It is saved with the model."""
+
+    epochs: int = 2
+    """Passes over the samples, each in an order of its own (the paper's appendix has 2)."""
+
+    packing: bool = True
+    """Lay each batch's samples into rows of the sequence length: the same batches and steps, less padding."""
+
+    held_out: float = 0.0
+    """Share of the samples that is not trained on but measured, before the first step and at each --eval-interval;
+    chosen by content."""
+
+    dry_run: bool = False
+    """Check everything, print what the run would do, and stop."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"--epochs {self.epochs}: give a number of passes over the samples, 1 or more")
+        if not 0.0 <= self.held_out < 1.0:
+            raise ConfigError(f"--held-out {self.held_out} is outside [0, 1): it is a share of the samples")
+
+
+@dataclass(kw_only=True)
+class SFTConfig(AlignmentConfig):
+    """Supervised fine-tuning on the tokens of the assistant's turns (Eq. 10)."""
+
+    data: list[str] = field(
+        default_factory=list, metadata={"argparse_meta": {"arg_names": ["--sft"], "metavar": "PATH"}}
+    )
+    """Required. Files of conversations, as preprocessing reads them or selection writes them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data:
+            raise ConfigError("--sft is missing: give the files of conversations to train on")
+
+
+@dataclass(kw_only=True)
+class DPOConfig(AlignmentConfig):
+    """Direct preference optimization against the model that training starts from (Eq. 11)."""
+
+    data: list[str] = field(
+        default_factory=list, metadata={"argparse_meta": {"arg_names": ["--dpo"], "metavar": "PATH"}}
+    )
+    """Required. Files of preference pairs, as preprocessing reads them or selection writes them."""
+
+    beta: float = 0.1
+    """How strongly the policy is held to the reference model (the paper: 0.01 for Llama-3-8B, 0.1 for Qwen2-7B)."""
+
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """sigmoid: Rafailov et al. 2023; ipo: Azar et al. 2023, on log-probabilities per token."""
+
+    dpo_label_smoothing: float = field(default=0.0, metadata={"argparse_meta": {"arg_names": ["--label-smoothing"]}})
+    """Share of the pairs taken to be labelled the wrong way round, with --loss sigmoid."""
+
+    sft_coefficient: float = 0.0
+    """Adds so much of the chosen responses' mean loss per token."""
+
+    precompute_reference: bool = False
+    """Compute the reference model's log-probabilities once, before training; then only the policy is in memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data:
+            raise ConfigError("--dpo is missing: give the files of preference pairs to train on")
+        if self.beta <= 0.0:
+            raise ConfigError(f"--beta {self.beta} is not positive: without it nothing holds the policy")
+        if not 0.0 <= self.dpo_label_smoothing < 0.5:
+            raise ConfigError(f"--label-smoothing {self.dpo_label_smoothing} is outside [0, 0.5): it is a share")
+        if self.dpo_label_smoothing and self.loss == "ipo":
+            raise ConfigError("--label-smoothing goes with --loss sigmoid: ipo has none; leave it out")
+        if self.sft_coefficient < 0.0:
+            raise ConfigError(f"--sft-coefficient {self.sft_coefficient} is negative: give 0 or more")
