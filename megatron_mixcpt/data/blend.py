@@ -63,13 +63,17 @@ def build_validation_sets(
     tokens than one sequence are left out. Every rank must call this; see :func:`build_mixture_datasets` for ``config``.
     """
     _set_cache(manifest, plan, config)
-    held_out = held_out_tokens(manifest, plan)
-    sizes = {kind: sequences_in(tokens, plan.sequence_length) for kind, tokens in held_out.items()}
     return {
         kind: _gpt_dataset(manifest, plan, config, kind, count, Split.valid, is_built_on_rank)
-        for kind, count in sizes.items()
+        for kind, count in held_out_sequences(manifest, plan).items()
         if count > 0
     }
+
+
+def held_out_sequences(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
+    """Whole sequences in each planned kind's validation split."""
+    held_out = held_out_tokens(manifest, plan)
+    return {kind: sequences_in(tokens, plan.sequence_length) for kind, tokens in held_out.items()}
 
 
 def held_out_tokens(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:

@@ -24,6 +24,7 @@ from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder, 
 from megatron_mixcpt.data.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture import MixturePlan, parse_epochs, parse_kind_values, plan_mixture, split_fractions
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.training.validation import validation_settings
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
 RECIPE_DEFAULTS = {
@@ -49,6 +50,8 @@ DECIDED_ELSEWHERE = {
     "valid_data_path": "--mixture names the data, and --split what is held out",
     "tokenizer_type": "the mixture holds tokens already, and --hf-model their tokenizer",
     "tokenizer_model": "the mixture holds tokens already, and --hf-model their tokenizer",
+    "full_validation": "held-out samples (--split) are measured whole unless --eval-iters says how many batches",
+    "multiple_validation_sets": "each kind's held-out samples (--split) are a set unless --eval-iters is given",
     "reset_attention_mask": "--document-masking keeps attention within documents",
 }
 
@@ -107,6 +110,8 @@ def parse_run(argv: Sequence[str]) -> Run:
     plan = plan_run(manifest, config, settings)
     if "train_iters" not in settings and "train_samples" not in settings:
         settings["train_iters"] = plan.train_iters(global_batch_size(settings))
+    if split_fractions(settings["split"])[1] > 0.0 and "eval_iters" not in explicit:
+        settings |= _whole_validation_sets(explicit, settings, manifest, plan)
     return Run(_engine_args(argv, settings), config, student, teacher, manifest, plan)
 
 
@@ -159,6 +164,22 @@ def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str
 
 def _times(factor: int, epochs: dict[str, float]) -> dict[str, float]:
     return {kind: factor * value for kind, value in epochs.items()}
+
+
+def _whole_validation_sets(
+    explicit: dict[str, Any], settings: dict[str, Any], manifest: MixtureManifest, plan: MixturePlan
+) -> dict[str, Any]:
+    """What makes each kind's held-out samples a validation set, unless ``--eval-iters`` asks for some of all kinds."""
+    _, pipeline, _ = _model_sizes(settings)
+    decided = validation_settings(
+        manifest, plan, pipeline_size=pipeline, data_parallel_size=_world_size() // model_ranks(settings)
+    )
+    for name in sorted(decided.keys() & explicit.keys()):
+        raise ConfigError(
+            f"--{name.replace('_', '-')} has no say where whole validation sets are measured; leave it out, or give "
+            "--eval-iters N to measure N batches of all kinds together"
+        )
+    return decided
 
 
 def global_batch_size(settings: dict[str, Any]) -> int:

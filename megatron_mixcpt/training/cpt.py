@@ -29,6 +29,7 @@ from megatron_mixcpt.training.engine import build_model_config, prepare_environm
 from megatron_mixcpt.training.l2 import L2Anchor
 from megatron_mixcpt.training.loss import TokensPerSecond, mixcpt_loss_func
 from megatron_mixcpt.training.summary import describe
+from megatron_mixcpt.training.validation import measure_each_set_once_from_the_start
 
 
 @exit_on_user_error
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         copy_hf_metadata(run.student.folder, args.save, run.student)
     datasets = dataset_provider(args, run.manifest, run.plan)
     forward_step = forward_step_func(args, config, groups)
+    measure_each_set_once_from_the_start()
     train(args, model_config, groups, datasets, forward_step, runs_teacher=config.runs_teacher)
 
 
@@ -113,6 +115,9 @@ def forward_step_func(args: argparse.Namespace, config: MixCPTConfig, groups: Pr
         if anchor and training:
             penalty = anchor.after_forward(unwrap_model(model), batch.num_tokens, get_num_microbatches())
         loss_func = functools.partial(mixcpt_loss_func, batch.loss_mask, batch.distill_mask, penalty=penalty)
-        return output, functools.partial(tokens_per_second, loss_func) if training else loss_func
+        if not training:
+            tokens_per_second.restart()
+            return output, loss_func
+        return output, functools.partial(tokens_per_second, loss_func)
 
     return forward_step

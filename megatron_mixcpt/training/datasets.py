@@ -4,13 +4,15 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.training.global_vars import get_tokenizer
 from torch.utils.data import Dataset
 
-from megatron_mixcpt.data.blend import build_mixture_datasets
+from megatron_mixcpt.data.blend import build_mixture_datasets, build_validation_sets
 from megatron_mixcpt.data.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture import MixturePlan
+from megatron_mixcpt.training.validation import PaddedSamples
 
 
 class IndexedSamples(Dataset):
@@ -18,7 +20,8 @@ class IndexedSamples(Dataset):
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self.split = dataset.split  # the engine picks the sampler by it
+        # The engine picks the sampler by it.
+        self.split = dataset.split if isinstance(dataset, BlendedDataset) else dataset.index_split
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -46,11 +49,21 @@ def dataset_config(args: argparse.Namespace) -> GPTDatasetConfig:
 
 
 def dataset_provider(args: argparse.Namespace, manifest: MixtureManifest, plan: MixturePlan) -> Callable:
-    """What ``pretrain()`` calls for the training, validation and test datasets, on every rank."""
+    """What ``pretrain()`` calls for the training, validation and test datasets, on every rank.
 
-    def provide(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Dataset | None, ...]:
-        datasets = build_mixture_datasets(manifest, plan, dataset_config(args), num_valid_sequences=num_samples[1] or 0)
-        return (*(None if dataset is None else IndexedSamples(dataset) for dataset in datasets), None)
+    Validation is a list of whole sets, one per kind, where the engine's arguments ask for that.
+    """
+
+    def provide(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Any, ...]:
+        config = dataset_config(args)
+        num_valid = 0 if args.full_validation else num_samples[1]
+        train, valid = build_mixture_datasets(manifest, plan, config, num_valid_sequences=num_valid)
+        if args.full_validation:
+            sets = build_validation_sets(manifest, plan, config).values()
+            valid = [PaddedSamples(IndexedSamples(part), args.eval_global_batch_size) for part in sets]
+        elif valid is not None:
+            valid = IndexedSamples(valid)
+        return IndexedSamples(train), valid, None
 
     provide.is_distributed = True  # the engine's word for "build on every rank"
     return provide

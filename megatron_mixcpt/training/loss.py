@@ -58,6 +58,10 @@ class TokensPerSecond:
 
     def __init__(self, num_ranks: int) -> None:
         self.num_ranks = num_ranks
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out the time until now, which was not spent on training."""
         self._last_s = time.monotonic()
 
     def __call__(self, loss_func: Callable[[Tensor], tuple], output: tuple[Tensor, ...]) -> tuple:

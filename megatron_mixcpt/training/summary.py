@@ -23,6 +23,15 @@ def _masking(args: argparse.Namespace) -> str:
     return ", attention and positions within documents" if args.dataloader_inter_document_masking else ""
 
 
+def _validation(args: argparse.Namespace) -> str:
+    steps = f"every {args.eval_interval:,} steps (--split {args.split})"
+    if args.full_validation:
+        return f"all held-out samples of {', '.join(args.validation_set_names)}, before the first step and {steps}"
+    if args.eval_iters:
+        return f"{args.eval_iters} batches of held-out samples {steps}"
+    return "none: --split 99,1,0 holds samples out"
+
+
 def describe(run: Run) -> str:
     """The models, the method, the layout and the mixture's plan as lines of text."""
     args, config, student = run.args, run.config, run.student
@@ -46,6 +55,7 @@ def describe(run: Run) -> str:
             f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",
             f"mixture        {run.manifest.folder}{_masking(args)}",
             *(f"  {line}" for line in run.plan.table().splitlines()),
+            f"validation     {_validation(args)}",
             f"iterations     {args.train_iters or args.train_samples // args.global_batch_size:,}"
             f" of {args.global_batch_size:,} sequences",
         ]

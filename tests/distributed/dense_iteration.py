@@ -4,36 +4,45 @@ It shares nothing with the package but the order of the samples.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, SEQ_LENGTH
+from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, SEQ_LENGTH, VOCAB_SIZE
+
+if TYPE_CHECKING:
+    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+
+
+def engine_dataset_config(split: str = "100,0,0", **options: Any) -> "GPTDatasetConfig":
+    """The engine's dataset settings of a tiny run."""
+    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+    from megatron.core.tokenizers import MegatronTokenizer
+
+    metadata = {"library": "null-text"}
+    return GPTDatasetConfig(
+        random_seed=1234,
+        sequence_length=SEQ_LENGTH,
+        split=split,
+        tokenizer=MegatronTokenizer.from_pretrained(metadata_path=metadata, vocab_size=VOCAB_SIZE, eod_id=0),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        **options,
+    )
 
 
 def first_batch(world: Path) -> Tensor:
     """The tokens [b, s + 1] of the first global batch, as the samples' order has them."""
-    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
-    from megatron.core.tokenizers import MegatronTokenizer
-
     from megatron_mixcpt.data.blend import build_mixture_datasets
     from megatron_mixcpt.data.manifest import MixtureManifest
     from megatron_mixcpt.data.mixture import plan_mixture
 
     manifest = MixtureManifest.load(world / "mixture")
-    tokenizer = MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=385, eod_id=0)
-    config = GPTDatasetConfig(
-        random_seed=1234,
-        sequence_length=SEQ_LENGTH,
-        split="100,0,0",
-        tokenizer=tokenizer,
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-    )
     plan = plan_mixture(manifest, sequence_length=SEQ_LENGTH, epochs=1)
-    dataset, _ = build_mixture_datasets(manifest, plan, config, num_valid_sequences=0)
+    dataset, _ = build_mixture_datasets(manifest, plan, engine_dataset_config(), num_valid_sequences=0)
     samples = [dataset[i] for i in range(GLOBAL_BATCH_SIZE)]
     return torch.stack([torch.cat([sample["tokens"], sample["labels"][-1:]]) for sample in samples])
 

@@ -86,6 +86,12 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ([*good, "--alpha", "2"], r"--alpha 2.0 is outside"),
         ([*good, "--distillation", "magic"], r"--distillation.*'magic'"),
         ([*good, "--data-path", "elsewhere"], r"--data-path has no say here: --mixture names the data"),
+        ([*good, "--full-validation"], r"--full-validation has no say here: held-out samples"),
+        ([*good, "--split", "99,1,0"], r"--split 99,1,0 holds out less than one sequence of 64 tokens of every kind"),
+        (
+            [*good, "--split", "80,20", "--eval-micro-batch-size", "2"],
+            r"--eval-micro-batch-size has no say where whole",
+        ),
         ([*good, "--reset-attention-mask"], r"--reset-attention-mask has no say.*--document-masking"),
         ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2 with --document-masking"),
         ([*good, "--loss-chunk-tokens", "8", "--use-megatron-fsdp"], r"--loss-chunk-tokens 8 with --use-megatron-fsdp"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from megatron_mixcpt.testing import run_distributed
+from tests.distributed.dense_iteration import engine_dataset_config
 from tests.distributed.tiny_run import SEQ_LENGTH, make_world
 
 
@@ -65,25 +66,12 @@ def check_documents_stand_alone(root: str) -> None:
 
 def packed_sample(mixture: Path) -> dict:
     """A training sequence with its document boundaries, from the engine's own dataset."""
-    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
-    from megatron.core.tokenizers import MegatronTokenizer
-
     from megatron_mixcpt.data.blend import build_mixture_datasets
     from megatron_mixcpt.data.manifest import MixtureManifest
     from megatron_mixcpt.data.mixture import plan_mixture
 
     manifest = MixtureManifest.load(mixture)
-    config = GPTDatasetConfig(
-        random_seed=1234,
-        sequence_length=SEQ_LENGTH,
-        split="100,0,0",
-        tokenizer=MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=385, eod_id=0),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-        inter_document_masking=True,
-    )
+    config = engine_dataset_config(create_attention_mask=False, inter_document_masking=True)
     plan = plan_mixture(manifest, sequence_length=SEQ_LENGTH)
     dataset, _ = build_mixture_datasets(manifest, plan, config, num_valid_sequences=0)
     sample = max((dataset[index] for index in range(20)), key=lambda sample: len(sample["cu_seqlens"].unique()))
