@@ -26,6 +26,7 @@ from megatron_mixcpt.data.progress import LOG_SECONDS
 from megatron_mixcpt.data.samples import RecordMaker
 from megatron_mixcpt.data.sources import Source, find_sources
 from megatron_mixcpt.data.work_folder import lock, start_or_resume
+from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.evaluation.model_source import ModelSource
 from megatron_mixcpt.evaluation.runner import ForwardRunner
 
@@ -79,10 +80,15 @@ def score_alignment(
     files.check_new()
     sources = [found for kind, chosen in settings.kinds.items() for found in find_sources(kind, list(chosen.paths))]
     tokenizer = load_tokenizer(source.plan.folder)
+    if (largest := max(tokenizer.get_vocab().values())) >= source.plan.vocab_size:
+        raise CheckpointError(
+            f"{source.plan.folder}: the tokenizer has ids up to {largest}, the model {source.plan.vocab_size} "
+            "embeddings; take the tokenizer that belongs to the model"
+        )
     template = choose_template(tokenizer, settings.chat_template)
     encoder = ChatEncoder(tokenizer, template, settings.seq_length)
     reader = PartReader(settings, sources, encoder)
-    runner = ForwardRunner(source, tp_size=tp_size, pp_size=pp_size, dtype=getattr(torch, settings.dtype))
+    runner = ForwardRunner.start(source, tp_size=tp_size, pp_size=pp_size, dtype=getattr(torch, settings.dtype))
     with ExitStack() as held:
         if runner.is_writer:
             described = settings.described() | source.described() | {"chat template digest": template.digest}

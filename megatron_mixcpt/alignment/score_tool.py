@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+import torch.distributed as dist
+
 from megatron_mixcpt.alignment.arguments import score_parser, score_settings
 from megatron_mixcpt.alignment.score import score_alignment
 from megatron_mixcpt.errors import exit_on_user_error
@@ -25,3 +27,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         tp_size=arguments.tensor_model_parallel_size,
         pp_size=arguments.pipeline_model_parallel_size,
     )
+    dist.destroy_process_group()

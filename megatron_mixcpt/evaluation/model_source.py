@@ -63,11 +63,15 @@ class ModelSource:
     def build(self, dtype: torch.dtype) -> GPTModel:
         """This rank's part of the model, its weights read, for :func:`runner.token_log_probs`; needs started ranks."""
         model = build_engine_model(self.plan, transformer_config(self.plan, dtype), parallel_output=True).to(dtype)
+        self.load_into(model)
+        return model.eval()
+
+    def load_into(self, model: GPTModel) -> None:
+        """Fill this rank's part of the model, in place."""
         if isinstance(self.plan, HFModel):
             load_on_this_rank(model, self.plan)
         else:
             load_megatron_weights(model, self.weights.parent, _number(self.weights))
-        return model.eval()
 
 
 def _number(iteration: Path) -> int | None:

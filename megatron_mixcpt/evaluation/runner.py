@@ -22,13 +22,8 @@ from megatron_mixcpt.losses.dpo import vocab_parallel_log_probs
 class ForwardRunner:
     """A model in memory, spread over the ranks that torchrun started. All ranks call every method together."""
 
-    def __init__(self, source: ModelSource, *, tp_size: int = 1, pp_size: int = 1, dtype: torch.dtype = torch.bfloat16):
-        """Start the ranks and read this rank's weights, in ``dtype``, which is also that of the computation.
-
-        Raises ConfigError where the model cannot be split so, or the ranks are no multiple of ``tp_size * pp_size``.
-        """
-        source.check_layout(tp_size, pp_size)
-        start_ranks(tp_size, pp_size)
+    def __init__(self, source: ModelSource, dtype: torch.dtype = torch.bfloat16):
+        """Read this rank's weights, in ``dtype``, which is also that of the computation; the ranks have started."""
         self._vocab_size = source.plan.vocab_size
         self._model = source.build(dtype)
         self._device = next(self._model.parameters()).device
@@ -40,6 +35,16 @@ class ForwardRunner:
         """Tokens that sequences have had so far, on all ranks together."""
         self.num_places = 0
         """Places in the batches that held them; what is more is padding."""
+
+    @classmethod
+    def start(cls, source: ModelSource, *, tp_size: int, pp_size: int, dtype: torch.dtype) -> "ForwardRunner":
+        """Start the ranks, and read the weights.
+
+        Raises ConfigError where the model cannot be split so, or the ranks are no multiple of ``tp_size * pp_size``.
+        """
+        source.check_layout(tp_size, pp_size)
+        start_ranks(tp_size, pp_size)
+        return cls(source, dtype)
 
     @property
     def is_writer(self) -> bool:
@@ -90,6 +95,6 @@ class ForwardRunner:
         return values[0]
 
     def close(self) -> None:
-        """Wait for every rank, and leave the process group."""
+        """Wait for every rank, and take the groups of the model apart; the process group stays."""
         dist.barrier()
-        dist.destroy_process_group()
+        parallel_state.destroy_model_parallel()
