@@ -1,8 +1,8 @@
 """Which samples make a global batch, and in which row of the batch each of them lies: pure arithmetic.
 
-A global batch is always ``global_batch_size`` samples, whether they are packed or not; packing only lays several samples
-into one row. So a packed run takes the same steps as an unpacked one. The engine wants the same number of rows in every
-batch: that of the fullest one, the others being filled up with empty rows.
+A global batch is always ``global_batch_size`` samples, whether they are packed or not; packing only lays several of
+them into one row. So a packed run takes the same steps as an unpacked one. The engine wants the same number of rows in
+every batch: that of the fullest one, the others being filled up with empty rows.
 """
 
 from collections.abc import Sequence

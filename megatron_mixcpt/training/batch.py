@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     """bool: whose tokens are distilled; None: nobody's."""
     packed_seq_params: PackedSeqParams | None
     """Document boundaries, for attention kernels that take them."""
+    kind: Tensor | None
+    """int64 [b], each sample's place in the plan's kinds; None where the samples are of one kind."""
     num_tokens: float
     """Unmasked tokens, counted on the host; where context parallelism splits the sequence, this rank's part of them."""
 
@@ -50,7 +52,7 @@ def get_batch(
     sample = next(data_iterator)
     chosen = is_distilled(sample.pop("sample_index"), fraction=fraction, seed=seed)
     num_tokens = float(sample["loss_mask"].sum()) / cp_group.size()
-    boundaries = sample.pop("cu_seqlens", None)
+    boundaries, kind = sample.pop("cu_seqlens", None), sample.pop("dataset_id", None)
     fields = {name: sample[name].cuda(non_blocking=True) for name in ("tokens", "labels", "loss_mask", "position_ids")}
     mask = packed = None
     if boundaries is not None and packed_attention:
@@ -63,7 +65,8 @@ def get_batch(
     distill_mask = None
     if chosen.any():  # on the host: no wait for the device
         distill_mask = chosen.cuda(non_blocking=True).unsqueeze(1).expand_as(batch["tokens"])
-    return Batch(**batch, distill_mask=distill_mask, packed_seq_params=packed, num_tokens=num_tokens)
+    kind = None if kind is None else kind.cuda(non_blocking=True)
+    return Batch(**batch, distill_mask=distill_mask, packed_seq_params=packed, kind=kind, num_tokens=num_tokens)
 
 
 def document_mask(boundaries: Tensor, seq_length: int) -> Tensor:

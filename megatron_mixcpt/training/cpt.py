@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.save and args.rank == 0:
         copy_hf_metadata(run.student.folder, args.save, run.student)
     datasets = dataset_provider(args, run.manifest, run.plan)
-    forward_step = forward_step_func(args, config, groups)
+    forward_step = forward_step_func(args, config, groups, [kind.kind for kind in run.plan.kinds])
     measure_each_set_once_from_the_start()
     train(args, model_config, groups, datasets, forward_step, runs_teacher=config.runs_teacher)
 
@@ -84,8 +84,13 @@ def load_weights(run: Run, chunks: list[StudentTeacherModel]) -> list[StudentTea
     return chunks
 
 
-def forward_step_func(args: argparse.Namespace, config: MixCPTConfig, groups: ProcessGroupCollection) -> Callable:
-    """The engine's ``forward_step_func``: one microbatch through one stage of the model."""
+def forward_step_func(
+    args: argparse.Namespace, config: MixCPTConfig, groups: ProcessGroupCollection, kinds: Sequence[str]
+) -> Callable:
+    """The engine's ``forward_step_func``: one microbatch through one stage of the model.
+
+    ``kinds`` names the kinds of data in the order of the training dataset's parts.
+    """
     read = functools.partial(
         get_batch, seed=args.seed, packed_attention=args.transformer_impl == "transformer_engine", cp_group=groups.cp
     )
@@ -114,7 +119,15 @@ def forward_step_func(args: argparse.Namespace, config: MixCPTConfig, groups: Pr
         penalty = None
         if anchor and training:
             penalty = anchor.after_forward(unwrap_model(model), batch.num_tokens, get_num_microbatches())
-        loss_func = functools.partial(mixcpt_loss_func, batch.loss_mask, batch.distill_mask, penalty=penalty)
+        loss_func = functools.partial(
+            mixcpt_loss_func,
+            batch.loss_mask,
+            batch.distill_mask,
+            with_teacher=config.runs_teacher,
+            kinds=kinds if training else (),
+            kind=batch.kind,
+            penalty=penalty,
+        )
         if not training:
             tokens_per_second.restart()
             return output, loss_func

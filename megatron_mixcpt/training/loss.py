@@ -5,7 +5,7 @@ so every figure is a mean over the tokens of the global batch (Eq. 7), whatever 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ def mixcpt_loss_func(
     distill_mask: Tensor | None,
     output: tuple[Tensor, ...],
     *,
+    with_teacher: bool,
+    kinds: Sequence[str] = (),
+    kind: Tensor | None = None,
     penalty: Callable[[], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The engine's ``loss_func`` of one microbatch.
@@ -29,24 +32,37 @@ def mixcpt_loss_func(
         loss_mask: float32 [b, s], 1 where the label counts.
         distill_mask: bool [b, s], or None where no token is distilled.
         output: the fields of :class:`FusedMixCPTLoss`: the summed loss, and what each token adds to it [s, b].
+        with_teacher: whether any token of the run is distilled, and its statistics are reported.
+        kinds: names of the kinds of data whose divergences are reported one by one.
+        kind: int64 [b], each sample's place in ``kinds``.
         penalty: returns what to add to the reported sum of the loss, a scalar; its gradient is accounted for elsewhere.
 
     Returns:
         The summed loss, the number of unmasked tokens (int32), and for each reported key its sum and count, float32
-        [2]. ``lssd loss`` and ``swapped fraction`` are means over the distilled tokens.
+        [2]. What the teacher has a part in is a mean over the distilled tokens.
     """
     losses = FusedMixCPTLoss(*output)
     mask = loss_mask.transpose(0, 1).float()
     num_tokens = mask.sum()
-    distilled = mask if distill_mask is None else mask * distill_mask.transpose(0, 1)
-    num_distilled = distilled.sum().clamp(min=_NONE) if distill_mask is not None else torch.full_like(num_tokens, _NONE)
+    distilled = torch.zeros_like(mask) if distill_mask is None else mask * distill_mask.transpose(0, 1)
     report = {
-        "loss": (losses.loss_sum.detach() + (penalty() if penalty else 0.0), num_tokens),
-        "ntp loss": ((losses.ntp * mask).sum(), num_tokens),
-        "lssd loss": ((losses.lssd * distilled).sum(), num_distilled),
-        "swapped fraction": ((losses.swapped * distilled).sum(), num_distilled),
+        "loss": torch.stack([losses.loss_sum.detach() + (penalty() if penalty else 0.0), num_tokens]),
+        "ntp loss": _mean(losses.ntp, mask),
+        "lssd loss": _mean(losses.lssd, distilled),
+        "swapped fraction": _mean(losses.swapped, distilled),
     }
-    return losses.loss_sum, num_tokens.to(torch.int32), {key: torch.stack(pair) for key, pair in report.items()}
+    if with_teacher:
+        report["top-1 agreement"] = _mean(losses.agreed, distilled)
+        report["teacher top-1 probability"] = _mean(losses.teacher_top, distilled)
+        report["student top-1 probability"] = _mean(losses.student_top, distilled)
+        for place, name in enumerate(kinds):
+            report[f"lssd loss {name}"] = _mean(losses.lssd, distilled * (kind == place))
+    return losses.loss_sum, num_tokens.to(torch.int32), report
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of ``values`` and sum of ``weights`` [s, b], float32 [2], for the engine to add up and divide."""
+    return torch.stack([(values * weights).sum(), weights.sum().clamp(min=_NONE)])
 
 
 class TokensPerSecond:

@@ -45,13 +45,11 @@ class PaddedSamples(Dataset):
         return sample | {"loss_mask": torch.zeros_like(sample["loss_mask"])}
 
 
-def validation_settings(
-    manifest: MixtureManifest, plan: MixturePlan, *, pipeline_size: int, data_parallel_size: int
-) -> dict[str, Any]:
-    """Engine arguments that make each kind's held-out samples a validation set of its own.
+def held_out_kinds(manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
+    """The kinds of which a whole sequence or more is held out.
 
     Raises:
-        ConfigError: no kind has a whole sequence held out.
+        ConfigError: there is none.
     """
     kinds = [kind for kind, count in held_out_sequences(manifest, plan).items() if count > 0]
     if not kinds:
@@ -59,11 +57,16 @@ def validation_settings(
             f"--split {plan.split} holds out less than one sequence of {plan.sequence_length} tokens of every kind: "
             "hold out more, or nothing (--split 100,0,0)"
         )
+    return kinds
+
+
+def validation_settings(names: list[str], *, pipeline_size: int, data_parallel_size: int) -> dict[str, Any]:
+    """Engine arguments that make whole validation sets of the datasets with these names."""
     microbatches = _MICROBATCHES_PER_STAGE * pipeline_size if pipeline_size > 1 else 1
     return {
         "full_validation": True,
         "multiple_validation_sets": True,
-        "validation_set_names": kinds,
+        "validation_set_names": names,
         "eval_micro_batch_size": 1,  # the only one that the engine's sampler of whole sets knows
         "eval_global_batch_size": microbatches * data_parallel_size,
     }

@@ -25,9 +25,10 @@ ENVIRONMENT = {"HF_MODEL": "/models/base", "MIXTURE": "/data/mixture", "SAVE": "
 PARSE = """
 import json, os, runpy, sys
 example = runpy.run_path(sys.argv[1])
-from megatron_mixcpt.training.arguments import explicit_arguments
+from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.training.engine_arguments import explicit_arguments
 from megatron_mixcpt.training.recipe import recipe_argv
-values = explicit_arguments(recipe_argv(example["DEFAULTS"], sys.argv[2:], os.environ))
+values = explicit_arguments(recipe_argv(example["DEFAULTS"], sys.argv[2:], os.environ), MixCPTConfig)
 print("PARSED", json.dumps(values, default=str))
 """
 # What the paper states (section 3.1) and the base models allow; a world of 8 ranks holds whole copies.

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "models": {"losses"},
     "conversion": {"models", "cpu_emulation"},
     "distillation": {"models", "losses", "conversion"},
-    "training": {"distillation", "models", "conversion", "data", "losses", "cpu_emulation"},
+    "training": {"distillation", "evaluation", "models", "conversion", "data", "losses", "cpu_emulation"},
     "evaluation": {"data", "losses", "models", "conversion", "cpu_emulation"},
     "alignment": {"evaluation", "data", "losses"},
     "testing": {"models", "conversion", "data", "losses", "cpu_emulation"},

@@ -1,0 +1,206 @@
+"""From the command line of SFT and DPO to the engine's arguments and the rows that they train on.
+
+The model comes from ``--hf-model`` or, weights only, from ``--load``; training resumes from ``--save`` where that has a
+checkpoint. A global batch is ``--global-batch-size`` samples, which to the engine are as many rows as they take.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from megatron.core.datasets.utils import Split
+from megatron.training.checkpointing import checkpoint_exists
+from tqdm import tqdm
+
+from megatron_mixcpt.config import AlignmentConfig
+from megatron_mixcpt.conversion.model_folder import refuse_contradictions
+from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
+from megatron_mixcpt.data.chat_format import choose_template, load_tokenizer
+from megatron_mixcpt.data.packed_dataset import PackedRows, Sample, num_positions
+from megatron_mixcpt.data.packing import PackedBatches, pack_batches
+from megatron_mixcpt.data.readers import read_records
+from megatron_mixcpt.data.records import Record
+from megatron_mixcpt.data.sample_id import sample_id
+from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.evaluation.model_source import ModelSource
+from megatron_mixcpt.training.engine_arguments import (
+    check_packed_rows,
+    data_parallel_size,
+    engine_defaults,
+    explicit_arguments,
+    model_sizes,
+    parse_engine_args,
+    refuse_decided,
+    without_flags,
+)
+from megatron_mixcpt.training.validation import validation_settings
+
+# The paper's settings of format alignment (appendix), where they do not depend on the model.
+RECIPE_DEFAULTS = {
+    "seq_length": 2048,
+    "micro_batch_size": 1,
+    "global_batch_size": 128,
+    "lr_decay_style": "cosine",
+    "lr_warmup_fraction": 0.1,
+    "min_lr": 0.0,
+    "weight_decay": 0.0,
+    "eval_interval": 50,
+    "save_interval": 1000,
+    "log_interval": 1,
+    "sft": False,
+}
+DECIDED_ELSEWHERE = {
+    "data_path": "--sft or --dpo names the data",
+    "split": "--held-out says what is held out",
+    "train_iters": "--epochs and --global-batch-size decide it",
+    "train_samples": "--epochs decides it",
+    "eval_iters": "every held-out sample is measured",
+    "tokenizer_type": "the tokenizer is the model's",
+    "tokenizer_model": "the tokenizer is the model's",
+    "pretrained_checkpoint": "--load names the checkpoint to start from, --save the one to resume",
+    "dataloader_inter_document_masking": "every sample attends to itself alone",
+}
+
+
+@dataclass(frozen=True)
+class AlignmentRun:
+    """What a run of SFT or DPO was asked to do, all checked against one another."""
+
+    args: argparse.Namespace
+    config: AlignmentConfig
+    source: ModelSource
+    encoder: ChatEncoder
+    samples: list[Sample]
+    """The training samples, then the held-out ones."""
+    num_held_out: int
+    global_batch_size: int
+    """Samples of a batch; ``args.global_batch_size`` is its rows."""
+    train: PackedRows
+    valid: PackedRows | None
+    refused: Counter[str]
+    """How many records gave no sample, by reason."""
+
+
+def parse_alignment_run(
+    argv: Sequence[str],
+    config_class: type[AlignmentConfig],
+    *,
+    kind: str,
+    encode: Callable[[ChatEncoder, Record], Sample | Refusal],
+    defaults: dict[str, Any],
+) -> AlignmentRun:
+    """Read the command line, the model's settings and the samples, and set the engine's global arguments.
+
+    Args:
+        argv: the command line.
+        config_class: settings of the stage.
+        kind: ``sft`` or ``dpo``, the kind of record.
+        encode: a record to a sample, or why not.
+        defaults: engine arguments of the stage that hold unless a flag says otherwise.
+
+    Raises:
+        MixCPTError: what the user can mend, in one line.
+    """
+    explicit = explicit_arguments(argv, config_class)
+    names = {field.name for field in fields(config_class)}
+    config = config_class(**{name: value for name, value in explicit.items() if name in names})
+    refuse_decided(explicit, DECIDED_ELSEWHERE)
+    source = _open_source(config, explicit)
+    refuse_contradictions(explicit, source.plan)
+    tokenizer = load_tokenizer(source.plan.folder)
+    settings = RECIPE_DEFAULTS | defaults | engine_defaults(source.plan, tokenizer.eos_token_id) | explicit
+    _check_layout(settings)
+    encoder = ChatEncoder(tokenizer, choose_template(tokenizer, config.chat_template), settings["seq_length"])
+    train, held_out, refused = _read_samples(config, kind, encode, encoder)
+    samples = train + held_out
+    batches = _pack(config, train, settings)
+    rows = _rows(samples, batches, encoder, settings, Split.train)
+    valid = _held_out_rows(len(train), samples, encoder, settings) if held_out else None
+    engine_settings = settings | _engine_batches(batches, valid is not None, settings)
+    args = parse_engine_args(without_flags(argv, ("--load", "--global-batch-size")), config_class, engine_settings)
+    size = settings["global_batch_size"]
+    return AlignmentRun(args, config, source, encoder, samples, len(held_out), size, rows, valid, refused)
+
+
+def _open_source(config: AlignmentConfig, explicit: dict[str, Any]) -> ModelSource:
+    load, save = explicit.get("load"), explicit.get("save")
+    if load and save and Path(load).resolve() == Path(save).resolve():
+        raise ConfigError(f"--load and --save are both {load}: the model to start from would be overwritten")
+    return ModelSource.open(
+        hf_model=Path(config.hf_model) if config.hf_model else None, load=Path(load) if load else None
+    )
+
+
+def _check_layout(settings: dict[str, Any]) -> None:
+    data_parallel_size(settings)
+    check_packed_rows(settings)
+    if model_sizes(settings)[2] > 1:
+        raise ConfigError(
+            f"--context-parallel-size {settings['context_parallel_size']}: samples are not split over ranks; use "
+            "--tensor-model-parallel-size or --pipeline-model-parallel-size for large models"
+        )
+
+
+def _read_samples(
+    config: AlignmentConfig, kind: str, encode: Callable[[ChatEncoder, Record], Sample | Refusal], encoder: ChatEncoder
+) -> tuple[list[Sample], list[Sample], Counter[str]]:
+    """Samples to train on, samples held out, and how many records gave none."""
+    train, held_out, refused = [], [], Counter()
+    below = round(config.held_out * 2**32)
+    for record in tqdm(read_records(kind, config.data), desc="encode", unit="sample", disable=None, mininterval=1):
+        sample = encode(encoder, record)
+        if isinstance(sample, Refusal):
+            refused[sample.reason] += 1
+        elif int(sample_id(record)[:8], 16) < below:
+            held_out.append(sample)
+        else:
+            train.append(sample)
+    if not train:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in refused.items()) or "no record"
+        paths = " ".join(config.data)
+        raise DataError(f"{paths}: no sample to train on ({reasons}); give others, or a longer --seq-length")
+    return train, held_out, refused
+
+
+def _pack(config: AlignmentConfig, samples: list[Sample], settings: dict[str, Any]) -> PackedBatches:
+    return pack_batches(
+        [num_positions(sample) for sample in samples],
+        row_length=settings["seq_length"],
+        global_batch_size=settings["global_batch_size"],
+        epochs=config.epochs,
+        seed=settings.get("seed", 1234),
+        packing=config.packing,
+        rows_multiple=settings["micro_batch_size"] * data_parallel_size(settings),
+    )
+
+
+def _rows(
+    samples: list[Sample], batches: PackedBatches, encoder: ChatEncoder, settings: dict[str, Any], split: Split
+) -> PackedRows:
+    return PackedRows(samples, batches, settings["seq_length"], pad_id=encoder.eos_id, split=split)
+
+
+def _held_out_rows(start: int, samples: list[Sample], encoder: ChatEncoder, settings: dict[str, Any]) -> PackedRows:
+    """The samples from ``start`` on, once, as rows of one great batch."""
+    lengths = [num_positions(sample) for sample in samples[start:]]
+    shape = {"row_length": settings["seq_length"], "global_batch_size": len(lengths), "epochs": 1, "seed": 0}
+    batches = pack_batches(lengths, packing=True, **shape)
+    moved = tuple(tuple(tuple(index + start for index in row) for row in batch) for batch in batches.batches)
+    return _rows(samples, PackedBatches(batches.num_rows, moved), encoder, settings, Split.valid)
+
+
+def _engine_batches(batches: PackedBatches, validates: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """The run in the engine's terms: its samples are our rows, and it resumes from where it saves."""
+    save = settings.get("save")
+    validation = validation_settings(
+        ["held-out"], pipeline_size=model_sizes(settings)[1], data_parallel_size=data_parallel_size(settings)
+    )
+    return {
+        "global_batch_size": batches.num_rows,
+        "train_iters": batches.num_batches,
+        "load": save if save and checkpoint_exists(save) else None,
+        **(validation if validates else {"eval_iters": 0}),  # a missing set would be made up by the engine
+    }

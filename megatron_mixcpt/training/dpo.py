@@ -1,0 +1,62 @@
+"""Direct preference optimization (Mix-CPT Eq. 11): the policy against the frozen model that it starts from."""
+
+import functools
+import sys
+from collections.abc import Sequence
+
+from megatron_mixcpt.config import DPOConfig
+from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
+from megatron_mixcpt.data.packed_dataset import Sample, num_positions, pair_sample
+from megatron_mixcpt.data.records import PreferencePair
+from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.training.alignment import Rows, train_alignment
+from megatron_mixcpt.training.alignment_arguments import AlignmentRun, parse_alignment_run
+from megatron_mixcpt.training.alignment_loss import LossFunc, dpo_loss_func
+from megatron_mixcpt.training.alignment_summary import describe
+from megatron_mixcpt.training.engine import prepare_environment, start_distributed
+from megatron_mixcpt.training.reference import ReferenceSums, precompute_reference
+
+# The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 1e-7. Both ends of a pair share a row.
+DEFAULTS = {"lr": 5e-7, "seq_length": 4096}
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says; the engine's flags and those of :class:`DPOConfig`."""
+    prepare_environment()
+    argv = sys.argv[1:] if argv is None else argv
+    run = parse_alignment_run(argv, DPOConfig, kind="dpo", encode=_encode, defaults=DEFAULTS)
+    if run.args.rank == 0:
+        print(f"\n{describe(run)}\n", flush=True)
+    if run.config.dry_run:
+        return
+    groups = start_distributed()
+    reference = precompute_reference(run, groups) if run.config.precompute_reference else None
+    loss_func = functools.partial(_loss_func, run, reference)
+    train_alignment(run, groups, loss_func, runs_reference=reference is None)
+
+
+def _encode(encoder: ChatEncoder, record: PreferencePair) -> Sample | Refusal:
+    """Both ends of a pair lie in one row, so that no microbatch has one without the other."""
+    encoded = encoder.encode_pair(record)
+    if isinstance(encoded, Refusal):
+        return encoded
+    sample = pair_sample(encoded)
+    if encoder.seq_length is not None and num_positions(sample) > encoder.seq_length:
+        both = f"{num_positions(sample)} tokens of both ends together, the sequence length is {encoder.seq_length}"
+        return Refusal("too_long", both)
+    return sample
+
+
+def _loss_func(run: AlignmentRun, reference: ReferenceSums | None, rows: Rows) -> LossFunc:
+    config = run.config
+    return functools.partial(
+        dpo_loss_func,
+        rows.document,
+        rows.sample.shape[1],
+        None if reference is None else reference.of(rows.sample, rows.document.device),
+        beta=config.beta,
+        loss_type=config.loss,
+        label_smoothing=config.dpo_label_smoothing,
+        sft_coefficient=config.sft_coefficient,
+    )

@@ -1,0 +1,153 @@
+"""The engine's command line: what the user gave, what follows from the model, and the engine's own check of both.
+
+Shared by every training entry; each adds the flags of its settings and its defaults.
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.training.argument_utils import ArgumentGroupFactory
+from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
+
+from megatron_mixcpt.conversion.model_folder import ModelPlan
+from megatron_mixcpt.errors import ConfigError
+
+Settings = Mapping[str, Any]
+"""Engine arguments by destination: defaults, and over them what the command line says."""
+
+_WITHOUT_FUSED_KERNELS = dict.fromkeys(
+    ("gradient_accumulation_fusion", "masked_softmax_fusion", "apply_rope_fusion", "bias_dropout_fusion"), False
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as one line: the engine's usage text has a thousand flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help lists every flag)")
+
+
+def _add_flags(parser: argparse.ArgumentParser, config_class: type) -> argparse.ArgumentParser:
+    """Add the flags of a settings dataclass to the engine's; changes and returns ``parser``."""
+    parser.conflict_handler = "resolve"  # the engine has an --sft too, a switch
+    ArgumentGroupFactory(config_class).build_group(parser, config_class.__doc__)
+    return parser
+
+
+def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any]:
+    """The arguments that the command line gives, by destination, without any default.
+
+    Args:
+        argv: the command line.
+        config_class: dataclass whose fields are flags beside the engine's.
+
+    Raises:
+        ConfigError: an unknown flag or a value of the wrong type.
+    """
+    parser = _add_flags(add_megatron_arguments(_Parser(allow_abbrev=False)), config_class)
+    unset = object()
+    blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
+    return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
+
+
+def refuse_decided(explicit: Settings, decided: Mapping[str, str]) -> None:
+    """Raise ConfigError for an explicit flag that something else decides; ``decided`` says what, by destination."""
+    for name in sorted(decided.keys() & explicit.keys()):
+        raise ConfigError(f"--{name.replace('_', '-')} has no say here: {decided[name]}; leave the flag out")
+
+
+def engine_defaults(model: ModelPlan, eos_id: int) -> dict[str, Any]:
+    """Engine arguments that follow from the model, the data's end of document and what this machine has installed."""
+    return {
+        **model.engine_arguments,
+        # The data are tokens already: the engine needs the end of document and no padding token, for a padding
+        # token that is the end of document, as in many tokenizers, would be masked out of the loss.
+        "tokenizer_type": "NullTokenizer",
+        "null_tokenizer_eod_id": eos_id,
+        "transformer_impl": "transformer_engine" if HAVE_TE else "local",
+        "calculate_per_token_loss": True,
+        "perform_initialization": False,
+        "enable_one_logger": False,
+        # A checkpoint then resumes at any TP x PP, not only at another number of data parallel ranks.
+        "dist_ckpt_optim_fully_reshardable": True,
+    } | ({} if HAVE_TE else _WITHOUT_FUSED_KERNELS)
+
+
+def parse_engine_args(argv: Sequence[str], config_class: type, settings: Settings) -> argparse.Namespace:
+    """Parse once more, by the engine itself, with ``settings`` as defaults, and set the engine's global arguments.
+
+    Raises:
+        ConfigError: the engine refuses the flags.
+    """
+
+    def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        _add_flags(parser, config_class).set_defaults(**{**settings, **_derived(settings)})
+        return parser
+
+    sys.argv[1:] = argv
+    # A dry run prints its own plan; the engine would list a thousand arguments.
+    quiet = contextlib.redirect_stdout(io.StringIO()) if settings.get("dry_run") else contextlib.nullcontext()
+    try:
+        with quiet:
+            return parse_and_validate_args(extra_args_provider=add_flags)
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"the engine refuses these flags: {error}") from error
+
+
+def without_flags(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
+    """``argv`` without these flags and their values, which are one each."""
+    left, names, skip = [], tuple(flags), False
+    for argument in argv:
+        if not skip and not argument.startswith(tuple(f"{name}=" for name in names)) and argument not in names:
+            left.append(argument)
+        skip = argument in names
+    return left
+
+
+def _derived(settings: Settings) -> dict[str, Any]:
+    """Padding of the vocabulary, and where TensorBoard writes."""
+    tensor, _, _ = model_sizes(settings)
+    derived = {"padded_vocab_size": -(-settings["vocab_size"] // tensor) * tensor}
+    if settings.get("save") and not settings.get("tensorboard_dir"):
+        derived["tensorboard_dir"] = os.path.join(settings["save"], "tensorboard")
+    return derived
+
+
+def model_sizes(settings: Settings) -> tuple[int, int, int]:
+    """TP, PP and CP."""
+    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    return tuple(settings.get(name, 1) for name in names)
+
+
+def data_parallel_size(settings: Settings) -> int:
+    """How many copies of the model the ranks hold, each of TP x PP x CP of them.
+
+    Raises:
+        ConfigError: the ranks are no multiple of what one copy takes.
+    """
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    tensor, pipeline, context = model_sizes(settings)
+    needed = math.prod((tensor, pipeline, context))
+    if num_ranks % needed:
+        raise ConfigError(
+            f"{num_ranks} ranks cannot hold whole copies of a model of {tensor} x {pipeline} x {context} = "
+            f"{needed} ranks (--tensor-model-parallel-size x --pipeline-model-parallel-size x "
+            "--context-parallel-size): start a multiple of that many (torchrun --nproc-per-node, --nnodes)"
+        )
+    return num_ranks // needed
+
+
+def check_packed_rows(settings: Settings) -> None:
+    """Raise ConfigError where documents share rows of which the attention kernel takes one at a time."""
+    if settings["transformer_impl"] == "transformer_engine" and settings["micro_batch_size"] > 1:
+        raise ConfigError(
+            f"--micro-batch-size {settings['micro_batch_size']}: Transformer Engine takes the document boundaries of "
+            "one sequence at a time; give --micro-batch-size 1"
+        )

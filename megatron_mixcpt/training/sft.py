@@ -1,0 +1,37 @@
+"""Supervised fine-tuning (Mix-CPT Eq. 10): next-token prediction on the assistant's turns, in the chat template."""
+
+import functools
+import sys
+from collections.abc import Sequence
+
+from megatron_mixcpt.config import SFTConfig
+from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
+from megatron_mixcpt.data.packed_dataset import Sample, conversation_sample
+from megatron_mixcpt.data.records import Conversation
+from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.training.alignment import train_alignment
+from megatron_mixcpt.training.alignment_arguments import parse_alignment_run
+from megatron_mixcpt.training.alignment_loss import sft_loss_func
+from megatron_mixcpt.training.alignment_summary import describe
+from megatron_mixcpt.training.engine import prepare_environment, start_distributed
+
+# The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 5e-7.
+DEFAULTS = {"lr": 5e-6}
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says; the engine's flags and those of :class:`SFTConfig`."""
+    prepare_environment()
+    argv = sys.argv[1:] if argv is None else argv
+    run = parse_alignment_run(argv, SFTConfig, kind="sft", encode=_encode, defaults=DEFAULTS)
+    if run.args.rank == 0:
+        print(f"\n{describe(run)}\n", flush=True)
+    if not run.config.dry_run:
+        loss_func = lambda rows: functools.partial(sft_loss_func, rows.batch.loss_mask)  # noqa: E731
+        train_alignment(run, start_distributed(), loss_func, runs_reference=False)
+
+
+def _encode(encoder: ChatEncoder, record: Conversation) -> Sample | Refusal:
+    encoded = encoder.encode_conversation(record.messages)
+    return encoded if isinstance(encoded, Refusal) else conversation_sample(encoded)

@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+"""Supervised fine-tuning on conversations, at any tensor and pipeline parallel layout.
+
+    torchrun --nproc-per-node 8 tools/train_sft.py --load checkpoints/mixcpt --sft selected-sft.jsonl \\
+        --chat-template llama3 --save checkpoints/sft --tensor-model-parallel-size 4 --sequence-parallel --bf16
+
+``--hf-model DIR`` starts from a Hugging Face folder instead. Every flag of Megatron's is taken; docs/alignment.md.
+"""
+
+from megatron_mixcpt import cpu_emulation
+
+cpu_emulation.install()  # where no GPU is, and before the engine is imported
+
+from megatron_mixcpt.training.sft import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()
