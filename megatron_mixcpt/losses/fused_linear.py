@@ -29,6 +29,9 @@ class FusedMixCPTLoss(NamedTuple):
     ntp: Tensor
     lssd: Tensor
     swapped: Tensor
+    agreed: Tensor
+    teacher_top: Tensor
+    student_top: Tensor
 
 
 class _Settings(NamedTuple):
@@ -120,12 +123,12 @@ class _FusedLinear(torch.autograd.Function):
             if needs_gradient:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
                 grad_weight = _accumulated(grad_weight, grad_logits.t() @ hidden[rows])
-        loss, ntp, lssd, swapped = (torch.cat(parts) for parts in zip(*results, strict=True))
+        tokens_loss, *rest = (torch.cat(parts) for parts in zip(*results, strict=True))
         ctx.gradients, ctx.weight, ctx.settings = (grad_hidden, grad_weight), weight, settings
         ctx.shape = hidden_states.shape
-        ctx.mark_non_differentiable(loss, ntp, lssd, swapped)
+        ctx.mark_non_differentiable(tokens_loss, *rest)
         ctx.set_materialize_grads(False)
-        return (loss * tokens[1]).sum(), loss, ntp, lssd, swapped
+        return (tokens_loss * tokens[1]).sum(), tokens_loss, *rest
 
     @staticmethod
     def backward(ctx, grad_sum: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:

@@ -36,12 +36,20 @@ from megatron_mixcpt.losses.vocab_parallel import VocabShard, overwrite_at, voca
 
 
 class MixCPTLoss(NamedTuple):
-    """Per-token losses in nats, float32, the labels' shape; `swapped` is bool. Only `loss` carries a gradient."""
+    """Per token, the labels' shape: losses in nats, float32. Only `loss` carries a gradient.
+
+    Of what the loss is made of anyway: `swapped`, whether the teacher's top logit was exchanged; `agreed`, whether the
+    student's largest logit is at the teacher's top token (both bool); and both models' probabilities of that token, at
+    the divergence's temperature, float32. Without a teacher they are 0.
+    """
 
     loss: Tensor
     ntp: Tensor
     lssd: Tensor
     swapped: Tensor
+    agreed: Tensor
+    teacher_top: Tensor
+    student_top: Tensor
 
 
 def vocab_parallel_mixcpt_loss(
@@ -87,7 +95,8 @@ def vocab_parallel_mixcpt_loss(
         ntp = vocab_parallel_cross_entropy(
             student_logits, labels, tp_group=tp_group, inplace=inplace, vocab_size=vocab_size
         )
-        return MixCPTLoss(ntp, ntp.detach(), torch.zeros_like(ntp), torch.zeros_like(labels, dtype=torch.bool))
+        none, no = torch.zeros_like(ntp.detach()), torch.zeros_like(labels, dtype=torch.bool)
+        return MixCPTLoss(ntp, ntp.detach(), none, no, no, none, none)
     check_shapes(student_logits, labels)
     if teacher_logits.shape != student_logits.shape:
         shapes = tuple(teacher_logits.shape), tuple(student_logits.shape)
@@ -128,9 +137,10 @@ class _MixCPTLoss(torch.autograd.Function):
         loss = torch.where(distilled, alpha * ntp + (1 - alpha) * lssd, ntp)
         ctx.save_for_backward(student, teacher, labels, distilled, kl, swapped, *token)
         ctx.shard, ctx.alpha, ctx.kind, ctx.inplace = shard, alpha, kind, inplace
-        ctx.mark_non_differentiable(ntp, lssd, swapped)
+        results = ntp, lssd, swapped, *_top_token(token, kind)
+        ctx.mark_non_differentiable(*results)
         ctx.set_materialize_grads(False)
-        return loss, ntp, lssd, swapped
+        return loss, *results
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -149,6 +159,14 @@ class _MixCPTLoss(torch.autograd.Function):
             kernels.write_gradient(gradient, student, teacher, token, weights, ctx.shard.num_columns, ctx.kind)
             _write_exchanged(gradient, labels, swapped, token, weights, ctx.shard, ctx.kind)
         return gradient, *[None] * 9
+
+
+def _top_token(token: TokenStatistics, kind: Divergence) -> tuple[Tensor, Tensor, Tensor]:
+    """`agreed`, `teacher_top` and `student_top` of `MixCPTLoss`."""
+    # Logits are less their model's maximum, which the teacher has there; a tie of the student's largest counts as one.
+    agreed = token.student_top == 0
+    student_top = (token.student_top / kind.temperature - token.student_log_sum).exp()
+    return agreed, (-token.teacher_log_sum).exp(), student_top
 
 
 def token_divergence(token: TokenStatistics, swapped: Tensor, kind: Divergence) -> Tensor:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
 
+KINDS = ("cpt", "sft", "dpo")
+
+
 def engine_dataset_config(split: str = "100,0,0", **options: Any) -> "GPTDatasetConfig":
     """The engine's dataset settings of a tiny run."""
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
@@ -34,8 +37,8 @@ def engine_dataset_config(split: str = "100,0,0", **options: Any) -> "GPTDataset
     )
 
 
-def first_batch(world: Path) -> Tensor:
-    """The tokens [b, s + 1] of the first global batch, as the samples' order has them."""
+def first_batch(world: Path) -> tuple[Tensor, Tensor]:
+    """The tokens [b, s + 1] of the first global batch, as the samples' order has them, and each sample's kind [b]."""
     from megatron_mixcpt.data.blend import build_mixture_datasets
     from megatron_mixcpt.data.manifest import MixtureManifest
     from megatron_mixcpt.data.mixture import plan_mixture
@@ -44,17 +47,19 @@ def first_batch(world: Path) -> Tensor:
     plan = plan_mixture(manifest, sequence_length=SEQ_LENGTH, epochs=1)
     dataset, _ = build_mixture_datasets(manifest, plan, engine_dataset_config(), num_valid_sequences=0)
     samples = [dataset[i] for i in range(GLOBAL_BATCH_SIZE)]
-    return torch.stack([torch.cat([sample["tokens"], sample["labels"][-1:]]) for sample in samples])
+    tokens = torch.stack([torch.cat([sample["tokens"], sample["labels"][-1:]]) for sample in samples])
+    return tokens, torch.tensor([int(sample["dataset_id"]) for sample in samples])
 
 
 def expected_first_iteration(
-    world: Path, architecture: str, tokens: Tensor, *, forward_divergence: bool = False, temperature: float = 1.0
+    world: Path, architecture: str, *, forward_divergence: bool = False, temperature: float = 1.0
 ) -> dict[str, float]:
-    """Losses of the first batch and the gradient's norm, dense, written down from the paper (Eq. 1, 4, 6 and 7).
+    """What the first batch reports, and its gradient's norm; dense, written down from the paper (Eq. 1, 4, 6 and 7).
 
     The divergence is KL(student || teacher), or with `forward_divergence` KL(teacher || student), of both models'
     logits over the temperature, times its square (Hinton et al. 2015, section 2).
     """
+    tokens, kinds = first_batch(world)
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(world / name, dtype=torch.float32)
         for name in (architecture, f"{architecture}-teacher")
@@ -66,14 +71,17 @@ def expected_first_iteration(
     swapped = original.scatter(-1, top, label_value).scatter(-1, label, top_value)
     logits = student(tokens[:, :-1]).logits.double()
     ntp = -logits.log_softmax(-1).gather(-1, label).mean()
-    log_p, log_q = ((part / temperature).log_softmax(-1) for part in (logits, swapped))
-    if forward_divergence:
-        log_p, log_q = log_q, log_p
-    lssd = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-    (0.8 * ntp + 0.2 * lssd).backward()
-    return {
+    warm, log_q = ((part / temperature).log_softmax(-1) for part in (logits, swapped))
+    log_from, log_to = (log_q, warm) if forward_divergence else (warm, log_q)
+    lssd = temperature**2 * (log_from.exp() * (log_from - log_to)).sum(-1)
+    (0.8 * ntp + 0.2 * lssd.mean()).backward()
+    by_kind = {f"lssd loss {KINDS[kind]}": lssd[kinds == kind].mean().item() for kind in kinds.unique().tolist()}
+    return by_kind | {
         "ntp loss": ntp.item(),
-        "lssd loss": lssd.item(),
+        "lssd loss": lssd.mean().item(),
+        "top-1 agreement": (logits.argmax(-1, keepdim=True) == top).double().mean().item(),
+        "teacher top-1 probability": (original / temperature).softmax(-1).amax(-1).mean().item(),
+        "student top-1 probability": warm.gather(-1, top).exp().mean().item(),
         "swapped fraction": (label != top).double().mean().item(),
         "grad-norm": torch.stack([parameter.grad.norm() for parameter in student.parameters()]).norm().item(),
     }

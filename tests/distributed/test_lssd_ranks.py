@@ -40,9 +40,9 @@ def check_shard(student, teacher, labels, mask, columns: int, dtype: torch.dtype
     teacher = pad(teacher, width, float("nan"))[:, mine].to(dtype).contiguous()
     result = vocab_parallel_mixcpt_loss(shard, teacher, labels, alpha=ALPHA, tp_group=group, vocab_size=vocab_size)
     (gradient,) = torch.autograd.grad((result.loss * mask).sum(), shard)
-    for name in ("loss", "ntp", "lssd"):
+    for name in ("loss", "ntp", "lssd", "teacher_top", "student_top"):
         torch.testing.assert_close(getattr(result, name).double(), getattr(expected, name), **TOLERANCE, msg=name)
-    assert torch.equal(result.swapped, expected.swapped)
+    assert torch.equal(result.swapped, expected.swapped) and torch.equal(result.agreed, expected.agreed)
     expected_gradient = pad(expected.gradient, width, 0.0)[:, mine]
     rounding = {torch.float32: GRADIENT_TOLERANCE, torch.bfloat16: {"rtol": 2**-8, "atol": 5e-7}}[dtype]
     torch.testing.assert_close(gradient.double(), expected_gradient, **rounding)

@@ -50,9 +50,9 @@ def test_equals_the_loss_on_all_logits(has_teacher: bool, chunk_tokens: int) -> 
     expected, expected_sum, expected_gradients = expected_results(part, has_teacher, **options)
     hidden, weight = part["hidden"].requires_grad_(), part["weight"].requires_grad_()
     result = fused(part, hidden, weight, has_teacher, chunk_tokens=chunk_tokens, **options)
-    for name in ("loss", "ntp", "lssd"):
+    for name in ("loss", "ntp", "lssd", "teacher_top", "student_top"):
         torch.testing.assert_close(getattr(result, name), getattr(expected, name).detach(), **TOLERANCE)
-    assert torch.equal(result.swapped, expected.swapped)
+    assert torch.equal(result.swapped, expected.swapped) and torch.equal(result.agreed, expected.agreed)
     torch.testing.assert_close(result.loss_sum, expected_sum, **TOLERANCE)
     gradients = torch.autograd.grad(result.loss_sum * 3, (hidden, weight))
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):

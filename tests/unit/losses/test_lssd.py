@@ -32,11 +32,11 @@ def run(student: Tensor, teacher: Tensor | None, labels: Tensor, grad_output: Te
 
 
 def assert_matches(result: MixCPTLoss, gradient: Tensor, expected, **tolerance) -> None:
-    for name in ("loss", "ntp", "lssd"):
+    for name in ("loss", "ntp", "lssd", "teacher_top", "student_top"):
         actual = getattr(result, name)
         assert actual.dtype == torch.float32
         torch.testing.assert_close(actual.double(), getattr(expected, name), **(tolerance or TOLERANCE), msg=name)
-    assert torch.equal(result.swapped, expected.swapped)
+    assert torch.equal(result.swapped, expected.swapped) and torch.equal(result.agreed, expected.agreed)
     torch.testing.assert_close(gradient.double(), expected.gradient, **(tolerance or GRADIENT_TOLERANCE))
 
 
@@ -100,7 +100,7 @@ def test_shapes_and_what_carries_a_gradient() -> None:
         student.view(3, 4, -1), teacher.view(3, 4, -1), labels.view(3, 4), alpha=ALPHA, tp_group=None
     )
     assert all(part.shape == (3, 4) for part in result)
-    assert [part.requires_grad for part in result] == [True, False, False, False]
+    assert [part.requires_grad for part in result] == [True] + [False] * 6
     assert result.swapped.dtype == torch.bool
 
 
