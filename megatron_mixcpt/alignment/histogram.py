@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-# Scores are ratios of losses, about 0.01 to 10: 20 bins to each factor of ten, and all that is beyond in the last ones.
-EDGES = np.logspace(-3, 3, 121)
+# Scores are ratios of losses, about 0.01 to 10: 80 bins to each factor of ten, and all that is beyond in the last ones.
+EDGES = np.logspace(-3, 3, 481)
+TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 1.5, 2, 3, 5, 7)]
 INK, MUTED = "#1f5fa8", "#c9d3df"
 
 
@@ -55,7 +56,12 @@ def draw(everyone: Histogram, chosen: Histogram, title: str, path: Path) -> bool
     axes.bar(EDGES[:-1], chosen.counts, widths, align="edge", color=INK, label=f"selected ({chosen.total:,})")
     used = np.flatnonzero(everyone.counts)
     axes.set_xscale("log")
-    axes.set_xlim(EDGES[max(used[0] - 1, 0)], EDGES[min(used[-1] + 2, len(EDGES) - 1)])
+    limits = EDGES[max(used[0] - 1, 0)], EDGES[min(used[-1] + 2, len(EDGES) - 1)]
+    ticks = [tick for tick in TICKS if limits[0] <= tick <= limits[1]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(*limits)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="format alignment score (log scale)", ylabel="samples", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -110,7 +110,7 @@ def _score_parts(
     quiet = {"disable": not runner.is_writer, "mininterval": 0.5 if sys.stderr.isatty() else LOG_SECONDS}
     with tqdm(desc="score", unit=" samples", initial=len(finished) * PART_SAMPLES, **quiet) as progress:
         for number, samples in reader.parts(finished):
-            scores, rejects = _score_part(samples, runner, eos_id, settings.batch_tokens)
+            scores, rejects = score_part(samples, runner, eos_id, settings.batch_tokens)
             if runner.is_writer:
                 files.write_part(number, scores, rejects)
             progress.update(len(samples))
@@ -118,7 +118,7 @@ def _score_parts(
     return time.monotonic() - started
 
 
-def _score_part(
+def score_part(
     samples: list[Sample], runner: ForwardRunner, eos_id: int, batch_tokens: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The lines of a part: of the samples with scores and of those without, together all of them."""

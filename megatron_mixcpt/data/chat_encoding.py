@@ -34,6 +34,9 @@ REFUSALS = {
 }
 """Why a good record gives no sample in a chat template, by the name that reports give it."""
 
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+"""What other data sets call the two sides, and how chat templates do."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -93,7 +96,7 @@ class ChatEncoder:
 
         Raises ConfigError where the template does not write a turn as its generation prompt announces it.
         """
-        turns = [place for place, message in enumerate(messages) if message.role == "assistant"]
+        messages, turns = _with_known_roles(messages)
         if refusal := _refuse(messages, turns):
             return refusal
         parts = self._parts(messages, [place for place in turns if place > 0])
@@ -105,7 +108,8 @@ class ChatEncoder:
 
     def encode_query_response(self, messages: Sequence[Message]) -> EncodedResponse | Refusal:
         """The last assistant turn and all before it; messages after it are left out. Raises ConfigError as above."""
-        turns = [place for place, message in enumerate(messages) if message.role == "assistant"][-1:]
+        messages, turns = _with_known_roles(messages)
+        turns = turns[-1:]
         if refusal := _refuse(messages, turns):
             return refusal
         parts = self._parts(messages, turns)
@@ -115,7 +119,7 @@ class ChatEncoder:
 
     def encode_pair(self, pair: PreferencePair) -> EncodedPair | Refusal:
         """The prompt and both responses, one message of the assistant each. Raises ConfigError as above."""
-        if any(len(answer) != 1 or answer[0].role != "assistant" for answer in (pair.chosen, pair.rejected)):
+        if any(len(answer) != 1 or _with_known_roles(answer)[1] != [0] for answer in (pair.chosen, pair.rejected)):
             return _refusal("several_turns")
         sides = []
         for answer in (pair.chosen, pair.rejected):
@@ -211,6 +215,12 @@ class ChatEncoder:
 
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def _with_known_roles(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
+    """The messages with roles as templates name them, and the places of the assistant's."""
+    named = [Message(ROLES.get(message.role, message.role), message.content) for message in messages]
+    return named, [place for place, message in enumerate(named) if message.role == "assistant"]
 
 
 def _refuse(messages: Sequence[Message], turns: list[int]) -> Refusal | None:

@@ -114,6 +114,15 @@ def test_a_turn_without_an_end_gets_the_end_of_sequence(tokenizer):
     ]
 
 
+def test_other_names_of_the_two_sides(tokenizer):
+    names = {"user": "human", "assistant": "gpt"}
+    renamed = [Message(names.get(message.role, message.role), message.content) for message in CHAT]
+    chat = encoder(tokenizer, "chatml")
+    found, expected = chat.encode_conversation(renamed), chat.encode_conversation(CHAT)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.loss_mask, expected.loss_mask)
+
+
 def test_a_pair_shares_its_prompt(tokenizer):
     pair = PreferencePair(tuple(CHAT[:2]), (Message("assistant", "4"),), (Message("assistant", "five"),))
     found = encoder(tokenizer, "chatml").encode_pair(pair)

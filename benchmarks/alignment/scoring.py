@@ -1,0 +1,107 @@
+"""Scoring samples beside plain evaluation of as many tokens, with one model in one run.
+
+    python benchmarks/alignment/scoring.py --hf-model outputs/quickstart/smollm2-135m \\
+        --sft examples/data/sft.jsonl --dpo examples/data/dpo.jsonl --num-samples 24
+
+Scoring is the whole way from rows of JSON to the lines of the scores file: reading, templates, encoding, bucketing, the
+model, losses. Plain evaluation is the same model's log-probabilities of rows of --seq-length tokens without padding,
+made of the samples' own tokens. Both are run alternately; the ratio is of neighbouring runs. The flags are those of
+tools/score_alignment.py, and torchrun works as there.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from megatron_mixcpt import cpu_emulation  # noqa: E402
+
+cpu_emulation.install()
+
+import orjson  # noqa: E402
+import torch  # noqa: E402
+
+from megatron_mixcpt.alignment.arguments import score_parser, score_settings  # noqa: E402
+from megatron_mixcpt.alignment.fas import sequences_of  # noqa: E402
+from megatron_mixcpt.alignment.samples import NumberedRow, make_sample, read_parts  # noqa: E402
+from megatron_mixcpt.alignment.score import score_part  # noqa: E402
+from megatron_mixcpt.data.chat_encoding import ChatEncoder  # noqa: E402
+from megatron_mixcpt.data.chat_format import choose_template, load_tokenizer  # noqa: E402
+from megatron_mixcpt.data.samples import RecordMaker  # noqa: E402
+from megatron_mixcpt.data.sources import find_sources  # noqa: E402
+from megatron_mixcpt.evaluation.batches import ScoredSequence  # noqa: E402
+from megatron_mixcpt.evaluation.model_source import ModelSource  # noqa: E402
+from megatron_mixcpt.evaluation.runner import ForwardRunner  # noqa: E402
+
+
+def main() -> None:
+    """Parse the flags, run both alternately, print seconds, tokens and the ratio."""
+    parser = score_parser(__doc__)
+    parser.add_argument("--num-samples", type=int, default=24, help="of each kind (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="default %(default)s")
+    parser.set_defaults(output=Path("unused"))
+    arguments = parser.parse_args([*sys.argv[1:], "--output", "unused"])
+    settings = score_settings(arguments)
+    source = ModelSource.open(hf_model=arguments.hf_model, load=arguments.load)
+    tokenizer = load_tokenizer(source.plan.folder)
+    encoder = ChatEncoder(tokenizer, choose_template(tokenizer, settings.chat_template), settings.seq_length)
+    makers = {kind: RecordMaker(kind, chosen, settings.template_rules) for kind, chosen in settings.kinds.items()}
+    sizes = {"tp_size": arguments.tensor_model_parallel_size, "pp_size": arguments.pipeline_model_parallel_size}
+    runner = ForwardRunner(source, dtype=getattr(torch, settings.dtype), **sizes)
+
+    def read() -> list[NumberedRow]:
+        rows: list[NumberedRow] = []
+        for kind, chosen in settings.kinds.items():
+            parts = read_parts(find_sources(kind, list(chosen.paths)), makers, settings)
+            rows += islice((row for part in parts for row in part), arguments.num_samples)
+        return rows
+
+    def encode() -> list:
+        return [make_sample(row, makers[row.source.kind], encoder) for row in read()]
+
+    def score() -> None:
+        scores, _ = score_part(encode(), runner, encoder.eos_id, settings.batch_tokens)
+        b"".join(orjson.dumps(line) for line in scores)
+
+    pairs = [sequences_of(sample.encoded, encoder.eos_id) for sample in encode() if sample.encoded is not None]
+    rows = plain_rows([sequence for pair in pairs for sequence in pair], settings.seq_length)
+    num_tokens = sum(row.num_inputs for row in rows)
+    runner.sequence_log_probs(rows[:1], settings.batch_tokens)  # compiles the loss
+    scoring, plain = [], []
+    for _ in range(arguments.repeats):
+        plain.append(seconds(lambda: runner.sequence_log_probs(rows, settings.batch_tokens)))
+        scoring.append(seconds(score))
+    if runner.is_writer:
+        ratios = [first / second for first, second in zip(scoring, plain, strict=True)]
+        print(f"{len(pairs)} samples, {num_tokens:,} tokens, {settings.dtype}, torch {torch.__version__}")
+        for name, times in (("scoring", scoring), ("plain evaluation", plain)):
+            print(f"{name:<18}{statistics.median(times):7.2f} s {num_tokens / statistics.median(times):8,.0f} tokens/s")
+        print(f"ratio             {statistics.median(ratios):7.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
+    runner.close()
+
+
+def plain_rows(sequences: list[ScoredSequence], seq_length: int) -> list[ScoredSequence]:
+    """As many tokens as the model reads of ``sequences``, in full rows, every token but the first predicted."""
+    num_tokens = sum(sequence.num_inputs for sequence in sequences)
+    tokens = np.concatenate([sequence.tokens for sequence in sequences])[:num_tokens]
+    return [
+        ScoredSequence(np.append(row, row[:1]), len(row))
+        for row in (tokens[start : start + seq_length] for start in range(0, num_tokens, seq_length))
+    ]
+
+
+def seconds(function: Callable[[], None]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
