@@ -12,10 +12,10 @@ from megatron_mixcpt.conversion.engine_model import (
     load_on_this_rank,
     transformer_config,
 )
-from megatron_mixcpt.conversion.export_files import metadata_folder
+from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME
 from megatron_mixcpt.conversion.megatron_layout import find_iteration
 from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan, read_config, read_model_folder
-from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,13 @@ class ModelSource:
             raise ConfigError("give the model with either --hf-model (Hugging Face folder) or --load (checkpoint)")
         if hf_model is not None:
             return cls(read_model_folder(hf_model), hf_model)
-        return cls(read_config(metadata_folder(load, None)), find_iteration(load))
+        iteration = find_iteration(load)
+        if not (load / FOLDER_NAME).is_dir():
+            raise CheckpointError(
+                f"{load} has no {FOLDER_NAME}/ folder with the model's config and tokenizer: export it with "
+                "tools/convert_to_hf.py --hf-reference, and give the result as --hf-model"
+            )
+        return cls(read_config(load / FOLDER_NAME), iteration)
 
     def described(self) -> dict[str, object]:
         """What tells these weights from others: the folder, and names, sizes and times of its files."""
