@@ -23,7 +23,7 @@ def measure(call: Callable[[], object], barrier: Callable[[], object] = lambda: 
     call()
     cpu = time.process_time() - cpu
     barrier()
-    return Measured(time.perf_counter() - wall, cpu, _peak() - held)
+    return Measured(time.perf_counter() - wall, cpu, peak_memory() - held)
 
 
 def _reset_peak() -> int:
@@ -31,10 +31,10 @@ def _reset_peak() -> int:
     # Freed memory that the allocator keeps would hide what the call takes.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+    return peak_memory()
 
 
-def _peak() -> int:
-    """The largest resident memory since `_reset_peak`, in bytes."""
+def peak_memory() -> int:
+    """The largest resident memory of this process, since `measure` last began if it did, in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

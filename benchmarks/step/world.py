@@ -1,0 +1,53 @@
+"""What the step benchmarks train on: a small Llama of random weights and a mixture of random tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from megatron_mixcpt.data.indexed import token_type_for, write_index
+from megatron_mixcpt.data.manifest import KindSummary, MixtureManifest, TokenizerIdentity, file_digest, tokenizer_digest
+
+NUM_DOCUMENTS = 400
+
+
+def make_world(
+    root: Path, *, hidden_size: int, num_layers: int, vocab_size: int, tied: bool = True
+) -> tuple[Path, Path]:
+    """Fill ``root`` with ``model`` (bfloat16, heads of 64, feed-forward of 3 times the hidden size) and ``mixture``."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 64,
+        num_key_value_heads=hidden_size // 128,
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "model")
+    words = Tokenizer(WordLevel({f"<{index}>": index for index in range(vocab_size)}, unk_token="<0>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<0>").save_pretrained(root / "model")
+    _make_mixture(root / "mixture", root / "model", vocab_size)
+    return root / "model", root / "mixture"
+
+
+def _make_mixture(folder: Path, tokenizer_dir: Path, vocab_size: int) -> None:
+    """One kind, documents of 500 to 2,000 random tokens."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    dtype = token_type_for(vocab_size)
+    lengths = random.integers(500, 2000, NUM_DOCUMENTS)
+    documents = [np.append(random.integers(1, vocab_size, length - 1), 0) for length in lengths]
+    np.concatenate(documents).astype(dtype).tofile(folder / "cpt.bin")
+    write_index(folder / "cpt.idx", lengths.astype(np.int32), dtype)
+    digests = {f"{suffix}_sha256": file_digest(folder / f"cpt.{suffix}") for suffix in ("bin", "idx")}
+    kinds = {"cpt": KindSummary(len(lengths), int(lengths.sum()), len(lengths), {}, 0, (), **digests)}
+    identity = TokenizerIdentity(str(tokenizer_dir), tokenizer_digest(tokenizer_dir), "<0>", 0, vocab_size)
+    MixtureManifest(folder, "0", identity, {}, kinds).save()
