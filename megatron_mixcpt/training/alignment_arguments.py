@@ -111,6 +111,11 @@ def parse_alignment_run(
     source = _open_source(config, explicit)
     refuse_contradictions(explicit, source.plan)
     tokenizer = load_tokenizer(source.plan.folder)
+    if len(tokenizer) > source.plan.vocab_size:
+        raise ConfigError(
+            f"{source.plan.folder} has {source.plan.vocab_size} embedding rows for a tokenizer of {len(tokenizer)} "
+            "tokens: resize the model's embeddings first"
+        )
     settings = RECIPE_DEFAULTS | defaults | engine_defaults(source.plan, tokenizer.eos_token_id) | explicit
     _check_layout(settings)
     encoder = ChatEncoder(tokenizer, choose_template(tokenizer, config.chat_template), settings["seq_length"])
@@ -173,8 +178,14 @@ def _pack(config: AlignmentConfig, samples: list[Sample], settings: dict[str, An
         epochs=config.epochs,
         seed=settings.get("seed", 1234),
         packing=config.packing,
-        rows_multiple=settings["micro_batch_size"] * data_parallel_size(settings),
+        rows_multiple=settings["micro_batch_size"] * data_parallel_size(settings) * _microbatches_multiple(settings),
     )
+
+
+def _microbatches_multiple(settings: dict[str, Any]) -> int:
+    """Interleaved pipelines take microbatches in groups of as many as there are stages."""
+    interleaved = ("num_layers_per_virtual_pipeline_stage", "num_virtual_stages_per_pipeline_rank")
+    return model_sizes(settings)[1] if any(settings.get(name) for name in interleaved) else 1
 
 
 def _rows(

@@ -1,7 +1,7 @@
 """The DPO reference's log-probabilities, computed once before training and looked up in it.
 
-With ``--save`` they are kept as ``SAVE/reference.npz``, so that a restarted run does not compute them again. A digest of
-the model's files and of the samples goes with them; where either is another, they are computed anew.
+With ``--save`` they are kept as ``SAVE/reference.npz``, so that a restarted run does not compute them again. A digest
+of the model's files and of the samples goes with them; where either is another, they are computed anew.
 """
 
 import hashlib
