@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from megatron_mixcpt.data.sources import Source
 
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 16
 
 
 @contextmanager

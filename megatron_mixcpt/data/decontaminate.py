@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_mixcpt.data.long_text import LongText, slices
 from megatron_mixcpt.data.manifest import file_digest
 from megatron_mixcpt.data.readers import is_blank, parse, read_blocks
 from megatron_mixcpt.data.records import BadRecord
@@ -48,10 +49,10 @@ class TestSets:
             self._by_rarest.setdefault(run[offset], []).append((offset, run))
         self.num_runs = len(runs)
 
-    def shared_words(self, text: str) -> str | None:
+    def shared_words(self, text: str | LongText) -> str | None:
         """The first run that ``text`` shares with the test sets, or None."""
-        for start in range(0, len(text), SLICE_CHARACTERS):
-            if found := self._shared_words(words_of(text[start : start + SLICE_CHARACTERS + OVERLAP_CHARACTERS])):
+        for piece in slices(text, SLICE_CHARACTERS, OVERLAP_CHARACTERS):
+            if found := self._shared_words(words_of(piece)):
                 return found
         return None
 

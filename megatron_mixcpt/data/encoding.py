@@ -15,17 +15,18 @@ import os
 import re
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 
+from megatron_mixcpt.data.long_text import LongText, slices
+from megatron_mixcpt.data.splitting import PROBE, WORD_END, encode_word, pieces
 from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
 
 EXCERPT_CHARACTERS = 256
-PIECE_CHARACTERS = 1 << 18
-# Between a letter and a space before a letter every byte-level pre-tokenizer in use ends one piece and begins the next.
-PIECE_END = re.compile(r"[A-Za-z](?= [A-Za-z])")
-PROBE = "The first word's end. it'll be x = [1, 22, 333]\n\n  for i in  range(9)\tdo  Done é ü 好 THE END of\r\n a b"
+PIECE_CHARACTERS = 1 << 17
+PROBE_LETTERS = "abcDEFghiJKLmnop"
 
 
 class EncoderMismatch(Exception):
@@ -43,9 +44,13 @@ class Encoder(Protocol):
 
 
 def limit_encoder_threads() -> None:
-    """Keep the encoders to the calling thread, for the work is spread over processes. Call before they are loaded."""
+    """Keep the encoders to the calling thread, for the work is spread over processes. Call before they are loaded.
+
+    fastokens has a pool of its own that spins between batches: left alone it takes twice the time of one thread.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["FASTOKENS_BPE_THREADS"] = "1"
 
 
 class HuggingFaceEncoder:
@@ -65,6 +70,14 @@ class HuggingFaceEncoder:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ids = [np.array(encoding.ids, np.uint32) for encoding in encodings]
         return np.concatenate([np.zeros(0, np.uint32), *ids]), np.array([len(part) for part in ids], np.int64)
+
+    def token_string(self, token_id: int) -> str | None:
+        """A token as the vocabulary writes it."""
+        return self._tokenizer.id_to_token(token_id)
+
+    def is_one_word(self, text: str) -> bool:
+        """Whether the pre-tokenizer leaves a text in one piece."""
+        return len(self._tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
 
 
 class FastEncoder:
@@ -88,9 +101,14 @@ class CheckedEncoder:
     """The fast encoder where it is exact, else the Hugging Face tokenizer."""
 
     def __init__(self, files: TokenizerFiles, allow_special_tokens: bool, use_fast: bool = True):
+        content = json.loads(files.definition)
+        is_byte_level = _is_byte_level(content)
         self._reference = HuggingFaceEncoder(files, allow_special_tokens)
-        self._fast = self._load_fast(files, allow_special_tokens) if use_fast else None
-        self._can_split = _is_byte_level(files.definition) and self._probe_split()
+        self._fast = self._load_fast(files, allow_special_tokens) if use_fast and is_byte_level else None
+        self._can_split = (
+            is_byte_level and _added_tokens_stay_whole(content, allow_special_tokens) and self._try_split()
+        )
+        self._can_split_words = self._can_split and self._reference.is_one_word(PROBE_LETTERS * 64)
         self.name = (self._fast or self._reference).name
         self.num_compared = 0
         """Texts encoded by both so far."""
@@ -100,14 +118,14 @@ class CheckedEncoder:
     @staticmethod
     def _load_fast(files: TokenizerFiles, allow_special_tokens: bool) -> FastEncoder | None:
         try:
-            return FastEncoder(files, allow_special_tokens) if _is_byte_level(files.definition) else None
+            return FastEncoder(files, allow_special_tokens)
         except (ImportError, ValueError, RuntimeError):
             return None
 
-    def _probe_split(self) -> bool:
+    def _try_split(self) -> bool:
         whole, _ = self._reference.encode([PROBE])
-        pieces, _ = self._reference.encode(list(_pieces(PROBE, 1)))
-        return np.array_equal(whole, pieces)
+        parts, _ = self._reference.encode(list(pieces([PROBE], 1)))
+        return np.array_equal(whole, parts)
 
     @property
     def is_fast(self) -> bool:
@@ -115,25 +133,25 @@ class CheckedEncoder:
         return self._fast is not None
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`Encoder`. Long texts are encoded piece by piece, which bounds memory and changes nothing."""
-        if not self._can_split or max(map(len, texts), default=0) <= PIECE_CHARACTERS:
-            return self._encode(texts)
-        parts = [list(self.encode_in_pieces(text)) for text in texts]
-        lengths = [sum(map(len, pieces)) for pieces in parts]
-        return np.concatenate([ids for pieces in parts for ids in pieces]), np.array(lengths, np.int64)
-
-    def encode_in_pieces(self, text: str) -> Iterator[np.ndarray]:
-        """Token ids of one text (uint32), some at a time, for texts too long to hold all of them."""
-        for piece in _pieces(text, PIECE_CHARACTERS) if self._can_split else [text]:
-            yield self._encode([piece])[0]
-
-    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`Encoder`."""
         if self._fast is None:
             return self._reference.encode(texts)
         try:
             return self._fast.encode(texts)
         except (ValueError, RuntimeError):
             return self._encode_one_by_one(texts)
+
+    def encode_long(self, text: str | LongText) -> Iterator[np.ndarray]:
+        """Token ids of one text (uint32), some at a time, in bounded memory where the text can be cut."""
+        blocks = slices(text, PIECE_CHARACTERS)
+        for piece in pieces(blocks, PIECE_CHARACTERS) if self._can_split else ["".join(blocks)]:
+            if self._can_split_words and len(piece) > 2 * PIECE_CHARACTERS:
+                yield from encode_word(piece, self._encode_one, self._reference.token_string)
+            else:
+                yield self._encode_one(piece)
+
+    def _encode_one(self, text: str) -> np.ndarray:
+        return self.encode([text])[0]
 
     def _encode_one_by_one(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         parts = []
@@ -145,7 +163,7 @@ class CheckedEncoder:
                 parts.append(self._reference.encode([text]))
         return np.concatenate([ids for ids, _ in parts]), np.concatenate([lengths for _, lengths in parts])
 
-    def compare(self, texts: list[str], starts: list[int]) -> None:
+    def compare(self, texts: list[str | LongText], starts: list[int]) -> None:
         """Encode texts with both encoders. Raises EncoderMismatch where they differ.
 
         Of a long text only an excerpt is compared, for the reference is slow and both encode piece by piece; ``starts``
@@ -154,7 +172,7 @@ class CheckedEncoder:
         if self._fast is None:
             return
         excerpts = [_excerpt(text, start) for text, start in zip(texts, starts, strict=True)]
-        refused = self.num_refused
+        refused = self.num_refused  # an excerpt that is refused is no text of its own
         fast_ids, fast_lengths = self.encode(excerpts)
         self.num_refused = refused
         ids, lengths = self._reference.encode(excerpts)
@@ -163,25 +181,19 @@ class CheckedEncoder:
         self.num_compared += len(texts)
 
 
-def _excerpt(text: str, position: int) -> str:
-    if len(text) <= EXCERPT_CHARACTERS:
+def _excerpt(text: str | LongText, position: int) -> str:
+    if isinstance(text, str) and len(text) <= EXCERPT_CHARACTERS:
         return text
     start = position % (len(text) - EXCERPT_CHARACTERS)
-    return text[start : start + EXCERPT_CHARACTERS]
+    if isinstance(text, str):
+        return text[start : start + EXCERPT_CHARACTERS]
+    number, inside = divmod(start, PIECE_CHARACTERS)
+    block = next(islice(slices(text, PIECE_CHARACTERS, EXCERPT_CHARACTERS), number, None))
+    return block[inside : inside + EXCERPT_CHARACTERS]
 
 
-def _pieces(text: str, size: int) -> Iterator[str]:
-    """Cut a text into pieces of at least ``size`` characters that encode to the same tokens as the whole."""
-    start = 0
-    while match := PIECE_END.search(text, start + size):
-        yield text[start : match.end()]
-        start = match.end()
-    yield text[start:]
-
-
-def _is_byte_level(definition: str) -> bool:
+def _is_byte_level(content: dict[str, Any]) -> bool:
     """Whether a tokenizer.json is byte-level and treats the start of a text like any other place."""
-    content = json.loads(definition)
     normalizer, pre_tokenizer = content.get("normalizer"), content.get("pre_tokenizer") or {}
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     plain = {"ByteLevel", "Split", "Digits"}
@@ -192,14 +204,28 @@ def _is_byte_level(definition: str) -> bool:
     )
 
 
+def _added_tokens_stay_whole(content: dict[str, Any], allow_special_tokens: bool) -> bool:
+    """Whether no added token that is looked for in texts heeds what is beside it, or could lie across a piece's end."""
+    looked_for = [token for token in content.get("added_tokens", []) if allow_special_tokens or not token["special"]]
+    return not any(
+        token["single_word"] or token["lstrip"] or token["rstrip"] or WORD_END.search(f"x{token['content']}x")
+        for token in looked_for
+    )
+
+
 class SpecialStrings:
     """Finds special tokens' strings in texts."""
 
     def __init__(self, special_tokens: tuple[str, ...]):
         longest_first = sorted(special_tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._overlap = max(map(len, special_tokens), default=1) - 1
 
-    def find(self, text: str) -> int:
+    def find(self, text: str | LongText) -> int:
         """Where the first special token's string stands in ``text``; -1 where there is none."""
-        match = self._pattern.search(text) if self._pattern else None
-        return match.start() if match else -1
+        if self._pattern is None:
+            return -1
+        for number, block in enumerate(slices(text, PIECE_CHARACTERS, self._overlap)):
+            if match := self._pattern.search(block):
+                return number * PIECE_CHARACTERS + match.start()
+        return -1

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_mixcpt.data.decontaminate import SLICE_CHARACTERS, words_of
+from megatron_mixcpt.data.long_text import LongText, slices
 from megatron_mixcpt.errors import ConfigError
 
 NUM_PERMUTATIONS = 64
@@ -27,13 +28,13 @@ def check_available() -> None:
         raise ConfigError("--near-duplicates needs datasketch; install it with: pip install datasketch") from error
 
 
-def signature(text: str) -> np.ndarray:
+def signature(text: str | LongText) -> np.ndarray:
     """The MinHash signature of a text: uint32 ``[NUM_PERMUTATIONS]``."""
     from datasketch import MinHash
 
     minhash = MinHash(NUM_PERMUTATIONS)
-    for slice_start in range(0, len(text), SLICE_CHARACTERS):
-        words = words_of(text[slice_start : slice_start + SLICE_CHARACTERS]) or [text[:SLICE_CHARACTERS]]
+    for piece in slices(text, SLICE_CHARACTERS):
+        words = words_of(piece) or [piece]
         num_runs = max(1, len(words) - WORDS_IN_RUN + 1)
         runs = {" ".join(words[start : start + WORDS_IN_RUN]) for start in range(num_runs)}
         minhash.update_batch([run.encode("utf-8") for run in sorted(runs)])

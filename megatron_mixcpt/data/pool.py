@@ -7,7 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from megatron_mixcpt.data.part_worker import PartResult, PartWorker
+from megatron_mixcpt.data.part_files import PartResult
+from megatron_mixcpt.data.part_worker import PartWorker
 from megatron_mixcpt.data.parts import Part
 from megatron_mixcpt.data.settings import PreprocessSettings
 from megatron_mixcpt.data.sources import Source
@@ -31,6 +32,12 @@ def run_part(part: Part) -> PartResult:
     """Process a part in a worker process. Raises what :meth:`PartWorker.run` raises."""
     assert _worker is not None
     return _worker.run(part)
+
+
+def compare_first(part: Part, num_samples: int) -> int:
+    """Compare the first samples of a part in a worker process. Raises what :meth:`PartWorker.compare_first` raises."""
+    assert _worker is not None
+    return _worker.compare_first(part, num_samples)
 
 
 def _start_worker(

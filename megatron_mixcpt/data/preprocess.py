@@ -7,17 +7,14 @@ killed goes on from its finished parts when started again with the same argument
 import gzip
 import io
 import shutil
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from megatron_mixcpt import __version__
+from megatron_mixcpt.data.encode_parts import encode_parts
 from megatron_mixcpt.data.encoding import EncoderMismatch, limit_encoder_threads
 from megatron_mixcpt.data.manifest import MANIFEST_NAME, KindSummary, MixtureManifest, TokenizerIdentity, file_digest
 from megatron_mixcpt.data.merge import merge_kind
-from megatron_mixcpt.data.part_worker import PartWorker
 from megatron_mixcpt.data.parts import Part, plan_parts
-from megatron_mixcpt.data.pool import run_part, worker_pool
-from megatron_mixcpt.data.progress import Progress
 from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.data.settings import PreprocessSettings
 from megatron_mixcpt.data.source_counts import FinishedPart, SourceCounts, open_part
@@ -66,14 +63,15 @@ def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_
     start_or_resume(work, settings.described(), sources, output)
     parts = plan_parts(sources)
     try:
-        digests = _encode(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())
+        encoded = encode_parts(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())
     except EncoderMismatch as mismatch:
         print(f"{mismatch} differs from the Hugging Face tokenizer on this text: starting again without it", flush=True)
         restart_without_fast(work)
-        digests = _encode(settings, sources, parts, work, num_workers, use_fast=False)
-    kinds, finished = _merge(settings, sources, digests, parts, work)
+        encoded = encode_parts(settings, sources, parts, work, num_workers, use_fast=False)
+    kinds, finished = _merge(settings, sources, encoded.digests, parts, work)
     _check_rejects(settings, kinds)
-    manifest = MixtureManifest(output, __version__, _identity(settings, finished), settings.described(), kinds)
+    identity = _identity(settings, finished, encoded.num_compared_later)
+    manifest = MixtureManifest(output, __version__, identity, settings.described(), kinds)
     _publish(manifest, work)
     return manifest
 
@@ -93,35 +91,6 @@ def _finished_before(settings: PreprocessSettings, sources: list[Source], output
     return manifest
 
 
-def _encode(
-    settings: PreprocessSettings, sources: list[Source], parts: list[Part], work: Path, num_workers: int, use_fast: bool
-) -> list[str]:
-    """Finish every part, and return the sources' sha256 digests.
-
-    Errors come in the order of the parts, so that the first bad record is the one named.
-    """
-    paths = [source.path for source in sources]
-    with Progress(sum(part.weight for part in parts), "encoding") as progress:
-        if num_workers == 1 or len(parts) == 1:
-            worker = PartWorker(settings, sources, work, use_fast)
-            for part in parts:
-                worker.run(part)
-                progress.add(part.weight)
-            return [file_digest(path) for path in paths]
-        with worker_pool(min(num_workers, len(parts)), settings, sources, work, use_fast) as pool:
-            try:
-                futures = [(part, pool.submit(run_part, part)) for part in parts]
-                digests = pool.map(file_digest, paths, chunksize=64)
-                for part, future in futures:
-                    future.result()
-                    progress.add(part.weight)
-                return list(digests)
-            except BrokenProcessPool as error:
-                raise DataError("a worker was killed, perhaps for want of memory; try fewer --workers") from error
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-
 def _merge(
     settings: PreprocessSettings, sources: list[Source], digests: list[str], parts: list[Part], work: Path
 ) -> tuple[dict[str, KindSummary], list[FinishedPart]]:
@@ -137,7 +106,7 @@ def _merge(
     return kinds, finished
 
 
-def _identity(settings: PreprocessSettings, finished: list[FinishedPart]) -> TokenizerIdentity:
+def _identity(settings: PreprocessSettings, finished: list[FinishedPart], num_compared_later: int) -> TokenizerIdentity:
     tokenizer = settings.tokenizer
     return TokenizerIdentity(
         path=str(tokenizer.folder),
@@ -146,7 +115,7 @@ def _identity(settings: PreprocessSettings, finished: list[FinishedPart]) -> Tok
         eos_id=tokenizer.eos_id,
         vocab_size=tokenizer.vocab_size,
         encoder=", ".join(sorted({part.result.encoder for part in finished})),
-        compared_texts=sum(part.result.num_compared for part in finished),
+        compared_texts=num_compared_later + sum(part.result.num_compared for part in finished),
     )
 
 

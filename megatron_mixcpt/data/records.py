@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_mixcpt.data.long_text import LongText
+
 REJECT_REASONS = {
     "invalid_json": "not a JSON object",
     "not_utf8": "not UTF-8",
@@ -49,7 +51,7 @@ class Message:
 class Document:
     """Raw text of the domain."""
 
-    text: str
+    text: str | LongText
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ def to_record(kind: str, row: Any, names: FieldNames) -> Record:
 
 
 def _document(row: Mapping[str, Any], names: FieldNames) -> Document:
-    return Document(_text(row, names.text))
+    value = lookup(row, names.text)
+    return Document(value if isinstance(value, LongText) else _text(row, names.text))
 
 
 def _conversation(row: Mapping[str, Any], names: FieldNames) -> Conversation:

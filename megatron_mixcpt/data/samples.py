@@ -12,6 +12,7 @@ from typing import Any
 from megatron_mixcpt.data.chat_templates import TemplateRule, strip_templates
 from megatron_mixcpt.data.decontaminate import TestSets
 from megatron_mixcpt.data.filters import RowFilter
+from megatron_mixcpt.data.long_text import LongText, slices
 from megatron_mixcpt.data.presets import preset_for
 from megatron_mixcpt.data.records import BadRecord, Record, to_record
 from megatron_mixcpt.data.settings import KindSettings, PreprocessSettings
@@ -30,7 +31,7 @@ DROP_REASONS = {
 
 
 ASCII_SPACE = " \t\n\r\x0b\x0c"
-HASHED_AT_ONCE = 1 << 20  # characters; a long text is not copied whole
+HASHED_AT_ONCE = 1 << 20  # characters
 
 
 class Dropped(Exception):
@@ -46,7 +47,7 @@ class Dropped(Exception):
 class Sample:
     """The text of a sample, and 128 bits that are the same for texts taken as equal."""
 
-    text: str
+    text: str | LongText
     digest: bytes
 
 
@@ -109,20 +110,23 @@ class SampleMaker:
         return Sample(text, digest[:16])
 
     @staticmethod
-    def _digest(text: str) -> bytes:
+    def _digest(text: str | LongText) -> bytes:
         """sha256 of a text less outer white space, with plain line ends. Raises BadRecord."""
-        if text.isspace():
-            raise BadRecord("empty", "the text is empty")
-        text = text.strip(ASCII_SPACE)
-        if "\r" in text:
-            text = text.replace("\r\n", "\n")
-        if not text:
-            raise BadRecord("empty", "the text is empty")
-        digest = hashlib.sha256()
-        for start in range(0, len(text), HASHED_AT_ONCE):
+        digest, space, has_begun, is_empty, place = hashlib.sha256(), "", False, True, 0
+        for piece in slices(text, HASHED_AT_ONCE):
+            found = space + piece if has_begun else piece.lstrip(ASCII_SPACE)
+            content = found.rstrip(ASCII_SPACE)
+            space = found[len(content) :]  # perhaps the text's end; else it is hashed with what follows
+            has_begun = has_begun or bool(content)
+            if "\r" in content:
+                content = content.replace("\r\n", "\n")
+            is_empty = is_empty and (not content or content.isspace())
             try:
-                digest.update(text[start : start + HASHED_AT_ONCE].encode("utf-8"))
+                digest.update(content.encode("utf-8"))
             except UnicodeEncodeError as error:
-                place = start + error.start + 1
-                raise BadRecord("lone_surrogate", f"character {place} is half of a surrogate pair") from error
+                detail = f"half of a surrogate pair near character {place + error.start + 1}"
+                raise BadRecord("lone_surrogate", detail) from error
+            place += len(piece)
+        if is_empty:
+            raise BadRecord("empty", "the text is empty")
         return digest.digest()

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from megatron_mixcpt.data.manifest import SourceSummary
-from megatron_mixcpt.data.part_worker import SAMPLE_TYPE, PartResult
+from megatron_mixcpt.data.part_files import SAMPLE_TYPE, PartResult
 from megatron_mixcpt.data.parts import Part
 from megatron_mixcpt.data.samples import DROP_REASONS
 from megatron_mixcpt.data.selection import REASONS

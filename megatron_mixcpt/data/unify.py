@@ -6,10 +6,11 @@ contents of the messages, the system's included, are joined with one newline. Me
 so that no text begins with a bare newline. The end of sequence after each sample is a token, added after encoding.
 """
 
+from megatron_mixcpt.data.long_text import LongText
 from megatron_mixcpt.data.records import Conversation, Document, Message, Record
 
 
-def unified_text(record: Record) -> str:
+def unified_text(record: Record) -> str | LongText:
     """The text that ``record`` contributes to continual pre-training."""
     if isinstance(record, Document):
         return record.text

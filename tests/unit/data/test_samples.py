@@ -8,7 +8,7 @@ import pytest
 
 from megatron_mixcpt.data.decontaminate import TestSets, read_test_sets
 from megatron_mixcpt.data.near_duplicates import find_near_duplicates, signature
-from megatron_mixcpt.data.part_worker import SAMPLE_TYPE
+from megatron_mixcpt.data.part_files import SAMPLE_TYPE
 from megatron_mixcpt.data.presets import PRESETS, preset_for
 from megatron_mixcpt.data.records import FieldNames
 from megatron_mixcpt.data.samples import Dropped, SampleMaker
