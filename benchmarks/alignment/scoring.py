@@ -53,7 +53,7 @@ def main() -> None:
     encoder = ChatEncoder(tokenizer, choose_template(tokenizer, settings.chat_template), settings.seq_length)
     makers = {kind: RecordMaker(kind, chosen, settings.template_rules) for kind, chosen in settings.kinds.items()}
     sizes = {"tp_size": arguments.tensor_model_parallel_size, "pp_size": arguments.pipeline_model_parallel_size}
-    runner = ForwardRunner(source, dtype=getattr(torch, settings.dtype), **sizes)
+    runner = ForwardRunner.start(source, dtype=getattr(torch, settings.dtype), **sizes)
 
     def read() -> list[NumberedRow]:
         rows: list[NumberedRow] = []

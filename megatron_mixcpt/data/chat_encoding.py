@@ -206,11 +206,16 @@ class ChatEncoder:
         return ids
 
     def _inside(self, text: str) -> list[int]:
-        """Encode text that stands within a sequence, without the blank that SentencePiece puts at a start."""
+        """Encode text that stands within a sequence, without the blank that SentencePiece puts at a start.
+
+        A control token before it says that it is no start; where the text itself holds such tokens' strings, which must
+        stay text, a newline says so, if it does not merge with what follows.
+        """
         if not self._marks_start:
             return self._plain(text)
-        ids = self._plain("\n" + text)
-        cut = len(self._newline)
+        if not self._special.find(text):
+            return self._tokenizer(self._tokenizer.eos_token + text, add_special_tokens=False)["input_ids"][1:]
+        ids, cut = self._plain("\n" + text), len(self._newline)
         return ids[cut:] if ids[:cut] == self._newline else self._plain(text)
 
     def _plain(self, text: str) -> list[int]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_mixcpt.data.chat_encoding import ChatEncoder, EncodedConversation, Refusal
 from megatron_mixcpt.data.chat_format import BUILT_IN_TEMPLATES, ChatTemplate, choose_template, load_tokenizer
@@ -201,3 +202,30 @@ def test_a_file_that_is_no_template_is_refused(tokenizer, tmp_path: Path, text, 
         (tmp_path / "mine.jinja").write_text(text)
     with pytest.raises(ConfigError, match=message):
         choose_template(tokenizer, str(tmp_path / "mine.jinja"))
+
+
+def sentencepiece_like_tokenizer() -> PreTrainedTokenizerFast:
+    """As Mistral's and Phi-3's: a blank is put before a text's start, and a control token swallows blanks after it."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(
+        ["Hi there\nIt is 4.\nAgain, it is what it is <|user|>\n<|assistant|>\n"] * 4, trainer
+    )
+    tokenizer.add_special_tokens([AddedToken("<|end|>", rstrip=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("end", ["eos_token", "'<|end|>'"])
+def test_a_tokenizer_that_marks_where_texts_start(end):
+    tokenizer = sentencepiece_like_tokenizer()
+    template = BUILT_IN_TEMPLATES["zephyr"].replace("eos_token", end)
+    chat = [Message("user", "Hi there"), Message("assistant", "It is 4."), Message("user", "Hi")]
+    chat.append(Message("assistant", "Again"))
+    expected = tokenizer.apply_chat_template(
+        [{"role": m.role, "content": m.content} for m in chat], chat_template=template, return_dict=False
+    )
+    encoded = encoder(tokenizer, template).encode_conversation(chat)
+    tokens = list(encoded.tokens)
+    assert tokens == expected[: len(tokens)]
+    assert tokenizer.convert_ids_to_tokens(expected[len(tokens) :]) in ([], ["▁\n"], ["\n"])
