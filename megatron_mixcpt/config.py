@@ -46,6 +46,10 @@ class MixCPTConfig:
     l2_coefficient: float = 1e-4
     """Factor of the squared distance to the original weights with --distillation l2."""
 
+    teacher_offload: Literal["none", "cpu"] = "none"
+    """cpu: keep the teacher's layers in host memory and bring each to the device while the one before it runs; the
+    device then holds two of them."""
+
     loss_chunk_tokens: int = 0
     """Compute the loss straight from hidden states and output weights, with the logits of so many tokens at a time
     (512 is a good choice): the memory of the logits no longer grows with the sequence. Default: 0, all logits at once,
@@ -60,6 +64,10 @@ class MixCPTConfig:
     """Parts of the run's tokens per kind, such as cpt=0.7,sft=0.2,dpo=0.1 (a kind that is not named: none). Default:
     each kind in proportion to its tokens. The run stays as long as --epochs makes it: small kinds are repeated, large
     ones cut."""
+
+    log_teacher_entropy: bool = False
+    """Report the entropy of the teacher's distribution as well: one more sum over the logits, four more bytes per token
+    in the loss's collective."""
 
     document_masking: bool = False
     """Keep attention within documents and let positions begin anew in each: a sequence's documents are read as if each
@@ -83,6 +91,11 @@ class MixCPTConfig:
                 "logits as they are, more flattens both distributions"
             )
         self._check_divergence_is_used()
+        if self.teacher_offload == "cpu" and not self.runs_teacher:
+            raise ConfigError(
+                f"--teacher-offload cpu: no teacher runs with --distillation {self.distillation}, --alpha {self.alpha} "
+                f"and --distillation-fraction {self.distillation_fraction}; leave the flag out"
+            )
         if self.loss_chunk_tokens < 0:
             raise ConfigError(
                 f"--loss-chunk-tokens {self.loss_chunk_tokens} is negative: give the number of tokens whose logits are "

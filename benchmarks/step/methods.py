@@ -188,7 +188,7 @@ def engine_head(student, teacher, targets) -> tuple[torch.Tensor, ...]:
 
     labels, loss_mask = targets.labels.transpose(0, 1).contiguous(), targets.loss_mask.transpose(0, 1)
     loss = vocab_parallel_cross_entropy(student.logits(), labels)
-    nothing = [torch.zeros_like(loss.detach())] * 5
+    nothing = [torch.zeros_like(loss.detach())] * 6
     return (loss * loss_mask).sum(), loss.detach(), loss.detach(), *nothing
 
 

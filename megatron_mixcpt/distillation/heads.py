@@ -35,6 +35,7 @@ class MixCPTHead:
         tp_group: the ranks that hold the vocabulary.
         divergence: between student and teacher, reverse (Eq. 6) or forward.
         temperature: of both models' distributions in the divergence.
+        teacher_entropy: also measure the entropy of the teacher's distribution.
         chunk_tokens: tokens whose logits are held at a time; 0: all of the microbatch's.
         sequence_parallel: whether hidden states are this rank's part of the sequence.
         gradient_accumulation_fusion: whether the engine's layers add weight gradients to ``main_grad`` themselves.
@@ -46,6 +47,7 @@ class MixCPTHead:
     tp_group: ProcessGroup
     divergence: Direction = "reverse"
     temperature: float = 1.0
+    teacher_entropy: bool = False
     chunk_tokens: int = 0
     sequence_parallel: bool = False
     gradient_accumulation_fusion: bool = False
@@ -110,4 +112,5 @@ class MixCPTHead:
             "tp_group": self.tp_group,
             "divergence": self.divergence,
             "temperature": self.temperature,
+            "teacher_entropy": self.teacher_entropy,
         }

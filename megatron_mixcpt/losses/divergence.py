@@ -11,11 +11,13 @@ class Divergence(NamedTuple):
     """KL(p || q) if reverse (the paper's), KL(q || p) if forward, between softmaxes of logits / temperature.
 
     p is the student's, q the teacher's after the swap. The divergence is multiplied by temperature^2, so that its
-    gradient keeps its size (Hinton et al. 2015, section 2). Next-token prediction is always at temperature 1.
+    gradient keeps its size (Hinton et al. 2015, section 2). Next-token prediction is always at temperature 1. With
+    `teacher_entropy` the entropy of q is measured as well, which takes one more sum.
     """
 
     direction: Direction = "reverse"
     temperature: float = 1.0
+    teacher_entropy: bool = False
 
     def check(self) -> "Divergence":
         """Itself, or ValueError if the direction is unknown or the temperature is not positive."""
@@ -31,7 +33,7 @@ class TokenStatistics(NamedTuple):
 
     Logits are less their model's maximum, which is the teacher's logit at `top_index`. Log-sums are those of logits
     divided by the temperature, `ntp_log_sum` the student's undivided. `mean_difference` is E_p[s - t], both divided by
-    the temperature, or E_q[t - s] for the forward divergence.
+    the temperature, or E_q[t - s] for the forward divergence. `teacher_entropy` is q's, in nats; 0 if not asked for.
     """
 
     student_max: Tensor
@@ -44,6 +46,7 @@ class TokenStatistics(NamedTuple):
     mean_difference: Tensor
     ntp_log_sum: Tensor
     top_index: Tensor
+    teacher_entropy: Tensor
 
 
 class GradientWeights(NamedTuple):

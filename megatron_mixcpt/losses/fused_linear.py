@@ -32,6 +32,7 @@ class FusedMixCPTLoss(NamedTuple):
     agreed: Tensor
     teacher_top: Tensor
     student_top: Tensor
+    teacher_entropy: Tensor
 
 
 class _Settings(NamedTuple):
@@ -62,6 +63,7 @@ def fused_linear_mixcpt_loss(
     chunk_tokens: int = CHUNK_TOKENS,
     divergence: Direction = "reverse",
     temperature: float = 1.0,
+    teacher_entropy: bool = False,
 ) -> FusedMixCPTLoss:
     """Sum over tokens of loss_mask * (alpha * NTP + (1 - alpha) * LSSD), logits being hidden states times weight.
 
@@ -78,13 +80,14 @@ def fused_linear_mixcpt_loss(
         gradient_accumulation_fusion: add the weight's gradient to `weight.main_grad`, if it has one, as the engine's
             layers do (`megatron/core/tensor_parallel/layers.py`), and leave `weight.grad` to the engine's hooks.
         chunk_tokens: tokens whose logits are held at a time.
-        alpha, tp_group, swap, vocab_size, distill_mask, divergence, temperature: as in `vocab_parallel_mixcpt_loss`.
+        alpha, tp_group, swap, vocab_size, distill_mask, divergence, temperature, teacher_entropy: as in
+            `vocab_parallel_mixcpt_loss`.
 
     Raises:
         ValueError: as `lssd.vocab_parallel_mixcpt_loss`.
     """
     options = {"alpha": alpha, "tp_group": tp_group, "swap": swap, "vocab_size": vocab_size}
-    options |= {"divergence": divergence, "temperature": temperature}
+    options |= {"divergence": divergence, "temperature": temperature, "teacher_entropy": teacher_entropy}
     settings = _Settings(options, tp_group, sequence_parallel, gradient_accumulation_fusion, chunk_tokens)
     mask = torch.ones_like(labels, dtype=torch.float32) if loss_mask is None else loss_mask.float()
     if distill_mask is not None:

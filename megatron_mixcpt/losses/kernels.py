@@ -44,8 +44,8 @@ def divergence_statistics(student: Tensor, teacher: Tensor, num_columns: int, ki
 
     Returns:
         student maximum, student sum, teacher maximum, teacher sum, cross sum (all float32 `[tokens]`, as defined by
-        `statistics.ColumnStatistics`), the column of the teacher's first largest logit, int64 `[tokens]`; and at a
-        temperature other than 1 `ntp_sum`.
+        `statistics.ColumnStatistics`), the column of the teacher's first largest logit, int64 `[tokens]`; at a
+        temperature other than 1 `ntp_sum`; and if the teacher's entropy is asked for `teacher_cross`.
     """
     return compiled.run(_divergence_reader(kind), (student, teacher), num_columns)
 
@@ -93,7 +93,7 @@ def _divergence_reader(kind: Divergence) -> compiled.RowFunction:
     def read(student: Tensor, teacher: Tensor, num_columns: int) -> tuple[Tensor, ...]:
         pairs = zip(_blocks(student, num_columns), _blocks(teacher, num_columns), strict=True)
         blocks = [_block_divergences(s.float(), t.float(), kind) for s, t in pairs]
-        student_maxima, student_sums, teacher_maxima, teacher_sums, cross_sums, *ntp_sums = _join_blocks(blocks)
+        student_maxima, student_sums, teacher_maxima, teacher_sums, cross_sums, *more_sums = _join_blocks(blocks)
         student_max, student_sum, student_weights = merge_exponentials(student_maxima, student_sums, scale)
         teacher_max, teacher_sum, teacher_weights = merge_exponentials(teacher_maxima, teacher_sums, scale)
         shift = scale * ((student_maxima - student_max) - (teacher_maxima - teacher_max))
@@ -102,8 +102,13 @@ def _divergence_reader(kind: Divergence) -> compiled.RowFunction:
         else:
             cross_sum = merge_cross_sums(teacher_weights, cross_sums, teacher_sums, -shift)
         top = _first_largest(teacher, teacher_maxima.argmax(0), num_columns)
-        ntp_sum = [merge_exponentials(student_maxima, sums)[1] for sums in ntp_sums]
-        return student_max, student_sum, teacher_max, teacher_sum, cross_sum, top, *ntp_sum
+        more = []
+        if kind.temperature != 1:
+            more.append(merge_exponentials(student_maxima, more_sums[0])[1])
+        if kind.teacher_entropy:
+            shift = scale * (teacher_maxima - teacher_max)
+            more.append(merge_cross_sums(teacher_weights, more_sums[-1], teacher_sums, shift))
+        return student_max, student_sum, teacher_max, teacher_sum, cross_sum, top, *more
 
     return read
 
@@ -111,14 +116,16 @@ def _divergence_reader(kind: Divergence) -> compiled.RowFunction:
 def _block_divergences(student: Tensor, teacher: Tensor, kind: Divergence) -> tuple[Tensor, ...]:
     student_max, teacher_max = student.amax(-1), teacher.amax(-1)
     student, teacher = student - student_max.unsqueeze(-1), teacher - teacher_max.unsqueeze(-1)
-    ntp_sum = ()
+    more = []
     if kind.temperature != 1:
-        ntp_sum = (student.exp().sum(-1),)
+        more.append(student.exp().sum(-1))
         student, teacher = student / kind.temperature, teacher / kind.temperature
     exp_student, exp_teacher = student.exp(), teacher.exp()
     reverse = kind.direction == "reverse"
     cross = exp_student * (student - teacher) if reverse else exp_teacher * (teacher - student)
-    return student_max, exp_student.sum(-1), teacher_max, exp_teacher.sum(-1), cross.sum(-1), *ntp_sum
+    if kind.teacher_entropy:
+        more.append((exp_teacher * teacher).sum(-1))
+    return student_max, exp_student.sum(-1), teacher_max, exp_teacher.sum(-1), cross.sum(-1), *more
 
 
 def _blocks(logits: Tensor, num_columns: int) -> list[Tensor]:

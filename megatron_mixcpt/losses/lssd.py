@@ -40,7 +40,7 @@ class MixCPTLoss(NamedTuple):
 
     Of what the loss is made of anyway: `swapped`, whether the teacher's top logit was exchanged; `agreed`, whether the
     student's largest logit is at the teacher's top token (both bool); and both models' probabilities of that token, at
-    the divergence's temperature, float32. Without a teacher they are 0.
+    the divergence's temperature, float32. `teacher_entropy` is 0 unless asked for. Without a teacher all are 0.
     """
 
     loss: Tensor
@@ -50,6 +50,7 @@ class MixCPTLoss(NamedTuple):
     agreed: Tensor
     teacher_top: Tensor
     student_top: Tensor
+    teacher_entropy: Tensor
 
 
 def vocab_parallel_mixcpt_loss(
@@ -65,6 +66,7 @@ def vocab_parallel_mixcpt_loss(
     distill_mask: Tensor | None = None,
     divergence: Direction = "reverse",
     temperature: float = 1.0,
+    teacher_entropy: bool = False,
 ) -> MixCPTLoss:
     """alpha * NTP + (1 - alpha) * LSSD of every token (Mix-CPT, Eq. 7), over a vocabulary sharded across `tp_group`.
 
@@ -86,17 +88,19 @@ def vocab_parallel_mixcpt_loss(
         distill_mask: bool, broadcast to the labels' shape (`[b]`: by sample). Where False, `loss` is `ntp`, `lssd` 0.
         divergence, temperature: what `lssd` is, see `Divergence`; the paper's is the reverse one at temperature 1.
             Other temperatures gather 40 bytes.
+        teacher_entropy: also measure the entropy of the teacher's distribution, before the swap, which gathers 4 bytes
+            more.
 
     Raises:
         ValueError: if the shapes do not fit one another, or `vocab_size` does not fit the logits; or of `Divergence`.
     """
-    kind = Divergence(divergence, temperature).check()
+    kind = Divergence(divergence, temperature, teacher_entropy).check()
     if teacher_logits is None:
         ntp = vocab_parallel_cross_entropy(
             student_logits, labels, tp_group=tp_group, inplace=inplace, vocab_size=vocab_size
         )
         none, no = torch.zeros_like(ntp.detach()), torch.zeros_like(labels, dtype=torch.bool)
-        return MixCPTLoss(ntp, ntp.detach(), none, no, no, none, none)
+        return MixCPTLoss(ntp, ntp.detach(), none, no, no, none, none, none)
     check_shapes(student_logits, labels)
     if teacher_logits.shape != student_logits.shape:
         shapes = tuple(teacher_logits.shape), tuple(student_logits.shape)
@@ -161,12 +165,12 @@ class _MixCPTLoss(torch.autograd.Function):
         return gradient, *[None] * 9
 
 
-def _top_token(token: TokenStatistics, kind: Divergence) -> tuple[Tensor, Tensor, Tensor]:
-    """`agreed`, `teacher_top` and `student_top` of `MixCPTLoss`."""
+def _top_token(token: TokenStatistics, kind: Divergence) -> tuple[Tensor, ...]:
+    """`agreed`, `teacher_top`, `student_top` and `teacher_entropy` of `MixCPTLoss`."""
     # Logits are less their model's maximum, which the teacher has there; a tie of the student's largest counts as one.
     agreed = token.student_top == 0
     student_top = (token.student_top / kind.temperature - token.student_log_sum).exp()
-    return agreed, (-token.teacher_log_sum).exp(), student_top
+    return agreed, (-token.teacher_log_sum).exp(), student_top, token.teacher_entropy
 
 
 def token_divergence(token: TokenStatistics, swapped: Tensor, kind: Divergence) -> Tensor:

@@ -1,7 +1,7 @@
 """What each rank's columns and the whole vocabulary say of a token: all that the distillation losses are made of.
 
-`ColumnStatistics` is what a rank sends, nine float32 numbers per token (ten at a temperature other than 1), and
-`divergence.TokenStatistics` what every rank makes of all of them.
+`ColumnStatistics` is what a rank sends, nine float32 numbers per token (one more at a temperature other than 1, and one
+more for the teacher's entropy), and `divergence.TokenStatistics` what every rank makes of all of them.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,8 @@ class ColumnStatistics(NamedTuple):
     that of exp(s') * (s' - t') with s' = (s - max s) / temperature and t' alike; for the forward divergence, of
     exp(t') * (t' - s'). `top_index` is the vocabulary index of the teacher's largest logit, the lowest index if several
     are equal, and `student_top` the student's logit there. `..._label` is the label's logit, 0 if it is not among these
-    columns. `ntp_sum` is the student's sum at temperature 1, None where `student_sum` is that.
+    columns. `ntp_sum` is the student's sum at temperature 1, None where `student_sum` is that; `teacher_cross` is the
+    sum of exp(t') * t', None where the teacher's entropy is not asked for.
     """
 
     student_max: Tensor
@@ -42,6 +43,7 @@ class ColumnStatistics(NamedTuple):
     student_top: Tensor
     top_index: Tensor
     ntp_sum: Tensor | None = None
+    teacher_cross: Tensor | None = None
 
 
 def token_statistics(
@@ -54,8 +56,9 @@ def token_statistics(
 ) -> TokenStatistics:
     """The statistics of the whole vocabulary, from this rank's logits `[tokens, columns]` and one all-gather."""
     local = _column_statistics(student, teacher, labels, shard, divergence)
-    everyone = gather([numbers for numbers in local if numbers is not None], tp_group)
-    return _merge(ColumnStatistics(*everyone), divergence)
+    sent = {name: numbers for name, numbers in local._asdict().items() if numbers is not None}
+    everyone = gather(list(sent.values()), tp_group)
+    return _merge(ColumnStatistics(**dict(zip(sent, everyone, strict=True))), divergence)
 
 
 def _column_statistics(
@@ -64,9 +67,10 @@ def _column_statistics(
     if not shard.num_columns:
         lowest, zero = student.new_tensor([LOWEST, 0.0], dtype=torch.float32).unsqueeze(1).expand(2, len(labels))
         ntp_sum = None if divergence.temperature == 1 else zero
-        return ColumnStatistics(lowest, zero, zero, lowest, zero, zero, zero, zero, zero.int(), ntp_sum)
+        teacher_cross = zero if divergence.teacher_entropy else None
+        return ColumnStatistics(lowest, zero, zero, lowest, zero, zero, zero, zero, zero.int(), ntp_sum, teacher_cross)
     statistics = kernels.divergence_statistics(student, teacher, shard.num_columns, divergence)
-    student_max, student_sum, teacher_max, teacher_sum, cross_sum, top, *ntp_sum = statistics
+    student_max, student_sum, teacher_max, teacher_sum, cross_sum, top, *more = statistics
     top_index = (top + shard.first).int()
     return ColumnStatistics(
         student_max=student_max,
@@ -78,7 +82,8 @@ def _column_statistics(
         cross_sum=cross_sum,
         student_top=logits_at(student, shard, top_index),
         top_index=top_index,
-        ntp_sum=ntp_sum[0] if ntp_sum else None,
+        ntp_sum=more[0] if divergence.temperature != 1 else None,
+        teacher_cross=more[-1] if divergence.teacher_entropy else None,
     )
 
 
@@ -96,6 +101,12 @@ def _merge(ranks: ColumnStatistics, divergence: Divergence) -> TokenStatistics:
         difference = merge_cross_sums(student_weights, ranks.cross_sum, ranks.student_sum, shift) / student_sum
     else:
         difference = merge_cross_sums(teacher_weights, ranks.cross_sum, ranks.teacher_sum, -shift) / teacher_sum
+    entropy = torch.zeros_like(teacher_sum)
+    if ranks.teacher_cross is not None:
+        # A rank without columns, whose weight is 0, is as far away as float32 goes, or further.
+        shift = torch.where(teacher_weights == 0, 0.0, scale * (ranks.teacher_max - teacher_max))
+        mean = merge_cross_sums(teacher_weights, ranks.teacher_cross, ranks.teacher_sum, shift) / teacher_sum
+        entropy = teacher_sum.log() - mean
     # Of equal maxima argmax takes the first, the rank with the lowest columns.
     owner = ranks.teacher_max.argmax(0, keepdim=True)
     return TokenStatistics(
@@ -109,4 +120,5 @@ def _merge(ranks: ColumnStatistics, divergence: Divergence) -> TokenStatistics:
         mean_difference=difference,
         ntp_log_sum=ntp_sum.log(),
         top_index=ranks.top_index.gather(0, owner).squeeze(0),
+        teacher_entropy=entropy,
     )

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         build_head=functools.partial(build_head, run),
         load_weights=functools.partial(load_weights, run),
     )
+    model_config.offload_teacher = config.teacher_offload == "cpu"
     if args.save and args.rank == 0:
         copy_hf_metadata(run.student.folder, args.save, run.student)
     datasets = dataset_provider(args, run.manifest, run.plan)
@@ -67,6 +68,7 @@ def build_head(run: Run, groups: ProcessGroupCollection) -> MixCPTHead:
         tp_group=groups.tp,
         divergence=config.divergence,
         temperature=config.distillation_temperature,
+        teacher_entropy=config.log_teacher_entropy,
         chunk_tokens=config.loss_chunk_tokens,
         sequence_parallel=args.sequence_parallel,
         gradient_accumulation_fusion=args.gradient_accumulation_fusion,
@@ -124,6 +126,7 @@ def forward_step_func(
             batch.loss_mask,
             batch.distill_mask,
             with_teacher=config.runs_teacher,
+            with_entropy=config.log_teacher_entropy,
             kinds=kinds if training else (),
             kind=batch.kind,
             penalty=penalty,

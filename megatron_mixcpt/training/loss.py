@@ -22,6 +22,7 @@ def mixcpt_loss_func(
     output: tuple[Tensor, ...],
     *,
     with_teacher: bool,
+    with_entropy: bool = False,
     kinds: Sequence[str] = (),
     kind: Tensor | None = None,
     penalty: Callable[[], Tensor] | None = None,
@@ -33,6 +34,7 @@ def mixcpt_loss_func(
         distill_mask: bool [b, s], or None where no token is distilled.
         output: the fields of :class:`FusedMixCPTLoss`: the summed loss, and what each token adds to it [s, b].
         with_teacher: whether any token of the run is distilled, and its statistics are reported.
+        with_entropy: whether the teacher's entropy was measured, too.
         kinds: names of the kinds of data whose divergences are reported one by one.
         kind: int64 [b], each sample's place in ``kinds``.
         penalty: returns what to add to the reported sum of the loss, a scalar; its gradient is accounted for elsewhere.
@@ -55,6 +57,8 @@ def mixcpt_loss_func(
         report["top-1 agreement"] = _mean(losses.agreed, distilled)
         report["teacher top-1 probability"] = _mean(losses.teacher_top, distilled)
         report["student top-1 probability"] = _mean(losses.student_top, distilled)
+        if with_entropy:
+            report["teacher entropy"] = _mean(losses.teacher_entropy, distilled)
         for place, name in enumerate(kinds):
             report[f"lssd loss {name}"] = _mean(losses.lssd, distilled * (kind == place))
     return losses.loss_sum, num_tokens.to(torch.int32), report

@@ -10,6 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
+from megatron_mixcpt.distillation.offload import offload_layers
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 
 
@@ -21,6 +22,9 @@ class StudentTeacherModelConfig(GPTModelConfig):
 
     holds_teacher: bool = False
     """Build the frozen teacher's stage beside the student's."""
+
+    offload_teacher: bool = False
+    """Keep the teacher's layers in host memory."""
 
     build_head: Callable[[ProcessGroupCollection], Head] | None = None
     """Makes the last stage's head."""
@@ -43,6 +47,8 @@ class StudentTeacherModelBuilder(GPTModelBuilder):
         teacher = GPTModelBuilder(_frozen(config)).build_model(*stage) if config.holds_teacher else None
         if teacher is not None:
             _freeze(teacher)
+            if config.offload_teacher:
+                offload_layers(teacher, teacher.decoder.layers, torch.cuda.current_device())
         return StudentTeacherModel(student, teacher, config.build_head(pg_collection))
 
 
@@ -50,6 +56,8 @@ def _frozen(config: StudentTeacherModelConfig) -> StudentTeacherModelConfig:
     """The configuration without what only a backward pass needs: to the teacher, recomputation is waste."""
     transformer = copy.copy(config.transformer)
     transformer.recompute_granularity = None
+    if config.offload_teacher:
+        transformer.use_cpu_initialization = True  # the device never holds all of it
     frozen = copy.copy(config)
     object.__setattr__(frozen, "transformer", transformer)
     return frozen

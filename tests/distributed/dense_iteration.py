@@ -81,6 +81,7 @@ def expected_first_iteration(
         "lssd loss": lssd.mean().item(),
         "top-1 agreement": (logits.argmax(-1, keepdim=True) == top).double().mean().item(),
         "teacher top-1 probability": (original / temperature).softmax(-1).amax(-1).mean().item(),
+        "teacher entropy": torch.distributions.Categorical(logits=original / temperature).entropy().mean().item(),
         "student top-1 probability": warm.gather(-1, top).exp().mean().item(),
         "swapped fraction": (label != top).double().mean().item(),
         "grad-norm": torch.stack([parameter.grad.norm() for parameter in student.parameters()]).norm().item(),

@@ -59,11 +59,20 @@ def test_kd_leaves_the_teacher_as_it_is(world: Path, tmp_path: Path) -> None:
     assert curves["loss"][0] == pytest.approx(0.8 * curves["ntp loss"][0] + 0.2 * curves["lssd loss"][0], rel=1e-6)
 
 
+def test_teacher_in_host_memory_is_the_same_teacher(world: Path, tmp_path: Path) -> None:
+    argv = [*flags(world, iterations=2), *PP2_INTERLEAVED]
+    expected = train(2, argv, tmp_path / "device")
+    curves = train(2, [*argv, "--teacher-offload", "cpu"], tmp_path / "host")
+    for key in ("loss", "lssd loss", "grad-norm"):
+        assert curves[key] == expected[key], key
+
+
 @pytest.mark.parametrize("divergence", ["reverse", "forward"])
 def test_divergence_and_temperature_are_those_of_a_dense_iteration(
     divergence: str, world: Path, tmp_path: Path
 ) -> None:
     argv = [*flags(world, iterations=1), "--divergence", divergence, "--distillation-temperature", "2"]
+    argv.append("--log-teacher-entropy")
     curves = train(2, [*argv, *TP2_SP], tmp_path)
     expected = expected_first_iteration(world, "llama", forward_divergence=divergence == "forward", temperature=2.0)
     for key, value in expected.items():

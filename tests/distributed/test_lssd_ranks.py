@@ -36,10 +36,13 @@ def check_shard(student, teacher, labels, mask, columns: int, dtype: torch.dtype
     group, rank = dist.group.WORLD, dist.get_rank()
     vocab_size, width = student.size(1), columns * dist.get_world_size()
     mine = slice(rank * columns, (rank + 1) * columns)
+    expected_entropy = torch.distributions.Categorical(logits=teacher.double()).entropy()
     shard = pad(student, width, 1e4)[:, mine].to(dtype).contiguous().requires_grad_()
     teacher = pad(teacher, width, float("nan"))[:, mine].to(dtype).contiguous()
-    result = vocab_parallel_mixcpt_loss(shard, teacher, labels, alpha=ALPHA, tp_group=group, vocab_size=vocab_size)
+    options = {"vocab_size": vocab_size, "teacher_entropy": True}
+    result = vocab_parallel_mixcpt_loss(shard, teacher, labels, alpha=ALPHA, tp_group=group, **options)
     (gradient,) = torch.autograd.grad((result.loss * mask).sum(), shard)
+    torch.testing.assert_close(result.teacher_entropy.double(), expected_entropy, **TOLERANCE)
     for name in ("loss", "ntp", "lssd", "teacher_top", "student_top"):
         torch.testing.assert_close(getattr(result, name).double(), getattr(expected, name), **TOLERANCE, msg=name)
     assert torch.equal(result.swapped, expected.swapped) and torch.equal(result.agreed, expected.agreed)

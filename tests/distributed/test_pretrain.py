@@ -47,7 +47,10 @@ def single(world: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_first_iteration_is_that_of_transformers(architecture: str, world: Path, single) -> None:
     curves = single(architecture)
+    assert "teacher entropy" not in curves
     for key, expected in expected_first_iteration(world, architecture).items():
+        if key == "teacher entropy":  # on request only
+            continue
         assert curves[key][0] == pytest.approx(expected, rel=2e-4), key
 
 

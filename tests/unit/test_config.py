@@ -16,6 +16,7 @@ FOLDERS = {"hf_model": "model", "mixture": "mixture"}
         ({"alpha": 1.5}, r"--alpha 1.5 is outside \[0, 1\]"),
         ({"distillation_fraction": -0.1}, "--distillation-fraction -0.1 is outside"),
         ({"l2_coefficient": -1.0}, "--l2-coefficient -1.0 is negative"),
+        ({"teacher_offload": "cpu", "distillation": "l2"}, "--teacher-offload cpu: no teacher runs with .* l2"),
         ({"loss_chunk_tokens": -1}, "--loss-chunk-tokens -1 is negative"),
         ({"distillation_temperature": 0.0}, "--distillation-temperature 0.0 is no positive number"),
         ({"distillation_temperature": float("nan")}, "--distillation-temperature nan is no positive number"),
@@ -31,6 +32,7 @@ def test_refuses(wrong: dict, message: str) -> None:
 def test_takes_the_ends() -> None:
     MixCPTConfig(**FOLDERS, alpha=0.0, distillation_fraction=1.0, l2_coefficient=0.0)
     MixCPTConfig(**FOLDERS, alpha=1.0, distillation_fraction=0.0)
+    MixCPTConfig(**FOLDERS, teacher_offload="cpu")
     MixCPTConfig(**FOLDERS, distillation="kd", divergence="forward", distillation_temperature=0.5)
     MixCPTConfig(**FOLDERS, distillation="l2", divergence="reverse", distillation_temperature=1.0)
 

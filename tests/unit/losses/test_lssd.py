@@ -93,6 +93,18 @@ def test_worked_case() -> None:
     assert result.swapped.tolist() == [True]
 
 
+@pytest.mark.parametrize(("divergence", "temperature"), [("reverse", 1.0), ("forward", 0.5), ("reverse", 2.0)])
+def test_teacher_entropy_on_request(divergence: str, temperature: float) -> None:
+    student, teacher, labels = sample()
+    options = {"divergence": divergence, "temperature": temperature}
+    result, gradient = run(student, teacher, labels, **options, teacher_entropy=True)
+    log_q = (teacher.double() / temperature).log_softmax(-1)
+    torch.testing.assert_close(result.teacher_entropy.double(), -(log_q.exp() * log_q).sum(-1), **TOLERANCE)
+    without, expected_gradient = run(student, teacher, labels, **options)
+    assert torch.equal(result.loss, without.loss) and torch.equal(gradient, expected_gradient)
+    assert not without.teacher_entropy.any()
+
+
 def test_shapes_and_what_carries_a_gradient() -> None:
     student, teacher, labels = sample(12)
     student = student.requires_grad_()
@@ -100,7 +112,7 @@ def test_shapes_and_what_carries_a_gradient() -> None:
         student.view(3, 4, -1), teacher.view(3, 4, -1), labels.view(3, 4), alpha=ALPHA, tp_group=None
     )
     assert all(part.shape == (3, 4) for part in result)
-    assert [part.requires_grad for part in result] == [True] + [False] * 6
+    assert [part.requires_grad for part in result] == [True] + [False] * 7
     assert result.swapped.dtype == torch.bool
 
 
