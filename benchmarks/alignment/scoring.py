@@ -77,6 +77,8 @@ def main() -> None:
     for _ in range(arguments.repeats):
         plain.append(seconds(lambda: runner.sequence_log_probs(rows, settings.batch_tokens)))
         scoring.append(seconds(score))
+        if runner.is_writer:
+            print(f"scoring {scoring[-1]:.2f} s, plain evaluation {plain[-1]:.2f} s", flush=True)
     if runner.is_writer:
         ratios = [first / second for first, second in zip(scoring, plain, strict=True)]
         print(f"{len(pairs)} samples, {num_tokens:,} tokens, {settings.dtype}, torch {torch.__version__}")

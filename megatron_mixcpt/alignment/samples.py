@@ -44,7 +44,9 @@ class Sample:
         return {"kind": self.kind, "source": self.source, "line": self.line}
 
 
-def read_parts(sources: list[Source], makers: dict[str, RecordMaker], settings: ScoreSettings) -> Iterator[list]:
+def read_parts(
+    sources: list[Source], makers: dict[str, RecordMaker], settings: ScoreSettings
+) -> Iterator[list[NumberedRow]]:
     """Lists of at most ``PART_SAMPLES`` :class:`NumberedRow`, in the order of the input, without blank lines."""
     part: list[NumberedRow] = []
     for source in sources:
