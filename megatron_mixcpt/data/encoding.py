@@ -184,7 +184,7 @@ class CheckedEncoder:
 def _excerpt(text: str | LongText, position: int) -> str:
     if isinstance(text, str) and len(text) <= EXCERPT_CHARACTERS:
         return text
-    start = position % (len(text) - EXCERPT_CHARACTERS)
+    start = position % max(1, len(text) - EXCERPT_CHARACTERS)
     if isinstance(text, str):
         return text[start : start + EXCERPT_CHARACTERS]
     number, inside = divmod(start, PIECE_CHARACTERS)

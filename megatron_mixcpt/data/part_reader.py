@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from megatron_mixcpt.data.decontaminate import read_test_sets
+from megatron_mixcpt.data.long_text import LongText
 from megatron_mixcpt.data.part_files import SegmentCounts
 from megatron_mixcpt.data.parts import Part, Segment
 from megatron_mixcpt.data.readers import Row, is_blank, parse, read_blocks, record_fields
@@ -18,7 +19,7 @@ BATCH_CHARACTERS = 1 << 17  # small enough that texts and tokens are still in th
 BATCH_TEXTS = 1024
 
 Batch = list[tuple[int, Sample]]
-"""Lines, counted within a segment from 1, and their samples. Only the last is perhaps longer than a batch's limit."""
+"""Lines, counted within a segment from 1, and their samples. Only the last is perhaps a long text."""
 
 
 class PartReader:
@@ -49,8 +50,9 @@ class PartReader:
             for line, sample in self._samples(index, segment, segments[-1], rejects):
                 batch.append((line, sample))
                 size += len(sample.text)
+                is_full = size >= BATCH_CHARACTERS or len(batch) >= BATCH_TEXTS or isinstance(sample.text, LongText)
                 del sample
-                if size >= BATCH_CHARACTERS or len(batch) >= BATCH_TEXTS:
+                if is_full:
                     yield batch
                     batch, size = [], 0
             if batch:

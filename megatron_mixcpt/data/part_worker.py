@@ -98,7 +98,7 @@ class PartWorker:
 
     def _write_tokens(self, texts: list[str | LongText], file: BinaryIO) -> list[int]:
         """Encode and write texts, each with its end of sequence, and return how many tokens each of them is."""
-        if len(texts[-1]) <= PIECE_CHARACTERS:
+        if isinstance(texts[-1], str) and len(texts[-1]) <= PIECE_CHARACTERS:
             return self._write_short(texts, file)
         lengths = self._write_short(texts[:-1], file) if len(texts) > 1 else []
         num_tokens = 1

@@ -55,22 +55,22 @@ def encode_word(
     ``encode`` gives the ids of a short text, ``token_string`` a token as the vocabulary writes it, in which ASCII
     letters stand for themselves. Cuts only within runs of these; where there are none the rest is encoded whole.
     """
-    start, ids = 0, encode(text[: (end := _stretch_end(text, 0))])
+    start, ids = 0, encode(text[: (end := _stretch_end(text, 0, STRETCH_CHARACTERS))])
     while end < len(text):
         for num_left, cut in _cuts(text, start, end, ids, token_string):
-            next_end = _stretch_end(text, cut)
+            next_end = _stretch_end(text, cut, STRETCH_CHARACTERS)
             next_ids = encode(text[cut:next_end])
             if next_ids[0] == ids[-num_left]:
                 yield ids[:-num_left]
                 start, end, ids = cut, next_end, next_ids
                 break
         else:
-            end = _stretch_end(text, start, at_least=2 * (end - start))
+            end = _stretch_end(text, start, 2 * (end - start))
             ids = encode(text[start:end])
     yield ids
 
 
-def _stretch_end(text: str, start: int, at_least: int = STRETCH_CHARACTERS) -> int:
+def _stretch_end(text: str, start: int, at_least: int) -> int:
     """Where a stretch from ``start`` may end: inside a run of letters that reaches far to both sides, or at the end."""
     end = start + at_least
     while end < len(text):

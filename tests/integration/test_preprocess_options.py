@@ -93,6 +93,39 @@ def test_wrong_fast_encoder_is_replaced_for_the_whole_run(
         assert manifest.kinds["cpt"].bin_sha256 == expected.kinds["cpt"].bin_sha256
 
 
+def test_the_first_thousand_texts_are_compared_wherever_parts_end(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch
+) -> None:
+    data = write(tmp_path / "a.jsonl", *({"text": f"the fox {number}, the dog"} for number in range(1500)))
+    monkeypatch.setattr(parts, "PART_BYTES", 10_000)
+    monkeypatch.setattr("megatron_mixcpt.data.part_worker.COMPARED_SHARE", 0.0)
+    for workers in (1, 2):
+        manifest = run(tokenizer_dir, tmp_path / f"out{workers}", "--cpt", data, workers=workers)
+        assert manifest.tokenizer.compared_texts == 1000
+
+
+def test_long_documents_give_the_same_bytes(tokenizer_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    texts = ["the fox, é 你好🙂 <|im_end|> the dog\r\n" * 80, "theword" * 600, "short", " \n" * 900]
+    data = write(tmp_path / "a.jsonl", *({"text": text, "more": [text]} for text in texts))
+    (tmp_path / "b.txt").write_bytes(texts[0][::-1].encode())
+    table = pa.table({"text": [text[:-1] for text in texts[:3]], "number": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    given = ["--cpt", data, tmp_path / "b.txt", tmp_path / "c.parquet", "--on-bad-record", "skip"]
+    expected = run(tokenizer_dir, tmp_path / "expected", *given).kinds["cpt"]
+    for name, value in (
+        ("long_text.LONG_BYTES", 100),
+        ("long_text.PLAIN_PIECE_BYTES", 64),
+        ("readers.LONG_BYTES", 100),
+        ("tables.LONG_BYTES", 100),
+        ("encoding.PIECE_CHARACTERS", 100),
+        ("part_worker.PIECE_CHARACTERS", 100),
+        ("samples.HASHED_AT_ONCE", 50),
+    ):
+        monkeypatch.setattr(f"megatron_mixcpt.data.{name}", value)
+    found = run(tokenizer_dir, tmp_path / "found", *given).kinds["cpt"]
+    assert found == expected and expected.samples == 6 and expected.rejects == {"empty": 1, "duplicate": 1}
+
+
 def test_text_without_tokens_is_counted(tmp_path: Path) -> None:
     lacking = save_tiny_tokenizer(tmp_path / "lacking", all_bytes=False)
     data = write(tmp_path / "a.jsonl", {"text": "the fox"}, {"text": "bell \x07"})

@@ -1,6 +1,6 @@
 """Kill the preprocessing at random moments and see that it always ends with the same bytes.
 
-    python benchmarks/data/kill_and_resume.py --tokenizer models/SmolLM2-135M --input corpus.jsonl [--kills 50]
+    python benchmarks/preprocess/kill_and_resume.py --tokenizer models/SmolLM2-135M --input corpus.jsonl [--kills 50]
 
 Runs once undisturbed, then starts the same again and again, with one to three workers in turn, kills the main process
 (SIGKILL) up to five times at random moments, and then lets it come to its end and compares the output with the

@@ -1,0 +1,52 @@
+"""Runs a command and says what it took: seconds of processor and wall, and memory, of it and its children."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Measured(NamedTuple):
+    """What a command took."""
+
+    cpu: float
+    """Processor seconds, of all processes."""
+    wall: float
+    """Seconds from start to end."""
+    memory: float
+    """The largest sum of proportional set sizes seen, in MiB."""
+
+
+def measure(command: list[str], output: Path) -> Measured:
+    """Run a command after deleting ``output``. Exits where it fails."""
+    shutil.rmtree(output, ignore_errors=True)
+    environment = os.environ | {
+        "RAYON_NUM_THREADS": "1",
+        "FASTOKENS_BPE_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+    }
+    before, started, memory = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0.0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
+        while process.poll() is None:
+            memory = max(memory, memory_of(process.pid))
+            time.sleep(0.05)
+        errors = process.stderr.read().decode()
+    if process.returncode != 0:
+        sys.exit(f"failed: {' '.join(command)}\n{errors}")
+    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - started
+    return Measured(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall, memory)
+
+
+def memory_of(pid: int) -> float:
+    """Proportional set size in MiB of a process and its children."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        sizes = [Path(f"/proc/{each}/smaps_rollup").read_text() for each in (pid, *children)]
+    except OSError:
+        return 0.0
+    return sum(int(size.partition("Pss:")[2].split()[0]) for size in sizes) / 1024
