@@ -4,7 +4,8 @@
     python benchmarks/step/methods.py --layouts tp1 --profile             # and where the time goes
 
 One process group trains one model; each round takes one training step by every method in turn, so that a slow moment of
-the machine hits them alike, and the ratios are medians over rounds of steps beside one another:
+the machine hits them alike, and the ratios are medians over rounds of steps beside one another, of wall time and of all
+ranks' processor time (which waiting for other programs does not count in):
 
 engine  the engine's own next-token loss, no teacher: Megatron's plain pre-training
 none    `--distillation none`
@@ -89,15 +90,19 @@ def measure_layout(layout: str, options: argparse.Namespace, folder: Path, cores
     call = argv, cores // world_size, options.rounds, options.profile, str(result)
     run_distributed(train_rank, world_size, *call, cpu_emulation=True, timeout_s=1800.0)
     times = json.loads(result.read_text())
-    for name, seconds in times.items():
-        ratios = sorted(mine / engine for mine, engine in zip(seconds, times["engine"], strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        to_none = statistics.median(mine / none for mine, none in zip(seconds, times["none"], strict=True))
+    for name, steps in times.items():
+        wall = statistics.median(wall_s for wall_s, _ in steps)
+        to_engine, to_none = (ratio_text(steps, times[other]) for other in ("engine", "none"))
         print(
-            f"{layout} {name:7} {statistics.median(seconds):6.3f} s a step | to the engine's loss "
-            f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}) | to none {to_none:.3f}",
-            flush=True,
+            f"{layout} {name:7} {wall:6.3f} s a step | to the engine's loss {to_engine} | to none {to_none}", flush=True
         )
+
+
+def ratio_text(steps: list[tuple[float, float]], others: list[tuple[float, float]]) -> str:
+    """Medians of the ratios of wall time, with quartiles, and of processor time."""
+    wall, cpu = (sorted(mine[i] / other[i] for mine, other in zip(steps, others, strict=True)) for i in (0, 1))
+    spread = f"({wall[len(wall) // 4]:.3f} to {wall[-1 - len(wall) // 4]:.3f})"
+    return f"{statistics.median(wall):.3f} {spread} processor {statistics.median(cpu):.3f}"
 
 
 def train_rank(argv: list[str], num_threads: int, num_rounds: int, profile: bool, result: str) -> None:
@@ -118,12 +123,12 @@ def train_rank(argv: list[str], num_threads: int, num_rounds: int, profile: bool
     cpt.main(argv)
     if dist.get_rank() == 0:
         steps.print_profiles()
-        times = {name: seconds[1 : num_rounds + 1] for name, seconds in steps.seconds.items()}
+        times = {name: taken[1 : num_rounds + 1] for name, taken in steps.seconds.items()}
         Path(result).write_text(json.dumps(times))
 
 
 class MethodsInTurn:
-    """The engine's training step, by another method each time, and what it took.
+    """The engine's training step, by another method each time, and what it took: wall and processor seconds.
 
     Args:
         train_step: the engine's.
@@ -134,7 +139,7 @@ class MethodsInTurn:
     def __init__(self, train_step: Callable, config: Callable, profiled_round: int | None) -> None:
         self.train_step = train_step
         self.config = config
-        self.seconds: dict[str, list[float]] = {name: [] for name in FRACTIONS}
+        self.seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in FRACTIONS}
         self.profiles: dict[str, torch.profiler.profile] = {}
         self.profiled_round = profiled_round
         self._trained_head = None
@@ -149,10 +154,13 @@ class MethodsInTurn:
         profile = len(self.seconds[name]) == self.profiled_round
         with torch.profiler.profile() if profile else contextlib.nullcontext() as recorded:
             dist.barrier()
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             result = self.train_step(*args, p2p_communicator=p2p_communicator, **kwargs)
+            cpu = torch.tensor(time.process_time() - cpu, dtype=torch.float64)
             dist.barrier()
-            self.seconds[name].append(time.perf_counter() - start)
+            wall = time.perf_counter() - wall
+            dist.all_reduce(cpu)
+            self.seconds[name].append((wall, cpu.item()))
         if profile:
             self.profiles[name] = recorded
         return result

@@ -52,9 +52,10 @@ def main() -> None:
             for name in results:
                 results[name].append(run_program(name, world, options, Path(folder) / "result.json"))
     for name, runs in results.items():
-        seconds = sorted(step for run in runs for step in run["seconds"])
+        wall, cpu = (sorted(step[i] for run in runs for step in run["seconds"]) for i in (0, 1))
         print(
-            f"{name:9} {statistics.median(seconds):6.2f} s a step ({seconds[0]:.2f} to {seconds[-1]:.2f}) | "
+            f"{name:9} {statistics.median(wall):6.2f} s a step ({wall[0]:.2f} to {wall[-1]:.2f}) | "
+            f"processor {statistics.median(cpu):6.2f} s ({cpu[0]:.2f} to {cpu[-1]:.2f}) | "
             f"peak {max(run['peak'] for run in runs) / 2**20:,.0f} MiB",
             flush=True,
         )
@@ -79,13 +80,13 @@ def run_rank(name: str, model: str, mixture: str, options: dict, num_threads: in
     Path(result).write_text(json.dumps({"seconds": seconds[1:], "peak": peak_memory()}))
 
 
-def train_ours(model: str, mixture: str, options: dict, steps: int) -> list[float]:
-    """Seconds of each of the engine's training steps."""
+def train_ours(model: str, mixture: str, options: dict, steps: int) -> list[tuple[float, float]]:
+    """Wall and processor seconds of each of the engine's training steps."""
     from megatron.training import training
 
     from megatron_mixcpt.training import cpt
 
-    seconds = []
+    seconds: list[tuple[float, float]] = []
     training.train_step = timed(training.train_step, seconds)
     cpt.main(
         [
@@ -97,20 +98,20 @@ def train_ours(model: str, mixture: str, options: dict, steps: int) -> list[floa
     return seconds
 
 
-def timed(step: Callable, seconds: list[float]) -> Callable:
-    """``step``, adding what each call takes to ``seconds``."""
+def timed(step: Callable, seconds: list[tuple[float, float]]) -> Callable:
+    """``step``, adding what each call takes to ``seconds``, on the wall clock and in processor time."""
 
     def call(*args, **kwargs):
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         result = step(*args, **kwargs)
-        seconds.append(time.perf_counter() - start)
+        seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
         return result
 
     return call
 
 
-def train_with_transformers(model: str, options: dict, steps: int, *, autocast: bool) -> list[float]:
-    """Seconds of each step of a loop written down in ten lines."""
+def train_with_transformers(model: str, options: dict, steps: int, *, autocast: bool) -> list[tuple[float, float]]:
+    """Wall and processor seconds of each step of a loop written down in ten lines."""
     from transformers import AutoModelForCausalLM
 
     dtype = torch.float32 if autocast else torch.bfloat16
@@ -131,7 +132,7 @@ def train_with_transformers(model: str, options: dict, steps: int, *, autocast: 
         optimizer.step()
         optimizer.zero_grad()
 
-    seconds: list[float] = []
+    seconds: list[tuple[float, float]] = []
     for _ in range(steps):
         timed(step, seconds)()
     return seconds
