@@ -20,19 +20,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out="${QUICKSTART_OUTPUT:-outputs/quickstart}"
-ranks=2
 export CUDA_VISIBLE_DEVICES='' HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 stages=(model domain mixture training export report)
+source examples/quickstart/stages.sh
 model="$out/smollm2-135m" domain="$out/domain.jsonl" heldout="$out/domain_heldout.jsonl" mixture="$out/mixture"
 checkpoint="$out/checkpoint" exported="$out/mixcpt-hf" report="$out/report.txt"
-
-# bfloat16 where the CPU multiplies in it; elsewhere it is emulated, and several times slower than float32.
-if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
-    dtype=bfloat16 precision=(--bf16)
-else
-    dtype=float32 precision=()
-fi
 
 model() { python examples/quickstart/fetch_model.py --save "$model"; }
 
@@ -44,20 +37,11 @@ mixture() {
 }
 
 training() {
-    local log="$out/training.log" threads=$(($(nproc) / ranks))
-    # Of the engine's lines: the figures of each iteration, without those that do not change, and the user's errors.
-    local progress='s/^.* iteration +([0-9]+)\/ +([0-9]+) .*\| (loss: .*tokens per second: [^ ]+) .*/iteration \1 of \2 | \3/p; /^error:/p'
-    echo "every line of the log: $log"
-    OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) torchrun --nproc-per-node "$ranks" tools/pretrain_mixcpt.py \
+    train "$out/training.log" tools/pretrain_mixcpt.py \
         --hf-model "$model" --mixture "$mixture" --save "$checkpoint" --save-interval 1000 \
-        --pipeline-model-parallel-size 2 "${precision[@]}" --seq-length 512 \
-        --micro-batch-size 1 --global-batch-size 8 --alpha 0.8 \
+        --seq-length 512 --micro-batch-size 1 --global-batch-size 8 --alpha 0.8 \
         --lr 1e-4 --min-lr 1e-5 --lr-decay-style cosine --lr-warmup-fraction 0.1 --clip-grad 1.0 --weight-decay 0.1 \
-        --log-interval 1 --eval-iters 0 --tensorboard-dir "$out/tensorboard" "${training_flags[@]}" 2>&1 |
-        tee "$log" | sed --unbuffered --quiet --regexp-extended "$progress" || {
-        grep -q '^error:' "$log" || sed -n '/Traceback/,$p' "$log" | head -n 60 >&2
-        return 1
-    }
+        --log-interval 1 --eval-iters 0 --tensorboard-dir "$out/tensorboard" "${training_flags[@]}"
 }
 
 export_model() { python tools/convert_to_hf.py --load "$checkpoint" --save "$exported"; }
@@ -67,30 +51,10 @@ report() {
         --text "Python code=$heldout" --text "general English=examples/data/general_english.jsonl"
 }
 
-# run STAGE FUNCTION OUTPUT: does nothing where the stage is marked as done. A stage that runs makes the later ones stale.
-run() {
-    local stage="$1" function="$2" output="$3" started=$SECONDS later
-    number=$((number + 1))
-    if [ -f "$out/.done-$stage" ] && [ -e "$output" ]; then
-        printf '\n[%d/%d] %s: done before, see %s\n' "$number" "${#stages[@]}" "$stage" "$output"
-        return
-    fi
-    for later in "${stages[@]:number-1}"; do rm -f "$out/.done-$later"; done
-    rm -rf "$output"
-    printf '\n[%d/%d] %s\n' "$number" "${#stages[@]}" "$stage"
-    if ! "$function"; then
-        printf 'error: stage "%s" failed (its message is above); mend it and run this again, the stages before it are kept\n' "$stage" >&2
-        exit 1
-    fi
-    touch "$out/.done-$stage"
-    printf '[%d/%d] %s: %d s\n' "$number" "${#stages[@]}" "$stage" $((SECONDS - started))
-}
-
 bash tools/setup_env.sh quickstart
 export PATH="$PWD/.venv/bin:$PATH"
 mkdir -p "$out"
 training_flags=("$@")
-number=0
 SECONDS=0
 
 run model model "$model"

@@ -10,25 +10,41 @@ import pytest
 
 SCRIPTS = [
     ".ci/run",
+    "examples/dpo_llama3.sh",
+    "examples/dpo_qwen2.sh",
     "examples/launch_torchrun.sh",
+    "examples/mixcpt_full.sh",
     "examples/pretrain_mixcpt_llama3.sh",
     "examples/pretrain_mixcpt_qwen2.sh",
     "examples/quickstart.sh",
+    "examples/quickstart/stages.sh",
+    "examples/sft_llama3.sh",
+    "examples/sft_qwen2.sh",
     "examples/slurm/pretrain_mixcpt.sbatch",
     "tests/run.sh",
     "tools/setup_env.sh",
 ]
 RECIPES = ["examples/pretrain_mixcpt_llama3.sh", "examples/pretrain_mixcpt_qwen2.sh"]
+# The paper's settings of format alignment (section 3.1, appendix).
+ALIGNMENT = {
+    "examples/sft_llama3.sh": {"lr": 5e-6},
+    "examples/sft_qwen2.sh": {"lr": 5e-7},
+    "examples/dpo_llama3.sh": {"lr": 5e-7, "beta": 0.01},
+    "examples/dpo_qwen2.sh": {"lr": 1e-7, "beta": 0.1},
+}
 ENVIRONMENT = {"HF_MODEL": "/models/base", "MIXTURE": "/data/mixture", "SAVE": "/checkpoints"}
 
 # Runs in a process of its own: the emulation must be installed before Megatron is imported, and stays installed.
 PARSE = """
 import json, os, runpy, sys
 example = runpy.run_path(sys.argv[1])
-from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt import config
+from megatron_mixcpt.training import recipe
 from megatron_mixcpt.training.engine_arguments import explicit_arguments
-from megatron_mixcpt.training.recipe import recipe_argv
-values = explicit_arguments(recipe_argv(example["DEFAULTS"], sys.argv[2:], os.environ), MixCPTConfig)
+stage = os.path.basename(sys.argv[1]).split("_")[0].upper()
+paths = recipe.PRETRAIN_PATHS if stage == "PRETRAIN" else getattr(recipe, stage + "_PATHS")
+settings = config.MixCPTConfig if stage == "PRETRAIN" else getattr(config, stage + "Config")
+values = explicit_arguments(recipe.recipe_argv(example["DEFAULTS"], sys.argv[2:], os.environ, paths), settings)
 print("PARSED", json.dumps(values, default=str))
 """
 # What the paper states (section 3.1) and the base models allow; a world of 8 ranks holds whole copies.
@@ -76,25 +92,38 @@ def test_every_script_is_listed(repository: Path) -> None:
     assert found | {".ci/run"} == set(SCRIPTS)
 
 
-@pytest.mark.parametrize("example", RECIPES)
-def test_recipe_has_the_papers_settings_and_can_be_overridden(repository: Path, example: str) -> None:
+def parsed(repository: Path, example: str, *flags: str, **paths: str) -> dict:
+    """What a recipe's full command line says to the engine and to us."""
     result = subprocess.run(
-        [sys.executable, "-c", PARSE, str(repository / example), "--lr", "1e-5"],
-        env=environment(PYTHONPATH=str(repository), **ENVIRONMENT),
+        [sys.executable, "-c", PARSE, str(repository / example), *flags],
+        env=environment(PYTHONPATH=str(repository), **paths),
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("PARSED "))
-    values = json.loads(line.removeprefix("PARSED "))
+    return json.loads(line.removeprefix("PARSED "))
+
+
+@pytest.mark.parametrize("example", RECIPES)
+def test_recipe_has_the_papers_settings_and_can_be_overridden(repository: Path, example: str) -> None:
+    values = parsed(repository, example, "--lr", "1e-5", **ENVIRONMENT)
     expected = PAPER | {"lr": 1e-5, "hf_model": "/models/base", "save": "/checkpoints", "load": "/checkpoints"}
     assert {name: values.get(name) for name in expected} == expected
     model_ranks = values["tensor_model_parallel_size"] * values["pipeline_model_parallel_size"]
     assert 8 % model_ranks == 0 and 1920 % (8 // model_ranks * values["micro_batch_size"]) == 0
 
 
-@pytest.mark.parametrize("example", RECIPES)
+@pytest.mark.parametrize("example", ALIGNMENT)
+def test_alignment_recipe_has_the_papers_settings(repository: Path, example: str) -> None:
+    paths = {"LOAD": "/checkpoints/before", "SFT": "/data/sft", "DPO": "/data/dpo", "SAVE": "/checkpoints/after"}
+    values = parsed(repository, example, **paths)
+    expected = ALIGNMENT[example] | {"epochs": 2, "global_batch_size": 128, "load": paths["LOAD"]}
+    assert {name: values.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("example", [*RECIPES, *ALIGNMENT])
 def test_bash_starts_torchrun_with_the_same_file(repository: Path, tmp_path: Path, example: str) -> None:
     launched = launched_with(repository, tmp_path, example, GPUS_PER_NODE="8")
     assert launched == ["--nproc-per-node", "8", "--standalone", str(tmp_path / example), "--alpha", "0.5"]

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.training.recipe import PATHS, flag_value, recipe_argv, run_recipe
+from megatron_mixcpt.training.recipe import PRETRAIN_PATHS, SFT_PATHS, flag_value, recipe_argv, run_recipe
 
 ENVIRONMENT = {"HF_MODEL": "/models/base", "MIXTURE": "/data/mixture", "SAVE": "/checkpoints"}
 DEFAULTS = """
@@ -40,10 +40,10 @@ def test_load_of_the_users_own_is_kept() -> None:
     assert flag_value(argv, "--load") == "/elsewhere"
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", PRETRAIN_PATHS)
 def test_a_missing_path_is_named(name: str) -> None:
     environment = {key: value for key, value in ENVIRONMENT.items() if key != name}
-    flag = PATHS[name][0]
+    flag = PRETRAIN_PATHS[name][0]
     with pytest.raises(ConfigError, match=f"{flag} nor the environment variable {name}"):
         recipe_argv(DEFAULTS, [], environment)
     assert flag_value(recipe_argv(DEFAULTS, [flag, "/given"], environment), flag) == "/given"
@@ -55,9 +55,16 @@ def test_help_needs_no_paths() -> None:
 
 def test_a_missing_path_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["example.sh"])
-    for name in PATHS:
+    for name in PRETRAIN_PATHS:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SystemExit):
         run_recipe(lambda argv: None, DEFAULTS)
     error = capsys.readouterr().err
     assert error.startswith("error: neither --hf-model") and error.count("\n") == 1
+
+
+def test_alignment_starts_from_a_checkpoint_or_a_model_folder() -> None:
+    environment = {"LOAD": "/checkpoints/cpt", "SFT": "/data/sft.jsonl", "SAVE": "/checkpoints/sft"}
+    assert flag_value(recipe_argv(DEFAULTS, [], environment, SFT_PATHS), "--load") == "/checkpoints/cpt"
+    from_folder = recipe_argv(DEFAULTS, ["--hf-model", "/models/base"], environment, SFT_PATHS)
+    assert flag_value(from_folder, "--load") is None and flag_value(from_folder, "--save") == "/checkpoints/sft"

@@ -1,0 +1,46 @@
+# Sourced by the examples that run one stage after the other: `run`, and what their trainings have in common.
+# Needs $out, the folder of all outputs, and the array $stages, their names in order.
+
+number=0
+ranks=2
+threads=$(($(nproc) > ranks ? $(nproc) / ranks : 1)) # the ranks share the cores
+
+# bfloat16 where the CPU multiplies in it; elsewhere it is emulated, and several times slower than float32.
+if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
+    dtype=bfloat16 precision=(--bf16)
+else
+    dtype=float32 precision=()
+fi
+
+# train LOG TOOL FLAGS...: shows of the engine's lines the main figures of each iteration, and the user's errors.
+train() {
+    local log="$1" figures
+    figures='s/ \| (lssd loss (cpt|sft|dpo)|top-1 agreement|(teacher|student) top-1 probability): [^|]*/ /g;'
+    figures+='s/^.* iteration +([0-9]+)\/ +([0-9]+) .*\| (loss: .*) \| loss scale.*/iteration \1 of \2 | \3/p; /^error:/p'
+    shift
+    echo "every line of the log: $log"
+    OMP_NUM_THREADS="$threads" torchrun --nproc-per-node "$ranks" "$@" --pipeline-model-parallel-size 2 "${precision[@]}" 2>&1 |
+        tee "$log" | sed --unbuffered --quiet --regexp-extended "$figures" || {
+        grep -q '^error:' "$log" || sed -n '/Traceback/,$p' "$log" | head -n 60 >&2
+        return 1
+    }
+}
+
+# run STAGE FUNCTION OUTPUT: does nothing where the stage is marked as done. A stage that runs makes the later ones stale.
+run() {
+    local stage="$1" function="$2" output="$3" started=$SECONDS later
+    number=$((number + 1))
+    if [ -f "$out/.done-$stage" ] && [ -e "$output" ]; then
+        printf '\n[%d/%d] %s: done before, see %s\n' "$number" "${#stages[@]}" "$stage" "$output"
+        return
+    fi
+    for later in "${stages[@]:number-1}"; do rm -f "$out/.done-$later"; done
+    rm -rf "$output"
+    printf '\n[%d/%d] %s\n' "$number" "${#stages[@]}" "$stage"
+    if ! "$function"; then
+        printf 'error: stage "%s" failed (its message is above); mend it and run this again, the stages before it are kept\n' "$stage" >&2
+        exit 1
+    fi
+    touch "$out/.done-$stage"
+    printf '[%d/%d] %s: %d s\n' "$number" "${#stages[@]}" "$stage" $((SECONDS - started))
+}
