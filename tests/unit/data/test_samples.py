@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_mixcpt.data.decontaminate import TestSets, read_test_sets
 from megatron_mixcpt.data.near_duplicates import find_near_duplicates, signature
 from megatron_mixcpt.data.part_files import SAMPLE_TYPE
 from megatron_mixcpt.data.presets import PRESETS, preset_for
-from megatron_mixcpt.data.records import FieldNames
+from megatron_mixcpt.data.records import FIELDS_OF_KIND, REJECT_REASONS, BadRecord, FieldNames
 from megatron_mixcpt.data.samples import Dropped, SampleMaker
 from megatron_mixcpt.data.selection import REASONS, first_occurrences, select
 from megatron_mixcpt.data.settings import KindSettings, PreprocessSettings
@@ -37,8 +39,8 @@ def outcome(maker: SampleMaker, row: dict) -> str:
 
 def with_preset(name: str, *rows: dict) -> list[str]:
     preset = PRESETS[name]
-    settings = settings_for(preset.kind, preset=name, names=FieldNames(**preset.names))
-    maker = SampleMaker(preset.kind, settings, None)
+    chosen = settings_for(preset.kind, preset=name, names=FieldNames(**preset.names))
+    maker = SampleMaker(preset.kind, chosen, None)
     return [outcome(maker, row) for row in rows]
 
 
@@ -147,3 +149,29 @@ def test_near_duplicates_are_found_across_files(tmp_path: Path) -> None:
     assert [part.tolist() for part in near] == [[False, False], [True, False, False]]
     kept[0][0] = False
     assert not any(part.any() for part in find_near_duplicates(paths, kept, 0.8))
+
+
+ROLES = st.sampled_from(["user", "assistant", "system", "", None])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(st.fixed_dictionaries({"role": ROLES, "content": inner}), max_size=3)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("kind", ["cpt", "sft", "dpo"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_record_is_a_sample_or_refused_by_name(kind: str, data: st.DataObject) -> None:
+    fields = st.dictionaries(st.sampled_from([*FIELDS_OF_KIND[kind], "other"]), ANYTHING, max_size=5)
+    row = data.draw(fields | ANYTHING)
+    try:
+        sample = SampleMaker(kind, settings_for(kind), None).make(row)
+    except BadRecord as error:
+        assert error.reason in REJECT_REASONS and error.detail
+    else:
+        assert sample.text.encode("utf-8").strip() and len(sample.digest) == 16
