@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -31,15 +32,24 @@ def measure(command: list[str], output: Path) -> Measured:
         "OMP_NUM_THREADS": "1",
     }
     before, started, memory = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0.0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
-        while process.poll() is None:
-            memory = max(memory, memory_of(process.pid))
-            time.sleep(0.05)
-        errors = process.stderr.read().decode()
-    if process.returncode != 0:
-        sys.exit(f"failed: {' '.join(command)}\n{errors}")
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment) as process:
+            while not ended(process):
+                memory = max(memory, memory_of(process.pid))
+        errors.seek(0)
+        if process.returncode != 0:
+            sys.exit(f"failed: {' '.join(command)}\n{errors.read().decode()}")
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - started
     return Measured(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall, memory)
+
+
+def ended(process: subprocess.Popen) -> bool:
+    """Wait for a process for as long as lies between two looks at its memory, which take a while themselves."""
+    try:
+        process.wait(0.25)
+        return True
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def memory_of(pid: int) -> float:

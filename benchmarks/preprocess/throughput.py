@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", type=Path, help="folder for virtual environments of peers; without it they are left out"
     )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose name has this")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         corpora = {}
@@ -60,6 +61,8 @@ def main() -> None:
         print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
         print("|  | MB | start-up s | wall MB/s (range) | CPU MB/s | memory MiB |\n|---|---|---|---|---|---|")
         for row in rows(arguments.tokenizer, arguments.peers, Path(folder) / "out"):
+            if arguments.only not in row.label:
+                continue
             print(line_of(row, corpora, arguments.repeats, Path(folder) / "out"), flush=True)
 
 
