@@ -129,7 +129,7 @@ def _read_lines(file: BinaryIO) -> Iterator[list[bytes | bytearray]]:
     """Lines, some at a time. A long one is a bytearray, which grows without being copied."""
     rest = bytearray()
     while block := file.read(BLOCK_BYTES):
-        lines = block.split(b"\n")
+        lines: list[bytes | bytearray] = [*block.split(b"\n")]
         if len(lines) == 1:
             rest += block
             continue
