@@ -7,7 +7,7 @@ its last whole part.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -108,18 +108,24 @@ def _score_parts(
     finished = runner.from_writer(files.finished() if runner.is_writer else None)
     started = time.monotonic()
     quiet = {"disable": not runner.is_writer, "mininterval": 0.5 if sys.stderr.isatty() else LOG_SECONDS}
-    with tqdm(desc="score", unit=" samples", initial=len(finished) * PART_SAMPLES, **quiet) as progress:
+    with tqdm(desc="score", unit=" sequences", unit_scale=True, **quiet) as progress:
         for number, samples in reader.parts(finished):
-            scores, rejects = score_part(samples, runner, eos_id, settings.batch_tokens)
+            scores, rejects = score_part(samples, runner, eos_id, settings.batch_tokens, progress.update)
             if runner.is_writer:
                 files.write_part(number, scores, rejects)
-            progress.update(len(samples))
-            progress.set_postfix_str(f"{runner.num_tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
+            speed = runner.num_tokens / (time.monotonic() - started)
+            progress.set_postfix_str(
+                f"{number + 1} parts of {PART_SAMPLES} samples done, {speed:,.0f} tokens/s", refresh=False
+            )
     return time.monotonic() - started
 
 
 def score_part(
-    samples: list[Sample], runner: ForwardRunner, eos_id: int, batch_tokens: int
+    samples: list[Sample],
+    runner: ForwardRunner,
+    eos_id: int,
+    batch_tokens: int,
+    on_sequences: Callable[[int], object] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The lines of a part: of the samples with scores and of those without, together all of them."""
     sequences = [
@@ -128,7 +134,7 @@ def score_part(
         if sample.encoded is not None
         for sequence in sequences_of(sample.encoded, eos_id)
     ]
-    sums = iter(runner.sequence_log_probs(sequences, batch_tokens).tolist())
+    sums = iter(runner.sequence_log_probs(sequences, batch_tokens, on_sequences).tolist())
     scores, rejects = [], []
     for sample in samples:
         found = figures(sample.encoded, next(sums), next(sums)) if sample.encoded is not None else None

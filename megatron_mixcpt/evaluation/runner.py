@@ -4,7 +4,7 @@ Logits stay split over the tensor-parallel ranks: a token's log-probability is o
 data-parallel rank runs its share of the batches.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,11 +70,17 @@ class ForwardRunner:
                 vocab_parallel_log_probs(logits, labels, tp_group=self._tp_group, vocab_size=self._vocab_size),
             )
 
-    def sequence_log_probs(self, sequences: Sequence[ScoredSequence], batch_tokens: int) -> Tensor:
+    def sequence_log_probs(
+        self,
+        sequences: Sequence[ScoredSequence],
+        batch_tokens: int,
+        on_sequences: Callable[[int], object] | None = None,
+    ) -> Tensor:
         """The sum of each sequence's scored tokens' log-probabilities in nats, float64 on the CPU, on every rank.
 
         Batches of at most ``batch_tokens`` places are shared among the data-parallel ranks; all pass the same
-        sequences. One all-reduce of 8 bytes per sequence over all ranks.
+        sequences. One all-reduce of 8 bytes per sequence over all ranks. ``on_sequences`` is called after each of this
+        rank's batches with the number of its sequences, for progress.
         """
         plan = plan_batches([sequence.num_inputs for sequence in sequences], batch_tokens)
         self.num_tokens += sum(sequence.num_inputs for sequence in sequences)
@@ -85,7 +91,10 @@ class ForwardRunner:
             # Tensor-parallel ranks have the same values: one of them speaks.
             if log_probs is not None and self._tp_rank == 0:
                 sums[list(batch.places)] = log_probs.sum(1, dtype=torch.float64)
-        dist.all_reduce(sums)
+            if on_sequences is not None:
+                on_sequences(len(batch.places))
+        if sequences:
+            dist.all_reduce(sums)
         return sums.cpu()
 
     def from_writer(self, value: Any) -> Any:

@@ -184,11 +184,11 @@ def check_interrupted(argv: list[str], folder: Path) -> None:
     whole = ForwardRunner.sequence_log_probs
     calls = []
 
-    def dying(self, sequences, batch_tokens):
+    def dying(self, sequences, *arguments):
         calls.append(len(sequences))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return whole(self, sequences, batch_tokens)
+        return whole(self, sequences, *arguments)
 
     with mock.patch.object(ForwardRunner, "sequence_log_probs", dying), pytest.raises(KeyboardInterrupt):
         score(argv)
