@@ -78,13 +78,16 @@ def main() -> None:
         plain.append(seconds(lambda: runner.sequence_log_probs(rows, settings.batch_tokens)))
         scoring.append(seconds(score))
         if runner.is_writer:
-            print(f"scoring {scoring[-1]:.2f} s, plain evaluation {plain[-1]:.2f} s", flush=True)
+            print(f"scoring {scoring[-1]}, plain evaluation {plain[-1]}", flush=True)
     if runner.is_writer:
-        ratios = [first / second for first, second in zip(scoring, plain, strict=True)]
         print(f"{len(pairs)} samples, {num_tokens:,} tokens, {settings.dtype}, torch {torch.__version__}")
-        for name, times in (("scoring", scoring), ("plain evaluation", plain)):
-            print(f"{name:<18}{statistics.median(times):7.2f} s {num_tokens / statistics.median(times):8,.0f} tokens/s")
-        print(f"ratio             {statistics.median(ratios):7.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
+        for name, clock in (("wall clock", 0), ("processor", 1)):
+            ratios = [first[clock] / second[clock] for first, second in zip(scoring, plain, strict=True)]
+            speeds = [num_tokens / statistics.median(times[clock] for times in runs) for runs in (scoring, plain)]
+            print(
+                f"{name}: scoring {speeds[0]:,.0f} tokens/s, plain evaluation {speeds[1]:,.0f}; ratio of times "
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
     runner.close()
 
 
@@ -98,11 +101,11 @@ def plain_rows(sequences: list[ScoredSequence], seq_length: int) -> list[ScoredS
     ]
 
 
-def seconds(function: Callable[[], None]) -> float:
-    """How long a call takes."""
-    started = time.perf_counter()
+def seconds(function: Callable[[], None]) -> tuple[float, float]:
+    """Seconds that a call takes: on the clock, and of the process's processor time, which waiting does not count in."""
+    started = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - started
+    return round(time.perf_counter() - started[0], 2), round(time.process_time() - started[1], 2)
 
 
 if __name__ == "__main__":
