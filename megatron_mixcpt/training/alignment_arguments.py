@@ -16,6 +16,7 @@ from megatron.training.checkpointing import checkpoint_exists
 from tqdm import tqdm
 
 from megatron_mixcpt.config import AlignmentConfig
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.model_folder import refuse_contradictions
 from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.chat_format import choose_template, load_tokenizer
@@ -125,6 +126,8 @@ def parse_alignment_run(
     rows = _rows(samples, batches, encoder, settings, Split.train)
     valid = _held_out_rows(len(train), samples, encoder, settings) if held_out else None
     engine_settings = settings | _engine_batches(batches, valid is not None, settings)
+    if engine_settings["load"]:
+        _check_resumes(engine_settings, config)
     args = parse_engine_args(without_flags(argv, ("--load", "--global-batch-size")), config_class, engine_settings)
     size = settings["global_batch_size"]
     return AlignmentRun(args, config, source, encoder, samples, len(held_out), size, rows, valid, refused)
@@ -215,3 +218,21 @@ def _engine_batches(batches: PackedBatches, validates: bool, settings: dict[str,
         "load": save if save and checkpoint_exists(save) else None,
         **(validation if validates else {"eval_iters": 0}),  # a missing set would be made up by the engine
     }
+
+
+def _check_resumes(settings: dict[str, Any], config: AlignmentConfig) -> None:
+    """Raise ConfigError where a checkpoint was saved in the middle of other batches than these."""
+    saved = MegatronCheckpoint(settings["load"]).arguments()
+    wanted = {name: settings.get(name, saved.get(name)) for name in ("seq_length", "seed")}
+    wanted |= {name: getattr(config, name) for name in ("epochs", "packing", "held_out")}
+    for name, value in wanted.items():
+        if saved.get(name) != value:
+            raise ConfigError(
+                f"--save {settings['save']} resumes a run with {name} {saved.get(name)}, this one has {value}: "
+                "give the flags that it had, or another --save"
+            )
+    if saved.get("global_batch_size") != settings["global_batch_size"]:
+        raise ConfigError(
+            f"--save {settings['save']} resumes a run of {saved.get('global_batch_size')} rows a batch, this one has "
+            f"{settings['global_batch_size']}: give the samples, --global-batch-size and data parallel ranks of then"
+        )

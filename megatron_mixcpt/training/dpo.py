@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`DPOConfig`."""
     prepare_environment()
     argv = sys.argv[1:] if argv is None else argv
-    run = parse_alignment_run(argv, DPOConfig, kind="dpo", encode=_encode, defaults=DEFAULTS)
+    run = parse_alignment_run(argv, DPOConfig, kind="dpo", encode=encode, defaults=DEFAULTS)
     if run.args.rank == 0:
         print(f"\n{describe(run)}\n", flush=True)
     if run.config.dry_run:
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_alignment(run, groups, loss_func, runs_reference=reference is None)
 
 
-def _encode(encoder: ChatEncoder, record: PreferencePair) -> Sample | Refusal:
-    """Both ends of a pair lie in one row, so that no microbatch has one without the other."""
+def encode(encoder: ChatEncoder, record: PreferencePair) -> Sample | Refusal:
+    """A pair as a sample, or why not. Both ends lie in one row, so that no microbatch has one without the other."""
     encoded = encoder.encode_pair(record)
     if isinstance(encoded, Refusal):
         return encoded

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`SFTConfig`."""
     prepare_environment()
     argv = sys.argv[1:] if argv is None else argv
-    run = parse_alignment_run(argv, SFTConfig, kind="sft", encode=_encode, defaults=DEFAULTS)
+    run = parse_alignment_run(argv, SFTConfig, kind="sft", encode=encode, defaults=DEFAULTS)
     if run.args.rank == 0:
         print(f"\n{describe(run)}\n", flush=True)
     if not run.config.dry_run:
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_alignment(run, start_distributed(), loss_func, runs_reference=False)
 
 
-def _encode(encoder: ChatEncoder, record: Conversation) -> Sample | Refusal:
+def encode(encoder: ChatEncoder, record: Conversation) -> Sample | Refusal:
+    """A conversation as a sample, or why not."""
     encoded = encoder.encode_conversation(record.messages)
     return encoded if isinstance(encoded, Refusal) else conversation_sample(encoded)

@@ -1,5 +1,6 @@
 """SFT and DPO: curves equal a dense loop with transformers, at every layout; packing and resuming change nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_resumed_dpo_is_the_same_bit_for_bit(world: Path, tmp_path: Path) -> Non
     resumed = train(2, "dpo", argv, tmp_path / "resumed")
     for key in ("loss", "reward margin", "grad-norm"):
         assert resumed[key] == whole[key][2:], key
-    assert len(whole["accuracy validation-held-out"]) == 1 and "lr" not in whole
+    assert len(whole["accuracy validation-held-out"]) == 1
 
 
 def test_starts_from_a_checkpoint_and_carries_its_template(world: Path, tmp_path: Path) -> None:
@@ -122,3 +123,42 @@ def test_starts_from_a_checkpoint_and_carries_its_template(world: Path, tmp_path
     assert from_checkpoint["loss"] == from_folder["loss"]
     convert_to_hf(tmp_path / "save", tmp_path / "exported")
     assert "<|assistant|>" in (tmp_path / "exported" / "chat_template.jinja").read_text()
+
+
+def test_refusals(world: Path, tmp_path: Path) -> None:
+    no_answer, messages = tmp_path / "samples.jsonl", tmp_path / "messages.json"
+    no_answer.write_text('{"messages": [{"role": "user", "content": "fox"}]}\n')
+    train(1, "sft", [*flags(world, "sft"), "--save", str(tmp_path / "save")], tmp_path / "log")
+    wrong = {
+        "samples.jsonl:1: the last message is of the user": ["--sft", str(no_answer)],
+        "no sample to train on (6 too_long)": ["--seq-length", "4"],
+        "has no <|start_header_id|>": ["--chat-template", "llama3"],
+        "give the model with either --hf-model": ["--load", str(world / "llama")],
+        "--train-iters has no say here: --epochs and": ["--train-iters", "3"],
+        "resumes a run with epochs 3, this one has 4": ["--save", str(tmp_path / "save"), "--epochs", "4"],
+        "resumes a run of 2 rows a batch, this one has 3": [
+            "--save",
+            str(tmp_path / "save"),
+            "--micro-batch-size",
+            "3",
+        ],
+    }
+    argvs = [[*flags(world, "sft"), *argv] for argv in wrong.values()]
+    run_distributed(refusals_of, 1, argvs, str(messages), cpu_emulation=True)
+    for expected, said in zip(wrong, json.loads(messages.read_text()), strict=True):
+        assert expected in said and "\n" not in said, said
+
+
+def refusals_of(argvs: list[list[str]], output: str) -> None:
+    """What each of these command lines of SFT is refused with."""
+    from megatron_mixcpt.config import SFTConfig
+    from megatron_mixcpt.errors import MixCPTError
+    from megatron_mixcpt.training.alignment_arguments import parse_alignment_run
+    from megatron_mixcpt.training.sft import DEFAULTS, encode
+
+    said = []
+    for argv in argvs:
+        with pytest.raises(MixCPTError) as caught:
+            parse_alignment_run(argv, SFTConfig, kind="sft", encode=encode, defaults=DEFAULTS)
+        said.append(str(caught.value))
+    Path(output).write_text(json.dumps(said))
