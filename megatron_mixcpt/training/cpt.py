@@ -29,7 +29,6 @@ from megatron_mixcpt.training.engine import build_model_config, prepare_environm
 from megatron_mixcpt.training.l2 import L2Anchor
 from megatron_mixcpt.training.loss import TokensPerSecond, mixcpt_loss_func
 from megatron_mixcpt.training.summary import describe
-from megatron_mixcpt.training.validation import measure_each_set_once_from_the_start
 
 
 @exit_on_user_error
@@ -54,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         copy_hf_metadata(run.student.folder, args.save, run.student)
     datasets = dataset_provider(args, run.manifest, run.plan)
     forward_step = forward_step_func(args, config, groups, [kind.kind for kind in run.plan.kinds])
-    measure_each_set_once_from_the_start()
     train(args, model_config, groups, datasets, forward_step, runs_teacher=config.runs_teacher)
 
 

@@ -18,6 +18,7 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 from megatron_mixcpt.training.engine_repairs import repair_engine
 from megatron_mixcpt.training.model import StudentTeacherModelConfig
+from megatron_mixcpt.training.validation import measure_each_set_once_from_the_start
 
 
 def prepare_environment() -> None:
@@ -83,6 +84,7 @@ def train(
     if runs_teacher and groups.pp.size() > 1:
         communicator = DistillationP2PCommunicator(groups.pp, model_config.transformer)
         pipeline = {"pg_collection": groups, "p2p_communicator": communicator}
+    measure_each_set_once_from_the_start()
     container = pretrain_cfg_container_from_args(args, model_config)
     dist.barrier()  # what the first rank wrote is there
     with _explained():
