@@ -73,6 +73,8 @@ report_aligned() {
         --text "Python code=$out/domain_heldout.jsonl" --text "general English=examples/data/general_english.jsonl"
 }
 
+# What the quickstart made anew is scored and aligned anew.
+if [ "$out/.done-report" -nt "$out/.done-score" ]; then rm -f "$out/.done-score"; fi
 SECONDS=0
 run score score "$scores"
 run select select_samples "$selected"
