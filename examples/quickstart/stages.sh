@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034,SC2154
 # Sourced by the examples that run one stage after the other: `run`, and what their trainings have in common.
 # Needs $out, the folder of all outputs, and the array $stages, their names in order.
 
@@ -15,7 +16,7 @@ fi
 # train LOG TOOL FLAGS...: shows of the engine's lines the main figures of each iteration, and the user's errors.
 train() {
     local log="$1" figures
-    figures='s/ \| (lssd loss (cpt|sft|dpo)|top-1 agreement|(teacher|student) top-1 probability): [^|]*/ /g;'
+    figures='s/ \| (lssd loss (cpt|sft|dpo)|top-1 agreement|(teacher|student) top-1 probability): [^ ]+//g;'
     figures+='s/^.* iteration +([0-9]+)\/ +([0-9]+) .*\| (loss: .*) \| loss scale.*/iteration \1 of \2 | \3/p; /^error:/p'
     shift
     echo "every line of the log: $log"

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
@@ -22,9 +23,15 @@ from megatron_mixcpt.training.validation import measure_each_set_once_from_the_s
 
 
 def prepare_environment() -> None:
-    """Set what the engine asks for, before it reads its arguments."""
+    """Set what the engine asks for, before it reads its arguments; without torchrun this process is the only rank."""
     # Kernels of tensor parallelism then start in the order they are issued.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if "RANK" not in os.environ:  # started without torchrun: the only rank
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ.update(alone | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
 
 
 def start_distributed() -> ProcessGroupCollection:
