@@ -61,6 +61,7 @@ def draw(everyone: Histogram, chosen: Histogram, title: str, path: Path) -> bool
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(*limits)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="format alignment score (log scale)", ylabel="samples", title=title)
     axes.spines[["top", "right"]].set_visible(False)
