@@ -7,7 +7,7 @@ checkpoint. A global batch is ``--global-batch-size`` samples, which to the engi
 import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.evaluation.model_source import ModelSource
 from megatron_mixcpt.training.engine_arguments import (
     check_packed_rows,
+    check_vocabulary,
+    config_from,
     data_parallel_size,
     engine_defaults,
     explicit_arguments,
@@ -106,17 +108,12 @@ def parse_alignment_run(
         MixCPTError: what the user can mend, in one line.
     """
     explicit = explicit_arguments(argv, config_class)
-    names = {field.name for field in fields(config_class)}
-    config = config_class(**{name: value for name, value in explicit.items() if name in names})
+    config = config_from(explicit, config_class)
     refuse_decided(explicit, DECIDED_ELSEWHERE)
     source = _open_source(config, explicit)
     refuse_contradictions(explicit, source.plan)
     tokenizer = load_tokenizer(source.plan.folder)
-    if len(tokenizer) > source.plan.vocab_size:
-        raise ConfigError(
-            f"{source.plan.folder} has {source.plan.vocab_size} embedding rows for a tokenizer of {len(tokenizer)} "
-            "tokens: resize the model's embeddings first"
-        )
+    check_vocabulary(source.plan, len(tokenizer))
     settings = RECIPE_DEFAULTS | defaults | engine_defaults(source.plan, tokenizer.eos_token_id) | explicit
     _check_layout(settings)
     encoder = ChatEncoder(tokenizer, choose_template(tokenizer, config.chat_template), settings["seq_length"])

@@ -6,7 +6,7 @@ folder, the length of the run from the mixture, the rest from the paper's settin
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_mixcpt.config import MixCPTConfig
@@ -17,6 +17,8 @@ from megatron_mixcpt.data.mixture import MixturePlan, parse_epochs, parse_kind_v
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.training.engine_arguments import (
     check_packed_rows,
+    check_vocabulary,
+    config_from,
     data_parallel_size,
     engine_defaults,
     explicit_arguments,
@@ -73,8 +75,7 @@ def parse_run(argv: Sequence[str]) -> Run:
         MixCPTError: what the user can mend, in one line.
     """
     explicit = explicit_arguments(argv, MixCPTConfig)
-    names = {field.name for field in fields(MixCPTConfig)}
-    config = MixCPTConfig(**{name: value for name, value in explicit.items() if name in names})
+    config = config_from(explicit, MixCPTConfig)
     refuse_decided(explicit, DECIDED_ELSEWHERE)
     student = read_model_folder(config.hf_model)
     refuse_contradictions(explicit, student)
@@ -167,8 +168,4 @@ def _check_same_shape(student: HFModel, teacher: HFModel) -> None:
 def _check_tokenizer(manifest: MixtureManifest, model: HFModel) -> None:
     """The mixture's tokens must be this model's, and it must have a row for each of them."""
     manifest.check_tokenizer(model.folder)
-    if manifest.tokenizer.vocab_size > model.vocab_size:
-        raise ConfigError(
-            f"{model.folder} has {model.vocab_size} embedding rows for a tokenizer of {manifest.tokenizer.vocab_size} "
-            "tokens: resize the model's embeddings first"
-        )
+    check_vocabulary(model, manifest.tokenizer.vocab_size)

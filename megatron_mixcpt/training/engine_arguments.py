@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
@@ -57,10 +58,25 @@ def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any
     return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
 
 
+def config_from[Config](explicit: Settings, config_class: type[Config]) -> Config:
+    """The settings dataclass with what the command line says of its fields. Raises what its checks raise."""
+    names = {field.name for field in fields(config_class)}
+    return config_class(**{name: value for name, value in explicit.items() if name in names})
+
+
 def refuse_decided(explicit: Settings, decided: Mapping[str, str]) -> None:
     """Raise ConfigError for an explicit flag that something else decides; ``decided`` says what, by destination."""
     for name in sorted(decided.keys() & explicit.keys()):
         raise ConfigError(f"--{name.replace('_', '-')} has no say here: {decided[name]}; leave the flag out")
+
+
+def check_vocabulary(model: ModelPlan, num_tokens: int) -> None:
+    """Raise ConfigError where the model lacks an embedding row for one of its tokenizer's ``num_tokens`` tokens."""
+    if num_tokens > model.vocab_size:
+        raise ConfigError(
+            f"{model.folder} has {model.vocab_size} embedding rows for a tokenizer of {num_tokens} "
+            "tokens: resize the model's embeddings first"
+        )
 
 
 def engine_defaults(model: ModelPlan, eos_id: int) -> dict[str, Any]:
