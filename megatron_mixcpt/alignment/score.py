@@ -21,12 +21,11 @@ from megatron_mixcpt.alignment.samples import PART_SAMPLES, NumberedRow, Sample,
 from megatron_mixcpt.alignment.score_files import ScoreFiles, count_lines
 from megatron_mixcpt.alignment.settings import ScoreSettings
 from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
-from megatron_mixcpt.data.chat_format import choose_template, load_tokenizer
+from megatron_mixcpt.data.chat_format import choose_template
 from megatron_mixcpt.data.progress import LOG_SECONDS
 from megatron_mixcpt.data.samples import RecordMaker
 from megatron_mixcpt.data.sources import Source, find_sources
 from megatron_mixcpt.data.work_folder import lock, start_or_resume
-from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.evaluation.model_source import ModelSource
 from megatron_mixcpt.evaluation.runner import ForwardRunner
 
@@ -79,12 +78,7 @@ def score_alignment(
     files = ScoreFiles(output)
     files.check_new()
     sources = [found for kind, chosen in settings.kinds.items() for found in find_sources(kind, list(chosen.paths))]
-    tokenizer = load_tokenizer(source.plan.folder)
-    if (largest := max(tokenizer.get_vocab().values())) >= source.plan.vocab_size:
-        raise CheckpointError(
-            f"{source.plan.folder}: the tokenizer has ids up to {largest}, the model {source.plan.vocab_size} "
-            "embeddings; take the tokenizer that belongs to the model"
-        )
+    tokenizer = source.tokenizer()
     template = choose_template(tokenizer, settings.chat_template)
     encoder = ChatEncoder(tokenizer, template, settings.seq_length)
     reader = PartReader(settings, sources, encoder)

@@ -25,13 +25,15 @@ UTF8_MARK = b"\xef\xbb\xbf"
 Row = bytes | bytearray | dict[str, Any]
 
 
-def read_records(kind: str, paths: list[str], names: FieldNames | None = None) -> Iterator[Record]:
-    """The records of files, folders and globs, in order.
+def read_records(
+    kind: str, paths: list[str], names: FieldNames | None = None, flag: str | None = None
+) -> Iterator[Record]:
+    """The records of files, folders and globs, in order. ``flag`` is what the paths were given to, if not ``--kind``.
 
     Raises DataError, naming file and line, at the first that cannot be read.
     """
     names = names or FieldNames()
-    for source in find_sources(kind, paths):
+    for source in find_sources(flag or kind, paths):
         for number, row in enumerate(
             (row for rows in read_blocks(source, record_fields(kind, names)) for row in rows), start=1
         ):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -15,7 +16,11 @@ from megatron_mixcpt.conversion.engine_model import (
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME
 from megatron_mixcpt.conversion.megatron_layout import find_iteration
 from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan, read_config, read_model_folder
+from megatron_mixcpt.data.chat_format import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,10 @@ class ModelSource:
     """The folder that holds the weights: the same, or one iteration of a Megatron checkpoint."""
 
     @classmethod
-    def open(cls, *, hf_model: Path | None = None, load: Path | None = None) -> "ModelSource":
-        """Read the settings of ``--hf-model`` or ``--load``.
+    def open(
+        cls, *, hf_model: Path | None = None, load: Path | None = None, iteration: int | None = None
+    ) -> "ModelSource":
+        """Read the settings of ``--hf-model``, or of ``--load`` at an iteration (None: the latest).
 
         Raises:
             ConfigError: neither or both are given, or the engine cannot express the model.
@@ -39,13 +46,34 @@ class ModelSource:
             raise ConfigError("give the model with either --hf-model (Hugging Face folder) or --load (checkpoint)")
         if hf_model is not None:
             return cls(read_model_folder(hf_model), hf_model)
-        iteration = find_iteration(load)
+        weights = find_iteration(load, iteration)
         if not (load / FOLDER_NAME).is_dir():
             raise CheckpointError(
                 f"{load} has no {FOLDER_NAME}/ folder with the model's config and tokenizer: export it with "
                 "tools/convert_to_hf.py --hf-reference, and give the result as --hf-model"
             )
-        return cls(read_config(load / FOLDER_NAME), iteration)
+        return cls(read_config(load / FOLDER_NAME), weights)
+
+    @property
+    def is_megatron(self) -> bool:
+        """Whether the weights are a Megatron checkpoint's."""
+        return not isinstance(self.plan, HFModel)
+
+    @property
+    def iteration(self) -> int | None:
+        """Of a training run's checkpoint; None for a release and for a Hugging Face folder."""
+        is_numbered = self.is_megatron and self.weights.name != "release"
+        return int(self.weights.name.removeprefix("iter_")) if is_numbered else None
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer. Raises CheckpointError where it is another model's, or cannot be read."""
+        tokenizer = load_tokenizer(self.plan.folder)
+        if (largest := max(tokenizer.get_vocab().values())) >= self.plan.vocab_size:
+            raise CheckpointError(
+                f"{self.plan.folder}: the tokenizer has ids up to {largest}, the model {self.plan.vocab_size} "
+                "embeddings; take the tokenizer that belongs to the model"
+            )
+        return tokenizer
 
     def described(self) -> dict[str, object]:
         """What tells these weights from others: the folder, and names, sizes and times of its files."""
@@ -77,9 +105,4 @@ class ModelSource:
         if isinstance(self.plan, HFModel):
             load_on_this_rank(model, self.plan)
         else:
-            load_megatron_weights(model, self.weights.parent, _number(self.weights))
-
-
-def _number(iteration: Path) -> int | None:
-    """The number in ``iter_0000100``; None for a release, which the tracker file names."""
-    return None if iteration.name == "release" else int(iteration.name.removeprefix("iter_"))
+            load_megatron_weights(model, self.weights.parent, self.iteration)

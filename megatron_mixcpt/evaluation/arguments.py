@@ -1,0 +1,79 @@
+"""The flags of ``tools/evaluate.py`` and the settings they make."""
+
+import argparse
+from pathlib import Path
+
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.evaluation.perplexity import WindowSettings
+from megatron_mixcpt.evaluation.settings import EvaluateSettings
+
+
+def evaluate_parser(description: str) -> argparse.ArgumentParser:
+    """The parser of the tool's command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--hf-model", type=Path, metavar="DIR", help="Hugging Face model folder")
+    model.add_argument("--load", type=Path, metavar="DIR", help="Megatron checkpoint")
+    parser.add_argument("--iteration", type=int, metavar="N", help="of --load (default: the latest)")
+    parser.add_argument("--name", help="what reports call the model (default: its folder's name)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
+    _add_perplexity_flags(parser)
+    _add_run_flags(parser)
+    return parser
+
+
+def _add_perplexity_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("perplexity and bits per byte of texts")
+    text = "text sets: JSONL, plain text (.gz, .bz2, .zst too), Parquet, folders or globs of these"
+    group.add_argument("--perplexity", nargs="+", default=[], metavar="NAME=PATH", help=text)
+    group.add_argument("--text-field", default="text", metavar="NAME", help="of a record (default text)")
+    text = "most tokens that the model reads at once (default %(default)s)"
+    group.add_argument("--sequence-length", type=int, default=2048, metavar="N", help=text)
+    text = "tokens that each window after a document's first scores; smaller gives more context (default: all of it)"
+    group.add_argument("--stride", type=int, metavar="N", help=text)
+    text = "most tokens in a batch, padding included (default %(default)s); decides speed and memory alone"
+    group.add_argument("--batch-tokens", type=int, default=4096, metavar="N", help=text)
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how the model runs (under torchrun; ranks beyond TP x PP are data parallel)")
+    group.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP", help="default 1")
+    group.add_argument("--pipeline-model-parallel-size", type=int, default=1, metavar="PP", help="default 1")
+    text = "of weights and computation (default %(default)s)"
+    group.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help=text)
+
+
+def evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
+    """Check the flags and make settings of them. Raises ConfigError."""
+    if not arguments.perplexity:
+        raise ConfigError("nothing to evaluate: give --perplexity NAME=PATH")
+    if arguments.iteration is not None and arguments.load is None:
+        raise ConfigError(f"--iteration {arguments.iteration} is of a Megatron checkpoint: give --load too")
+    return EvaluateSettings(
+        windows=_window_settings(arguments),
+        text_sets=_text_sets(arguments.perplexity),
+        text_field=arguments.text_field,
+        dtype=arguments.dtype,
+    )
+
+
+def _window_settings(arguments: argparse.Namespace) -> WindowSettings:
+    for name in ("sequence_length", "batch_tokens"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: expected at least 1")
+    stride = arguments.sequence_length if arguments.stride is None else arguments.stride
+    if not 1 <= stride <= arguments.sequence_length:
+        raise ConfigError(f"--stride {stride}: expected 1 to --sequence-length {arguments.sequence_length}")
+    return WindowSettings(arguments.sequence_length, stride, arguments.batch_tokens)
+
+
+def _text_sets(given: list[str]) -> dict[str, str]:
+    sets: dict[str, str] = {}
+    for item in given:
+        name, separator, path = item.partition("=")
+        if not (name and separator and path):
+            raise ConfigError(f"--perplexity {item}: expected NAME=PATH")
+        if name in sets:
+            raise ConfigError(f"--perplexity {item}: the name {name} is given twice; choose another")
+        sets[name] = path
+    return sets

@@ -1,0 +1,88 @@
+"""The output of an evaluation: ``results.json``, a file of samples for each task, and a table for the terminal.
+
+``results.json`` is what ``tools/report.py`` compares runs by::
+
+    {"model": {"path", "kind": "hf" or "megatron", "iteration", "name"},
+     "perplexity": {NAME: {"path", "documents", "tokens", "bytes", "bits_per_byte", "perplexity",
+                           "sequence_length", "stride"}},
+     "tasks": {SUITE: {TASK: {"metric", "value" (0 to 1), "stderr", "samples", "num_fewshot"}}},
+     "settings": {flag: value}, "versions": {package: version}, "created": ISO time}
+"""
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from megatron_mixcpt import __version__
+from megatron_mixcpt.conversion.ranks import written_aside
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.evaluation.model_source import ModelSource
+from megatron_mixcpt.evaluation.perplexity import Perplexity, WindowSettings
+
+FILE_NAME = "results.json"
+PACKAGES = ("megatron-core", "torch", "transformers", "lm-eval", "datasets")
+
+
+def check_new(output: Path) -> None:
+    """Raise ConfigError where ``--output`` cannot be made, before any work is done."""
+    if output.exists():
+        raise ConfigError(f"--output {output} exists already; choose another, or remove it")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output {output}: there is no folder {output.parent}; make it first")
+
+
+def described_model(source: ModelSource, folder: Path, name: str | None) -> dict[str, Any]:
+    """The model's identity, of ``folder`` as given to ``--hf-model`` or ``--load``."""
+    return {
+        "path": str(folder.resolve()),
+        "kind": "megatron" if source.is_megatron else "hf",
+        "iteration": source.iteration,
+        "name": name or folder.resolve().name,
+    }
+
+
+def described_perplexity(figures: Perplexity, settings: WindowSettings) -> dict[str, Any]:
+    """One text set's entry."""
+    return {
+        "path": figures.path,
+        "documents": figures.documents,
+        "tokens": figures.tokens,
+        "bytes": figures.bytes,
+        "bits_per_byte": figures.bits_per_byte,
+        "perplexity": figures.perplexity,
+        "sequence_length": settings.sequence_length,
+        "stride": settings.stride,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """What else a result depends on: versions of the packages that are installed, and when it was made."""
+    versions = {"megatron-mixcpt": __version__, "python": platform.python_version()}
+    installed = {found.name.lower().replace("_", "-"): found.version for found in metadata.distributions()}
+    versions |= {name: installed[name] for name in PACKAGES if name in installed}
+    return {"versions": versions, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def write_results(output: Path, results: Mapping[str, Any], samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+    """Write the folder aside and rename it: ``results.json`` and ``samples-TASK.jsonl`` for each of ``samples``."""
+    with written_aside(output) as aside:
+        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+        (aside / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+        for task, lines in samples.items():
+            with open(aside / f"samples-{task}.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The figures of ``results.json`` for a terminal."""
+    lines = []
+    if results["perplexity"]:
+        lines.append(f"{'text set':<24}{'documents':>10}{'tokens':>12}{'bytes':>13}{'bits/byte':>11}{'perplexity':>12}")
+    for name, item in results["perplexity"].items():
+        counts = f"{item['documents']:>10,}{item['tokens']:>12,}{item['bytes']:>13,}"
+        lines.append(f"{name:<24}{counts}{item['bits_per_byte']:>11.4f}{item['perplexity']:>12.3f}")
+    return "\n".join(lines)

@@ -1,0 +1,18 @@
+"""Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity and bits per byte of texts.
+
+    python tools/evaluate.py --hf-model models/Llama-3-8B --perplexity law=heldout/law.jsonl.gz english=heldout/en \\
+        --output evaluations/base
+    torchrun --nproc-per-node 8 tools/evaluate.py --load checkpoints/mixcpt --perplexity law=heldout/law.jsonl.gz \\
+        --sequence-length 4096 --stride 2048 --output evaluations/mixcpt --tensor-model-parallel-size 8
+
+Writes results.json, which tools/report.py compares runs by, and prints a table. See docs/evaluation.md.
+"""
+
+from megatron_mixcpt import cpu_emulation
+
+cpu_emulation.install()
+
+from megatron_mixcpt.evaluation.evaluate import main  # noqa: E402 - Megatron is imported after the emulation
+
+if __name__ == "__main__":
+    main()
