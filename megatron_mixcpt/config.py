@@ -69,6 +69,13 @@ class MixCPTConfig:
     """Report the entropy of the teacher's distribution as well: one more sum over the logits, four more bytes per token
     in the loss's collective."""
 
+    validation: list[str] = field(
+        default_factory=list, metadata={"argparse_meta": {"action": "extend", "metavar": "NAME=PATH"}}
+    )
+    """Measure this set as well, whole, before the first step and at each --eval-interval, for the student and for the
+    teacher; may be given several times. PATH is a kind of a preprocessed mixture (DIR/cpt) or documents as
+    preprocessing reads them (text, JSONL, a folder...), which are tokenized at the start."""
+
     document_masking: bool = False
     """Keep attention within documents and let positions begin anew in each: a sequence's documents are read as if each
     stood alone. A dense mask without Transformer Engine, which packs the documents by itself."""

@@ -19,6 +19,10 @@ from megatron.core.datasets.utils import Split
 from megatron_mixcpt.data.indexed import read_lengths
 from megatron_mixcpt.data.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.mixture import MixturePlan, sequences_in, split_documents
+from megatron_mixcpt.errors import ConfigError
+
+CACHE_NAME = "cache"
+"""Folder in the mixture's for what is made from it and can be made again."""
 
 Built = BlendedDataset | None
 """A dataset, or None where it is not built on this rank or would be empty."""
@@ -41,7 +45,7 @@ def build_mixture_datasets(
     indices apart by neither, and would reuse stale ones after the mixture was made again.
     """
     assert config.sequence_length == plan.sequence_length, (config.sequence_length, plan.sequence_length)
-    _set_cache(manifest, plan, config)
+    _set_cache(manifest, plan.split, config)
     train = {kind.kind: kind.num_sequences for kind in plan.kinds}
     valid = share_out(num_valid_sequences, held_out_tokens(manifest, plan))
     return (
@@ -62,12 +66,30 @@ def build_validation_sets(
     For the engine's ``--multiple-validation-sets --full-validation``. Kinds whose held-out samples are fewer
     tokens than one sequence are left out. Every rank must call this; see :func:`build_mixture_datasets` for ``config``.
     """
-    _set_cache(manifest, plan, config)
+    _set_cache(manifest, plan.split, config)
     return {
-        kind: _gpt_dataset(manifest, plan, config, kind, count, Split.valid, is_built_on_rank)
+        kind: _gpt_dataset(manifest, plan.split, config, kind, count, Split.valid, is_built_on_rank)
         for kind, count in held_out_sequences(manifest, plan).items()
         if count > 0
     }
+
+
+def build_whole_set(manifest: MixtureManifest, kind: str, config: GPTDatasetConfig) -> GPTDataset | None:
+    """A validation dataset of all samples of one kind, each whole sequence once. Every rank must call this.
+
+    ``config.path_to_cache`` is **changed** as in :func:`build_mixture_datasets`.
+
+    Raises:
+        ConfigError: the samples are less than one sequence.
+    """
+    num_sequences = sequences_in(manifest.kinds[kind].tokens, config.sequence_length)
+    if num_sequences == 0:
+        raise ConfigError(
+            f"{manifest.prefix(kind)}: {manifest.kinds[kind].tokens} tokens are less than one sequence of "
+            f"{config.sequence_length}: give more text, or a smaller --seq-length"
+        )
+    _set_cache(manifest, "all samples", config)
+    return _gpt_dataset(manifest, None, config, kind, num_sequences, Split.valid, lambda: True)
 
 
 def held_out_sequences(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
@@ -96,9 +118,9 @@ def share_out(total: int, parts: dict[str, int]) -> dict[str, int]:
     return taken
 
 
-def _set_cache(manifest: MixtureManifest, plan: MixturePlan, config: GPTDatasetConfig) -> None:
-    base = Path(config.path_to_cache or manifest.folder / "cache")
-    content = (manifest.folder / MANIFEST_NAME).read_bytes() + plan.split.encode()
+def _set_cache(manifest: MixtureManifest, split: str, config: GPTDatasetConfig) -> None:
+    base = Path(config.path_to_cache or manifest.folder / CACHE_NAME)
+    content = (manifest.folder / MANIFEST_NAME).read_bytes() + split.encode()
     name = hashlib.sha256(content).hexdigest()[:16]
     if base.name != name:
         config.path_to_cache = str(base / name)
@@ -114,7 +136,7 @@ def _blend(
 ) -> Built:
     """An exhaustive blend of ``num_sequences`` of each kind; None where that is nothing or not on this rank."""
     wanted = {kind: count for kind, count in num_sequences.items() if count > 0}
-    parts = [_gpt_dataset(manifest, plan, config, kind, wanted[kind], split, is_built_on_rank) for kind in wanted]
+    parts = [_gpt_dataset(manifest, plan.split, config, kind, wanted[kind], split, is_built_on_rank) for kind in wanted]
     if not parts:
         return None
     counts = list(wanted.values())
@@ -125,16 +147,18 @@ def _blend(
 
 def _gpt_dataset(
     manifest: MixtureManifest,
-    plan: MixturePlan,
+    parts: str | None,
     config: GPTDatasetConfig,
     kind: str,
     num_sequences: int,
     split: Split,
     is_built_on_rank: Callable[[], bool],
 ) -> GPTDataset | None:
+    """``num_sequences`` of the samples that ``parts`` gives to ``split``; of all samples where it is None."""
     prefix = manifest.prefix(kind)
     documents = GPTDataset.build_low_level_dataset(prefix, config)
-    chosen = split_documents(len(documents), plan.split)[split.value]
+    everything = np.arange(len(documents), dtype=np.int32)
+    chosen = everything if parts is None else split_documents(len(documents), parts)[split.value]
     return BlendedMegatronDatasetBuilder.build_generic_dataset(
         GPTDataset, is_built_on_rank, True, documents, prefix, chosen, num_sequences, split, config
     )

@@ -22,6 +22,8 @@ class MixCPTTargets(NamedTuple):
     """float32, the weight of each token in the sum."""
     distill_mask: Tensor | None
     """bool, which tokens are distilled; None: none is."""
+    measures_teacher: bool = False
+    """Whether the teacher's own next-token loss is wanted as well; for evaluations, without gradients."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class MixCPTHead:
 
     def __call__(self, student: LastStage, teacher: LastStage | None, targets: MixCPTTargets) -> FusedMixCPTLoss:
         """The summed loss, which alone has a gradient, and the losses of each token [s, b]."""
-        labels, loss_mask, distill_mask = (None if part is None else part.transpose(0, 1) for part in targets)
+        labels, loss_mask, distill_mask = (None if part is None else part.transpose(0, 1) for part in targets[:3])
         labels = labels.contiguous()
-        if self.chunk_tokens:
-            return self._loss_in_chunks(student, teacher, labels, loss_mask, distill_mask)
-        return self._loss_of_all_logits(student, teacher, labels, loss_mask, distill_mask)
+        compute = self._loss_in_chunks if self.chunk_tokens else self._loss_of_all_logits
+        losses = compute(student, teacher, labels, loss_mask, distill_mask)
+        if targets.measures_teacher and teacher is not None:
+            losses = losses._replace(teacher_ntp=compute(teacher, None, labels, loss_mask, None).ntp)
+        return losses
 
     def _loss_of_all_logits(
         self,

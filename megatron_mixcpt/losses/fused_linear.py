@@ -22,7 +22,10 @@ CHUNK_TOKENS = 512
 
 
 class FusedMixCPTLoss(NamedTuple):
-    """`loss_sum`: sum of loss_mask * loss, float32 scalar, the only one with a gradient; the rest as `MixCPTLoss`."""
+    """`loss_sum`: sum of loss_mask * loss, float32 scalar, the only one with a gradient; the rest as `MixCPTLoss`.
+
+    `teacher_ntp`, the teacher's own next-token loss, is for whoever computes that to add.
+    """
 
     loss_sum: Tensor
     loss: Tensor
@@ -33,6 +36,7 @@ class FusedMixCPTLoss(NamedTuple):
     teacher_top: Tensor
     student_top: Tensor
     teacher_entropy: Tensor
+    teacher_ntp: Tensor | None = None
 
 
 class _Settings(NamedTuple):

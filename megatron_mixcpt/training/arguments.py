@@ -7,6 +7,7 @@ folder, the length of the run from the mixture, the rest from the paper's settin
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt.config import MixCPTConfig
@@ -26,7 +27,8 @@ from megatron_mixcpt.training.engine_arguments import (
     parse_engine_args,
     refuse_decided,
 )
-from megatron_mixcpt.training.validation import held_out_kinds, validation_settings
+from megatron_mixcpt.training.named_sets import parse_named_sets
+from megatron_mixcpt.training.validation import held_out_kinds, validation_names, validation_settings
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
 RECIPE_DEFAULTS = {
@@ -66,6 +68,8 @@ class Run:
     teacher: HFModel
     manifest: MixtureManifest
     plan: MixturePlan
+    named_sets: dict[str, Path]
+    """Name -> path of each ``--validation``."""
 
 
 def parse_run(argv: Sequence[str]) -> Run:
@@ -96,11 +100,14 @@ def parse_run(argv: Sequence[str]) -> Run:
     plan = plan_run(manifest, config, settings)
     if "train_iters" not in settings and "train_samples" not in settings:
         settings["train_iters"] = plan.train_iters(global_batch_size(settings))
-    if split_fractions(settings["split"])[1] > 0.0 and "eval_iters" not in explicit:
-        settings |= _whole_validation_sets(explicit, settings, manifest, plan)
-    elif split_fractions(settings["split"])[1] == 0.0:
+    named = parse_named_sets(config.validation)
+    holds_out = split_fractions(settings["split"])[1] > 0.0
+    if named or (holds_out and "eval_iters" not in explicit):
+        names = validation_names(held_out_kinds(manifest, plan) if holds_out else [], named)
+        settings |= _whole_validation_sets(explicit, settings, names)
+    elif not holds_out:
         settings["eval_iters"] = 0  # the engine would take a missing dataset for one
-    return Run(parse_engine_args(argv, MixCPTConfig, settings), config, student, teacher, manifest, plan)
+    return Run(parse_engine_args(argv, MixCPTConfig, settings), config, student, teacher, manifest, plan, named)
 
 
 def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str, Any]) -> MixturePlan:
@@ -126,13 +133,14 @@ def _times(factor: int, epochs: dict[str, float]) -> dict[str, float]:
     return {kind: factor * value for kind, value in epochs.items()}
 
 
-def _whole_validation_sets(
-    explicit: dict[str, Any], settings: dict[str, Any], manifest: MixtureManifest, plan: MixturePlan
-) -> dict[str, Any]:
-    """What makes each kind's held-out samples a validation set, unless ``--eval-iters`` asks for some of all kinds."""
+def _whole_validation_sets(explicit: dict[str, Any], settings: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """What makes the sets of these names whole validation sets. Raises ConfigError for flags that contradict that."""
     _, pipeline, _ = model_sizes(settings)
-    kinds = held_out_kinds(manifest, plan)
-    decided = validation_settings(kinds, pipeline_size=pipeline, data_parallel_size=data_parallel_size(settings))
+    decided = validation_settings(names, pipeline_size=pipeline, data_parallel_size=data_parallel_size(settings))
+    if "eval_iters" in explicit:
+        raise ConfigError(
+            f"--eval-iters {explicit['eval_iters']} with --validation, whose sets are measured whole: leave one out"
+        )
     for name in sorted(decided.keys() & explicit.keys()):
         raise ConfigError(
             f"--{name.replace('_', '-')} has no say where whole validation sets are measured; leave it out, or give "

@@ -6,7 +6,8 @@ Everything distributed is the engine's ``pretrain()``. Read on in ``distillation
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from megatron.core.num_microbatches_calculator import get_num_microbatches
@@ -24,10 +25,12 @@ from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.training.arguments import Run, parse_run
 from megatron_mixcpt.training.batch import get_batch
-from megatron_mixcpt.training.datasets import dataset_provider
+from megatron_mixcpt.training.datasets import dataset_provider, set_identities
 from megatron_mixcpt.training.engine import build_model_config, prepare_environment, start_distributed, train
+from megatron_mixcpt.training.forgetting import ForgettingMeter, show_forgetting
 from megatron_mixcpt.training.l2 import L2Anchor
 from megatron_mixcpt.training.loss import TokensPerSecond, mixcpt_loss_func
+from megatron_mixcpt.training.named_sets import NamedSet, open_named_sets
 from megatron_mixcpt.training.summary import describe
 
 
@@ -51,9 +54,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_config.offload_teacher = config.teacher_offload == "cpu"
     if args.save and args.rank == 0:
         copy_hf_metadata(run.student.folder, args.save, run.student)
-    datasets = dataset_provider(args, run.manifest, run.plan)
-    forward_step = forward_step_func(args, config, groups, [kind.kind for kind in run.plan.kinds])
+    named = open_named_sets(run.named_sets, run.manifest, run.student.folder, args.data_cache_path)
+    meter = build_meter(run, named)
+    datasets = dataset_provider(args, run.manifest, run.plan, named)
+    forward_step = forward_step_func(args, config, groups, [kind.kind for kind in run.plan.kinds], meter)
     train(args, model_config, groups, datasets, forward_step, runs_teacher=config.runs_teacher)
+
+
+def build_meter(run: Run, named: Mapping[str, NamedSet]) -> ForgettingMeter | None:
+    """What compares student and teacher in evaluations, in place in the engine; None where no whole set is measured."""
+    args = run.args
+    if not args.full_validation:
+        return None
+    identities = set_identities(args, run.manifest, run.plan, named)
+    folder = Path(args.save) if args.save else None
+    meter = ForgettingMeter(identities, runs_teacher=run.config.runs_teacher, folder=folder)
+    show_forgetting(meter)
+    return meter
 
 
 def build_head(run: Run, groups: ProcessGroupCollection) -> MixCPTHead:
@@ -85,11 +102,20 @@ def load_weights(run: Run, chunks: list[StudentTeacherModel]) -> list[StudentTea
 
 
 def forward_step_func(
-    args: argparse.Namespace, config: MixCPTConfig, groups: ProcessGroupCollection, kinds: Sequence[str]
+    args: argparse.Namespace,
+    config: MixCPTConfig,
+    groups: ProcessGroupCollection,
+    kinds: Sequence[str],
+    meter: ForgettingMeter | None,
 ) -> Callable:
     """The engine's ``forward_step_func``: one microbatch through one stage of the model.
 
-    ``kinds`` names the kinds of data in the order of the training dataset's parts.
+    Args:
+        args: the engine's arguments.
+        config: what is learned.
+        groups: this rank's process groups.
+        kinds: names of the kinds of data in the order of the training dataset's parts.
+        meter: says in evaluations whether the teacher's own loss is wanted.
     """
     read = functools.partial(
         get_batch, seed=args.seed, packed_attention=args.transformer_impl == "transformer_engine", cp_group=groups.cp
@@ -102,6 +128,7 @@ def forward_step_func(
 
     def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple[Tensor | tuple[Tensor, ...], Callable]:
         training = torch.is_grad_enabled()
+        measures_teacher = not training and meter is not None and meter.measures_teacher
         # Validation distils every sample, so that its figures do not depend on the fraction.
         fraction = (config.distillation_fraction if training else 1.0) if config.runs_teacher else 0.0
         timers = get_timers()
@@ -112,7 +139,7 @@ def forward_step_func(
             batch.tokens,
             batch.position_ids,
             batch.attention_mask,
-            targets=MixCPTTargets(batch.labels, batch.loss_mask, batch.distill_mask),
+            targets=MixCPTTargets(batch.labels, batch.loss_mask, batch.distill_mask, measures_teacher),
             runs_teacher=batch.distill_mask is not None,
             packed_seq_params=batch.packed_seq_params,
         )

@@ -1,7 +1,8 @@
 """The engine's dataset provider for a mixture, with each sample's place in the training stream."""
 
 import argparse
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron.core.datasets.blended_dataset import BlendedDataset
@@ -9,10 +10,15 @@ from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.training.global_vars import get_tokenizer
 from torch.utils.data import Dataset
 
-from megatron_mixcpt.data.blend import build_mixture_datasets, build_validation_sets
+from megatron_mixcpt.data.blend import build_mixture_datasets, build_validation_sets, build_whole_set
 from megatron_mixcpt.data.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture import MixturePlan
+from megatron_mixcpt.training.named_sets import NamedSet
 from megatron_mixcpt.training.validation import PaddedSamples
+
+# Of the order in which whole validation sets are laid end to end: the same whatever --seed is, so that the figures of
+# runs with other seeds are of the same sequences.
+VALIDATION_SEED = 1234
 
 
 class IndexedSamples(Dataset):
@@ -48,10 +54,12 @@ def dataset_config(args: argparse.Namespace) -> GPTDatasetConfig:
     )
 
 
-def dataset_provider(args: argparse.Namespace, manifest: MixtureManifest, plan: MixturePlan) -> Callable:
+def dataset_provider(
+    args: argparse.Namespace, manifest: MixtureManifest, plan: MixturePlan, named: Mapping[str, NamedSet]
+) -> Callable:
     """What ``pretrain()`` calls for the training, validation and test datasets, on every rank.
 
-    Validation is a list of whole sets, one per kind, where the engine's arguments ask for that.
+    Validation is a list of whole sets where the engine's arguments ask for that: one per kind, then the ``named``.
     """
 
     def provide(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Any, ...]:
@@ -59,7 +67,11 @@ def dataset_provider(args: argparse.Namespace, manifest: MixtureManifest, plan: 
         num_valid = 0 if args.full_validation else num_samples[1]
         train, valid = build_mixture_datasets(manifest, plan, config, num_valid_sequences=num_valid)
         if args.full_validation:
-            sets = build_validation_sets(manifest, plan, config).values()
+            config = dataclasses.replace(dataset_config(args), random_seed=VALIDATION_SEED)
+            sets = [
+                *build_validation_sets(manifest, plan, dataclasses.replace(config)).values(),
+                *(build_whole_set(item.manifest, item.kind, dataclasses.replace(config)) for item in named.values()),
+            ]
             valid = [PaddedSamples(IndexedSamples(part), args.eval_global_batch_size) for part in sets]
         elif valid is not None:
             valid = IndexedSamples(valid)
@@ -67,3 +79,12 @@ def dataset_provider(args: argparse.Namespace, manifest: MixtureManifest, plan: 
 
     provide.is_distributed = True  # the engine's word for "build on every rank"
     return provide
+
+
+def set_identities(
+    args: argparse.Namespace, manifest: MixtureManifest, plan: MixturePlan, named: Mapping[str, NamedSet]
+) -> dict[str, str]:
+    """Of each whole validation set, in the engine's order, what its sequences depend on: one text that tells them."""
+    digests = {kind: f"{summary.bin_sha256} {plan.split}" for kind, summary in manifest.kinds.items()}
+    digests |= {name: item.identity() for name, item in named.items()}
+    return {name: f"{digests[name]} {args.seq_length}" for name in args.validation_set_names}

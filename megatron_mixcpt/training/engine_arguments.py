@@ -35,6 +35,10 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (--help lists every flag)")
 
 
+class _Unset(list):
+    """Stands for "not given". A list, because a flag that may be repeated adds its values to a copy of it."""
+
+
 def _add_flags(parser: argparse.ArgumentParser, config_class: type) -> argparse.ArgumentParser:
     """Add the flags of a settings dataclass to the engine's; changes and returns ``parser``."""
     parser.conflict_handler = "resolve"  # the engine has an --sft too, a switch
@@ -53,7 +57,7 @@ def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any
         ConfigError: an unknown flag or a value of the wrong type.
     """
     parser = _add_flags(add_megatron_arguments(_Parser(allow_abbrev=False)), config_class)
-    unset = object()
+    unset = _Unset()
     blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
     return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
 
@@ -62,6 +66,12 @@ def config_from[Config](explicit: Settings, config_class: type[Config]) -> Confi
     """The settings dataclass with what the command line says of its fields. Raises what its checks raise."""
     names = {field.name for field in fields(config_class)}
     return config_class(**{name: value for name, value in explicit.items() if name in names})
+
+
+def repeated_flags(config_class: type) -> list[str]:
+    """The fields of a settings dataclass whose flag may be given several times."""
+    meta = {field.name: field.metadata.get("argparse_meta", {}) for field in fields(config_class)}
+    return [name for name, options in meta.items() if options.get("action") == "extend"]
 
 
 def refuse_decided(explicit: Settings, decided: Mapping[str, str]) -> None:
@@ -104,7 +114,10 @@ def parse_engine_args(argv: Sequence[str], config_class: type, settings: Setting
     """
 
     def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        _add_flags(parser, config_class).set_defaults(**{**settings, **_derived(settings)})
+        defaults = {**settings, **_derived(settings)}
+        for repeated in repeated_flags(config_class):
+            defaults.pop(repeated, None)  # their values are added to the default: they would be there twice
+        _add_flags(parser, config_class).set_defaults(**defaults)
         return parser
 
     sys.argv[1:] = argv

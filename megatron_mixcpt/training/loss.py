@@ -12,6 +12,8 @@ from torch import Tensor
 
 from megatron_mixcpt.losses.fused_linear import FusedMixCPTLoss
 
+STUDENT_LOSS = "ntp loss"
+TEACHER_LOSS = "teacher ntp loss"
 # Stands for "no token", so that a mean over none is 0 and not nan; lost as soon as one token is added to it.
 _NONE = 1e-20
 
@@ -49,7 +51,7 @@ def mixcpt_loss_func(
     distilled = torch.zeros_like(mask) if distill_mask is None else mask * distill_mask.transpose(0, 1)
     report = {
         "loss": torch.stack([losses.loss_sum.detach() + (penalty() if penalty else 0.0), num_tokens]),
-        "ntp loss": _mean(losses.ntp, mask),
+        STUDENT_LOSS: _mean(losses.ntp, mask),
         "lssd loss": _mean(losses.lssd, distilled),
         "swapped fraction": _mean(losses.swapped, distilled),
     }
@@ -59,6 +61,8 @@ def mixcpt_loss_func(
         report["student top-1 probability"] = _mean(losses.student_top, distilled)
         if with_entropy:
             report["teacher entropy"] = _mean(losses.teacher_entropy, distilled)
+        if losses.teacher_ntp is not None:
+            report[TEACHER_LOSS] = _mean(losses.teacher_ntp, mask)
         for place, name in enumerate(kinds):
             report[f"lssd loss {name}"] = _mean(losses.lssd, distilled * (kind == place))
     return losses.loss_sum, num_tokens.to(torch.int32), report

@@ -26,10 +26,10 @@ def _masking(args: argparse.Namespace) -> str:
 def _validation(args: argparse.Namespace) -> str:
     steps = f"every {args.eval_interval:,} steps (--split {args.split})"
     if args.full_validation:
-        return f"all held-out samples of {', '.join(args.validation_set_names)}, before the first step and {steps}"
+        return f"all of {', '.join(args.validation_set_names)}, before the first step and {steps}"
     if args.eval_iters:
         return f"{args.eval_iters} batches of held-out samples {steps}"
-    return "none: --split 99,1,0 holds samples out"
+    return "none: --split 99,1,0 holds samples out, --validation NAME=PATH names more"
 
 
 def describe(run: Run) -> str:
@@ -57,6 +57,7 @@ def describe(run: Run) -> str:
             f"mixture        {run.manifest.folder}{_masking(args)}",
             *(f"  {line}" for line in run.plan.table().splitlines()),
             f"validation     {_validation(args)}",
+            *(f"  {name:<12} {path}" for name, path in run.named_sets.items()),
             f"iterations     {args.train_iters or args.train_samples // args.global_batch_size:,}"
             f" of {args.global_batch_size:,} sequences",
         ]

@@ -1,14 +1,15 @@
-"""Validation by kind of data: each kind's held-out sequences once, its figures by themselves, from iteration 0 on.
+"""Whole validation sets: every sequence of each once, its figures by themselves, from iteration 0 on.
 
-What the domain gains and what the rest loses is then on one chart from before the first step. The sets are the
-engine's (``--multiple-validation-sets --full-validation``); it names their figures ``ntp loss validation-cpt`` and so
-on. Left to itself it would run each set as often as an evaluation has microbatches, hand out interleaved pipelines'
-iterators in the wrong order, and measure for the first time after ``--eval-interval`` iterations.
+A set is what is held out of one kind of data, or what ``--validation`` names. What the domain gains and what the rest
+loses is then on one chart from before the first step. The sets are the engine's (``--multiple-validation-sets
+--full-validation``); it names their figures ``ntp loss validation-cpt`` and so on. Left to itself it would run each set
+as often as an evaluation has microbatches, hand out interleaved pipelines' iterators in the wrong order, and measure
+for the first time after ``--eval-interval`` iterations.
 """
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +59,16 @@ def held_out_kinds(manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
             "hold out more, or nothing (--split 100,0,0)"
         )
     return kinds
+
+
+def validation_names(kinds: Sequence[str], named: Iterable[str]) -> list[str]:
+    """Of the whole validation sets: the held-out kinds', then the named. Raises ConfigError for one that is both."""
+    for name in named:
+        if name in kinds:
+            raise ConfigError(
+                f"--validation {name}=...: {name} is what --split holds out of that kind: choose another name"
+            )
+    return [*kinds, *named]
 
 
 def validation_settings(names: list[str], *, pipeline_size: int, data_parallel_size: int) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Held-out samples: each kind by itself, every sequence once, from before the first step."""
+"""Whole validation sets: each by itself, every sequence once, from before the first step; student against teacher."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.distributed.dense_iteration import engine_dataset_config
 from tests.distributed.tiny_run import SEQ_LENGTH, flags, make_world, train
@@ -14,40 +16,83 @@ PP2_INTERLEAVED = ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-
 DP2 = ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"]
 
 
+TEXT = "A held-out text that nobody trains on, long enough for a few sequences. " * 12
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
+    root = make_world(tmp_path_factory.mktemp("world"))
+    (root / "general.jsonl").write_text(json.dumps({"text": TEXT}) + "\n", encoding="utf-8")
+    return root
 
 
-def expected_losses(world: Path) -> dict[str, float]:
-    """The base model's mean next-token loss on each kind's held-out sequences, by transformers."""
-    from megatron_mixcpt.data.blend import build_validation_sets
+def held_out_samples(world: Path) -> dict[str, Tensor]:
+    """Each kind's held-out sequences [n, s + 1], and all of the kind sft as ``whole``."""
+    from megatron_mixcpt.data.blend import build_validation_sets, build_whole_set
     from megatron_mixcpt.data.manifest import MixtureManifest
     from megatron_mixcpt.data.mixture import plan_mixture
 
     manifest = MixtureManifest.load(world / "mixture")
     plan = plan_mixture(manifest, sequence_length=SEQ_LENGTH, split=SPLIT)
-    model = AutoModelForCausalLM.from_pretrained(world / "llama", dtype=torch.float32)
+    sets = build_validation_sets(manifest, plan, engine_dataset_config(SPLIT))
+    sets["whole"] = build_whole_set(manifest, "sft", engine_dataset_config(SPLIT))
+    samples = {name: [part[index] for index in range(len(part))] for name, part in sets.items()}
+    return {
+        name: torch.stack([torch.cat([sample["tokens"], sample["labels"][-1:]]) for sample in part])
+        for name, part in samples.items()
+    }
+
+
+def text_samples(world: Path) -> Tensor:
+    """The text's sequences [n, s + 1], cut by hand: each begins with the last label of the one before."""
+    tokenizer = AutoTokenizer.from_pretrained(world / "llama")
+    tokens = torch.tensor([*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id])
+    assert len(tokens) > 2 * SEQ_LENGTH
+    return tokens.unfold(0, SEQ_LENGTH + 1, SEQ_LENGTH)
+
+
+def expected_losses(world: Path, model_name: str) -> dict[str, float]:
+    """A model's mean next-token loss on each validation set, by transformers."""
+    model = AutoModelForCausalLM.from_pretrained(world / model_name, dtype=torch.float32)
     losses = {}
-    for kind, dataset in build_validation_sets(manifest, plan, engine_dataset_config(SPLIT)).items():
-        samples = [dataset[index] for index in range(len(dataset))]
-        tokens, labels = (torch.stack([sample[name] for sample in samples]) for name in ("tokens", "labels"))
+    for name, sequences in (held_out_samples(world) | {"general": text_samples(world)}).items():
         with torch.no_grad():
-            logits = model(tokens).logits.double()
-        losses[kind] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
+            logits = model(sequences[:, :-1]).logits.double()
+        losses[name] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), sequences[:, 1:].flatten()).item()
     return losses
 
 
+def validation_flags(world: Path) -> list[str]:
+    return ["--validation", f"general={world / 'general.jsonl'}", "--validation", f"whole={world / 'mixture' / 'sft'}"]
+
+
 @pytest.mark.parametrize("layout", [PP2_INTERLEAVED, DP2], ids=["PP2 interleaved", "DP2 overlapped"])
-def test_each_kind_is_measured_once_from_the_start(layout: list[str], world: Path, tmp_path: Path) -> None:
-    argv = [*flags(world, iterations=2), "--split", SPLIT, "--eval-interval", "1"]
+def test_each_set_is_measured_once_from_the_start(layout: list[str], world: Path, tmp_path: Path) -> None:
+    argv = [*flags(world, iterations=2), "--split", SPLIT, "--eval-interval", "1", *validation_flags(world)]
     curves = train(2, [*argv, *layout], tmp_path)
-    losses = expected_losses(world)
-    assert len(losses) == 3
-    for kind, loss in losses.items():
-        measured = curves[f"ntp loss validation-{kind}"]
+    student, teacher = expected_losses(world, "llama"), expected_losses(world, "llama-teacher")
+    assert list(student) == ["cpt", "sft", "dpo", "whole", "general"]
+    for name, loss in student.items():
+        measured = curves[f"ntp loss validation-{name}"]
         # Before the first step, after both, and once more at the end of training; float32 sums in another order.
-        assert len(measured) == 4 and measured[0] == pytest.approx(loss, rel=2e-5), kind
+        assert len(measured) == 4 and measured[0] == pytest.approx(loss, rel=2e-5), name
         assert measured[1] != measured[0] and measured[3] == measured[2]
-        assert len(curves[f"lssd loss validation-{kind}"]) == 4
+        assert len(curves[f"lssd loss validation-{name}"]) == 4
+        constant = curves[f"teacher ntp loss validation-{name}"]
+        assert constant == [constant[0]] * 4 and constant[0] == pytest.approx(teacher[name], rel=2e-5), name
     assert len(curves["loss"]) == 2
+
+
+def test_without_a_teacher_the_line_is_where_training_started(world: Path, tmp_path: Path) -> None:
+    """Tensor parallel, the loss in chunks; resumed, when the student is no longer what it started from."""
+    save = tmp_path / "checkpoints"
+    argv = [*flags(world, iterations=None), "--eval-interval", "1", *validation_flags(world)]
+    argv += ["--save", str(save), "--save-interval", "1", "--distillation", "none", "--override-opt_param-scheduler"]
+    argv += ["--tensor-model-parallel-size", "2"]
+    first = train(2, [*argv, "--train-iters", "1"], tmp_path / "first")
+    second = train(2, [*argv, "--train-iters", "2", "--load", str(save)], tmp_path / "second")
+    started = expected_losses(world, "llama")
+    for name in ("general", "whole"):
+        constant = first[f"teacher ntp loss validation-{name}"] + second[f"teacher ntp loss validation-{name}"]
+        assert constant == [constant[0]] * 5 and constant[0] == pytest.approx(started[name], rel=2e-5)
+        assert second[f"ntp loss validation-{name}"][0] != pytest.approx(started[name], rel=1e-3)

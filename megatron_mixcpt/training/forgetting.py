@@ -1,0 +1,115 @@
+"""The forgetting meter: on each validation set the student's next-token loss and, as a constant line, the teacher's.
+
+Below the line the student has learned, above it has forgotten. The teacher's loss is measured in the first evaluation
+of a run and repeated in each one. A run without a teacher (``none``, ``l2``, alpha 1) is held against the model that it
+started from, whose loss is the student's before the first step; a file beside the checkpoints keeps it, for a run that
+is resumed.
+"""
+
+import functools
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.training import training
+from megatron.training.utils import is_last_rank, print_rank_last
+from torch import Tensor
+
+from megatron_mixcpt.training.loss import STUDENT_LOSS, TEACHER_LOSS
+
+RECORD_NAME = "validation_before_training.json"
+
+
+class ForgettingMeter:
+    """Follows the engine from set to set of an evaluation.
+
+    Args:
+        identities: of each validation set, in the engine's order, its name and what tells its samples from others.
+        runs_teacher: whether the teacher runs in evaluations, so that it can be measured.
+        folder: where a run without a teacher keeps what it measured before its first step; None: nowhere.
+    """
+
+    def __init__(self, identities: Mapping[str, str], *, runs_teacher: bool, folder: Path | None) -> None:
+        self._names = list(identities)
+        self._identities = identities
+        self._runs_teacher = runs_teacher
+        self._record = folder / RECORD_NAME if folder and not runs_teacher else None
+        self._teacher: dict[str, float] = self._recorded()
+        self._student: dict[str, float] = {}
+        self._iteration = 0
+        self._index = 0
+
+    @property
+    def measures_teacher(self) -> bool:
+        """Whether the teacher's loss on the set that is being evaluated is still unknown, and can be measured."""
+        return self._runs_teacher and self._names[self._index] not in self._teacher
+
+    def begin(self, iteration: int) -> None:
+        """An evaluation of all sets begins, after ``iteration`` steps."""
+        self._iteration, self._index = iteration, 0
+        self._student.clear()
+
+    def take(self, losses: dict[str, Tensor]) -> None:
+        """The next set has been evaluated: note its losses and **add** the constant to them.
+
+        Args:
+            losses: key -> scalar, as the engine is about to report them; empty on ranks before the last stage.
+        """
+        name = self._names[self._index]
+        self._index += 1
+        if not losses:
+            return
+        self._student[name] = losses[STUDENT_LOSS].item()
+        if TEACHER_LOSS in losses:
+            self._teacher[name] = losses[TEACHER_LOSS].item()
+        elif self._iteration == 0 and not self._runs_teacher:
+            self._teacher[name] = self._student[name]
+        if name in self._teacher:
+            losses[TEACHER_LOSS] = torch.full_like(losses[STUDENT_LOSS], self._teacher[name])
+
+    def end(self) -> str:
+        """All sets have been evaluated: the figures as a table. On the last rank, which has them all."""
+        if self._record and self._iteration == 0:
+            kept = {name: [self._identities[name], loss] for name, loss in self._teacher.items()}
+            aside = self._record.with_suffix(".tmp")
+            aside.write_text(json.dumps(kept, indent=2), encoding="utf-8")
+            aside.rename(self._record)
+        title = f"next-token loss after {self._iteration} iterations, in nats per token; change: student - teacher"
+        lines = [title, f"{'validation set':<24}{'student':>10}{'teacher':>10}{'change':>10}"]
+        for name, student in self._student.items():
+            teacher = self._teacher.get(name)
+            compared = "not known" if teacher is None else f"{teacher:>10.4f}{student - teacher:>+10.4f}"
+            lines.append(f"{name:<24}{student:>10.4f}{compared:>10}")
+        return "\n".join(lines)
+
+    def _recorded(self) -> dict[str, float]:
+        """What the file says of the sets that are still the same."""
+        if self._record is None or not self._record.is_file():
+            return {}
+        kept = json.loads(self._record.read_text(encoding="utf-8"))
+        return {name: kept[name][1] for name, same in self._identities.items() if kept.get(name, [None])[0] == same}
+
+
+def show_forgetting(meter: ForgettingMeter) -> None:
+    """Have the engine's evaluations tell ``meter`` what they find, report its constants, and print its table."""
+    evaluate, evaluate_and_print_results = training.evaluate, training.evaluate_and_print_results
+
+    @functools.wraps(evaluate)
+    def evaluate_one(*positional: Any, **named: Any) -> tuple[dict[str, Tensor] | None, Any, bool]:
+        losses, non_loss_data, out_of_time = evaluate(*positional, **named)
+        if not out_of_time:
+            meter.take(losses)
+        return losses, non_loss_data, out_of_time
+
+    @functools.wraps(evaluate_and_print_results)
+    def evaluate_all(*positional: Any, **named: Any) -> None:
+        call = inspect.signature(evaluate_and_print_results).bind(*positional, **named)
+        meter.begin(call.arguments["iteration"])
+        evaluate_and_print_results(*positional, **named)
+        if is_last_rank():
+            print_rank_last(f"{meter.end()}\n")
+
+    training.evaluate, training.evaluate_and_print_results = evaluate_one, evaluate_all

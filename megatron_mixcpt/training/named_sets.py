@@ -1,0 +1,130 @@
+"""Validation sets that ``--validation NAME=PATH`` names: kinds of preprocessed mixtures, or text as it is.
+
+Text is tokenized once, by the first rank, with the mixture's tokenizer, as preprocessing does with documents. The
+result lies beside the indices that the engine keeps (``--data-cache-path``, or ``MIXTURE/cache``), under a name that
+depends on text and tokenizer: runs on the same mixture share it, and text that changed is tokenized again.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_mixcpt.data.blend import CACHE_NAME
+from megatron_mixcpt.data.manifest import KINDS, MANIFEST_NAME, MixtureManifest, file_digest
+from megatron_mixcpt.data.preprocess import preprocess
+from megatron_mixcpt.data.settings import KindSettings, PreprocessSettings
+from megatron_mixcpt.data.sources import find_sources
+from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
+from megatron_mixcpt.errors import ConfigError, DataError
+
+_NAME = re.compile(r"\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """One kind of a mixture, all of whose samples are a validation set."""
+
+    manifest: MixtureManifest
+    kind: str
+
+    def identity(self) -> str:
+        """What tells these samples from others: the digest of their tokens."""
+        return self.manifest.kinds[self.kind].bin_sha256
+
+
+def parse_named_sets(given: Sequence[str]) -> dict[str, Path]:
+    """Read ``NAME=PATH`` of each ``--validation``: name -> path, in order.
+
+    Raises:
+        ConfigError: another form, a name that is given twice or no name for a chart, a path that is not there.
+    """
+    sets: dict[str, Path] = {}
+    for text in given:
+        name, separator, path = text.partition("=")
+        if not (separator and path and _NAME.fullmatch(name)):
+            raise ConfigError(
+                f"--validation {text}: expected NAME=PATH, such as general=data/general.jsonl, the name of letters, "
+                "digits, '.', '-' and '_'"
+            )
+        if name in sets:
+            raise ConfigError(f"--validation {text}: {name} is {sets[name]} already; give each set a name of its own")
+        sets[name] = Path(path)
+        if _preprocessed(sets[name]) is None:
+            find_sources("cpt", [path]) if Path(path).exists() else _refuse_missing(text)
+    return sets
+
+
+def _refuse_missing(text: str) -> None:
+    raise ConfigError(
+        f"--validation {text}: no such file or folder; give text (.txt, .jsonl, ...) or a kind of a mixture (DIR/cpt)"
+    )
+
+
+def _preprocessed(path: Path) -> tuple[Path, str] | None:
+    """(folder, kind) where ``path`` is one kind of a mixture, with or without .idx or .bin; None where it is text.
+
+    Raises:
+        ConfigError: a whole mixture.
+    """
+    if (path / MANIFEST_NAME).is_file():
+        kinds = " or ".join(str(path / kind) for kind in MixtureManifest.load(path).kinds)
+        raise ConfigError(f"--validation {path} is a mixture of several kinds: give one of them, {kinds}")
+    prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
+    if prefix.name in KINDS and Path(f"{prefix}.idx").is_file():
+        return prefix.parent, prefix.name
+    return None
+
+
+def open_named_sets(
+    sets: Mapping[str, Path], mixture: MixtureManifest, tokenizer_dir: Path, cache: str | None
+) -> dict[str, NamedSet]:
+    """Tokenize what is text, on the first rank, and open all sets. Every rank must call this.
+
+    Args:
+        sets: from :func:`parse_named_sets`.
+        mixture: what is trained on; its tokenizer and end of sequence are the sets' as well.
+        tokenizer_dir: Hugging Face folder with that tokenizer.
+        cache: ``--data-cache-path``.
+
+    Raises:
+        MixCPTError: text that cannot be read, a mixture of another tokenizer.
+    """
+    folders = {}
+    for name, path in sets.items():
+        folders[name] = _preprocessed(path) or (_folder_for(path, mixture, cache), "cpt")
+        if dist.get_rank() == 0 and not folders[name][0].exists():
+            _tokenize(path, mixture, tokenizer_dir, folders[name][0])
+    dist.barrier()
+    opened = {name: NamedSet(MixtureManifest.load(folder), kind) for name, (folder, kind) in folders.items()}
+    for named in opened.values():
+        named.manifest.check_tokenizer(tokenizer_dir)
+    return opened
+
+
+def _folder_for(path: Path, mixture: MixtureManifest, cache: str | None) -> Path:
+    """Where the tokens of ``path`` are kept."""
+    digest = hashlib.sha256(f"{mixture.tokenizer.digest} {mixture.tokenizer.eos_id}".encode())
+    for source in find_sources("cpt", [str(path)]):
+        digest.update(f" {source.path.resolve()} {file_digest(source.path)}".encode())
+    return Path(cache or mixture.folder / CACHE_NAME) / f"validation-{digest.hexdigest()[:16]}"
+
+
+def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder: Path) -> None:
+    """Write the mixture of one kind that ``path`` gives to ``folder``: aside, for another run may be doing the same."""
+    aside = folder.with_name(f"{folder.name}-{os.getpid()}")
+    tokenizer = TokenizerFiles.read(tokenizer_dir, mixture.tokenizer.eos_token)
+    try:
+        preprocess(PreprocessSettings({"cpt": KindSettings((str(path),))}, tokenizer), aside)
+    except DataError as error:
+        what = str(error).partition("; ")[0]  # the rest is about flags of preprocessing
+        raise DataError(f"--validation {what}; mend it, or preprocess it and give a kind of the mixture") from error
+    try:
+        aside.rename(folder)
+    except OSError:  # another run was first
+        shutil.rmtree(aside)
