@@ -1,0 +1,105 @@
+"""Which iterations of a checkpoint folder are whole: a save that was cut off is recognised without reading its tensors.
+
+The engine writes the files with the tensors first, then ``.metadata``, the index, which says what lies where in them
+(renamed into place), then ``metadata.json``, and last the tracker file. So an iteration is whole when it has the two
+and every file is at least as long as its index says, which also finds files that were truncated later: by a power
+failure, or a copy that was cut off.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from megatron_mixcpt.conversion.inert_pickle import load_index
+from megatron_mixcpt.conversion.megatron_layout import FORMAT_NAME, TRACKER_NAME
+from megatron_mixcpt.errors import CheckpointError
+
+INDEX_NAME = ".metadata"
+RELEASE = "release"
+
+
+class Choice(NamedTuple):
+    """A whole iteration to go on from."""
+
+    folder: Path
+    passed_over: str | None
+    """Why it is not the one that the tracker file names, in one line; None: it is."""
+
+
+def iteration_folder(load_dir: Path, iteration: int) -> Path:
+    """Where the engine keeps an iteration."""
+    return load_dir / f"iter_{iteration:07d}"
+
+
+def iteration_folders(load_dir: Path) -> list[Path]:
+    """Folders of saved iterations, whole or not, the newest first."""
+    folders = [path for path in load_dir.glob("iter_*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(folders, key=iteration_number, reverse=True)
+
+
+def iteration_number(folder: Path) -> int:
+    """The number in ``iter_0000100``; 0 for a release, which was not trained."""
+    return 0 if folder.name == RELEASE else int(folder.name.removeprefix("iter_"))
+
+
+def why_torn(folder: Path) -> str | None:
+    """What an iteration lacks, in a few words; None: it is whole. Reads its index and the sizes of its files."""
+    for name in (INDEX_NAME, FORMAT_NAME):
+        if not (folder / name).is_file() or not (folder / name).stat().st_size:
+            return f"it has no {name}"
+    try:
+        parts = load_index((folder / INDEX_NAME).read_bytes()).storage_data.values()
+    except Exception as error:  # an index is a pickle: anything can come out of a damaged one
+        return f"its {INDEX_NAME} cannot be read ({error})"
+    ends: dict[str, int] = {}
+    for part in parts:
+        ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
+    for name, end in ends.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if size < end:
+            return f"{name} has {size:,} of {end:,} bytes"
+    return None
+
+
+def choose_checkpoint(load_dir: Path) -> Choice | None:
+    """The iteration to go on from: the one that the tracker file names, or where it is torn the last whole one before.
+
+    Without a tracker file, or with an unreadable one, the newest whole iteration. None: there is nothing to go on from.
+
+    Raises:
+        CheckpointError: the tracker file names a torn iteration, and no whole one is before it.
+    """
+    named = tracked_iteration(load_dir)
+    if named is None:
+        whole = _newest_whole(load_dir, None)
+        return whole and Choice(whole, f"{load_dir}/{TRACKER_NAME} names no iteration: going on from {whole.name}")
+    reason = why_torn(named) if named.is_dir() else "it is not there"
+    if reason is None:
+        return Choice(named, None)
+    whole = _newest_whole(load_dir, iteration_number(named))
+    if whole is None:
+        raise CheckpointError(
+            f"{named} is torn ({reason}), and {load_dir} has no whole iteration before it: "
+            "give another folder, or remove this one to begin anew"
+        )
+    return Choice(whole, f"{named} is torn ({reason}): going on from {whole.name}, the last whole checkpoint")
+
+
+def tracked_iteration(load_dir: Path) -> Path | None:
+    """The folder that the tracker file names, there or not; None where there is no tracker file or no name in it."""
+    tracker = load_dir / TRACKER_NAME
+    name = tracker.read_text(errors="replace").strip() if tracker.is_file() else ""
+    if name == RELEASE:
+        return load_dir / RELEASE
+    return iteration_folder(load_dir, int(name)) if name.isdecimal() else None
+
+
+def write_tracker(load_dir: Path, folder: Path) -> None:
+    """Let the tracker file name ``folder``; written aside and renamed, so that it is never empty."""
+    aside = load_dir / f".{TRACKER_NAME}"
+    aside.write_text(RELEASE if folder.name == RELEASE else str(iteration_number(folder)))
+    aside.rename(load_dir / TRACKER_NAME)
+
+
+def _newest_whole(load_dir: Path, before: int | None) -> Path | None:
+    folders = [path for path in iteration_folders(load_dir) if before is None or iteration_number(path) < before]
+    return next((path for path in folders if why_torn(path) is None), None)
