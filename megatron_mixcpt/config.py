@@ -11,7 +11,31 @@ from megatron_mixcpt.errors import ConfigError
 
 
 @dataclass(kw_only=True)
-class MixCPTConfig:
+class RunConfig:
+    """What all trainings share: checkpoints that survive, and numbers that are watched (docs/operations.md)."""
+
+    keep_last: int | None = None
+    """Delete older checkpoints once so many newer ones are whole. Default: keep all."""
+
+    resume_with_changes: bool = False
+    """Go on from a checkpoint of a run with other data or another loss: what differs is printed, not refused."""
+
+    loss_spike_sigma: float = 6.0
+    """Report an iteration whose loss is so many standard deviations above the mean of the last 100, with its samples;
+    0: never."""
+
+    deterministic: bool = False
+    """The same bits twice at the same layout: the engine's --deterministic-mode with what that asks for."""
+
+    def __post_init__(self) -> None:
+        if self.keep_last is not None and self.keep_last < 1:
+            raise ConfigError(f"--keep-last {self.keep_last}: give the number of checkpoints to keep, 1 or more")
+        if self.loss_spike_sigma < 0.0:
+            raise ConfigError(f"--loss-spike-sigma {self.loss_spike_sigma} is negative: give 0 to report nothing")
+
+
+@dataclass(kw_only=True)
+class MixCPTConfig(RunConfig):
     """What the student learns from, and how strongly (Mix-CPT sections 2.2 and 3.3)."""
 
     hf_model: str | None = None
@@ -84,6 +108,7 @@ class MixCPTConfig:
     """Check everything, print what the run would do, and stop."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for flag, value in (("--hf-model", self.hf_model), ("--mixture", self.mixture)):
             if not value:
                 raise ConfigError(
@@ -140,7 +165,7 @@ class MixCPTConfig:
 
 
 @dataclass(kw_only=True)
-class AlignmentConfig:
+class AlignmentConfig(RunConfig):
     """What both trainers of format alignment share (Mix-CPT section 2.3)."""
 
     hf_model: str | None = None
@@ -164,6 +189,7 @@ class AlignmentConfig:
     """Check everything, print what the run would do, and stop."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.epochs < 1:
             raise ConfigError(f"--epochs {self.epochs}: give a number of passes over the samples, 1 or more")
         if not 0.0 <= self.held_out < 1.0:

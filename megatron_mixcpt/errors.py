@@ -26,6 +26,10 @@ class CheckpointError(MixCPTError):
     """A model folder or checkpoint that is missing, damaged, or of another model."""
 
 
+class NumbersError(MixCPTError):
+    """A loss or gradient that is NaN or Inf."""
+
+
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a tool's ``main`` so that a :class:`MixCPTError` ends it with one line on stderr and exit code 1.
 
@@ -40,7 +44,8 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
         except MixCPTError as error:
             if int(os.environ.get("LOCAL_RANK", "0")) > 0:
                 time.sleep(5.0)
-                error = MixCPTError(f"rank {os.environ['RANK']}: {error}")
+                rank = f"rank {os.environ['RANK']}"
+                error = error if str(error).startswith(rank) else MixCPTError(f"{rank}: {error}")
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
 

@@ -4,6 +4,7 @@ The policy of DPO and its frozen reference go through the pipeline as student an
 alone; see ``distillation/wrapper.py``.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
+from megatron_mixcpt.data.packed_dataset import PackedRows
 from megatron_mixcpt.distillation.alignment_heads import AlignmentTargets, LogProbsHead
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.training.alignment_arguments import AlignmentRun
@@ -63,7 +65,21 @@ def train_alignment(
             stop_token_ids=run.encoder.stop_token_ids(),
         )
     forward_step = _forward_step_func(run, groups, make_loss_func, runs_reference)
-    train(args, model_config, groups, _dataset_provider(run), forward_step, runs_teacher=runs_reference)
+    train(
+        args,
+        run.config,
+        model_config,
+        groups,
+        _dataset_provider(run),
+        forward_step,
+        functools.partial(_describe_row, run),
+        runs_teacher=runs_reference,
+    )
+
+
+def _describe_row(run: AlignmentRun, rows: PackedRows, index: int) -> str:
+    """The ids of a row's samples, as scoring and selection write them."""
+    return ", ".join(f"sample {run.sample_ids[number]}" for number in rows.batches.row(index)) or "no sample"
 
 
 def _load_weights(run: AlignmentRun, chunks: list[StudentTeacherModel]) -> list[StudentTeacherModel]:

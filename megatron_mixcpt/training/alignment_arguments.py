@@ -5,18 +5,17 @@ checkpoint. A global batch is ``--global-batch-size`` samples, which to the engi
 """
 
 import argparse
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from megatron.core.datasets.utils import Split
-from megatron.training.checkpointing import checkpoint_exists
 from tqdm import tqdm
 
-from megatron_mixcpt.config import AlignmentConfig
-from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.config import AlignmentConfig, RunConfig
 from megatron_mixcpt.conversion.model_folder import refuse_contradictions
 from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.chat_format import choose_template, load_tokenizer
@@ -27,6 +26,7 @@ from megatron_mixcpt.data.records import Record
 from megatron_mixcpt.data.sample_id import sample_id
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.evaluation.model_source import ModelSource
+from megatron_mixcpt.training.checkpoints import resumable
 from megatron_mixcpt.training.engine_arguments import (
     check_packed_rows,
     check_vocabulary,
@@ -39,6 +39,7 @@ from megatron_mixcpt.training.engine_arguments import (
     refuse_decided,
     without_flags,
 )
+from megatron_mixcpt.training.run_record import check_resumes
 from megatron_mixcpt.training.validation import validation_settings
 
 # The paper's settings of format alignment (appendix), where they do not depend on the model.
@@ -67,6 +68,9 @@ DECIDED_ELSEWHERE = {
     "dataloader_inter_document_masking": "every sample attends to itself alone",
 }
 
+# Settings that may change when a run goes on: where things lie, and what is in the samples' digest.
+_NOT_COMPARED = {"hf_model", "data", "chat_template", "dry_run", "precompute_reference"}
+
 
 @dataclass(frozen=True)
 class AlignmentRun:
@@ -78,6 +82,8 @@ class AlignmentRun:
     encoder: ChatEncoder
     samples: list[Sample]
     """The training samples, then the held-out ones."""
+    sample_ids: list[str]
+    """The id of each, see ``data/sample_id.py``."""
     num_held_out: int
     global_batch_size: int
     """Samples of a batch; ``args.global_batch_size`` is its rows."""
@@ -118,16 +124,16 @@ def parse_alignment_run(
     _check_layout(settings)
     encoder = ChatEncoder(tokenizer, choose_template(tokenizer, config.chat_template), settings["seq_length"])
     train, held_out, refused = _read_samples(config, kind, encode, encoder)
-    samples = train + held_out
-    batches = _pack(config, train, settings)
+    ids, samples = [name for name, _ in train + held_out], [sample for _, sample in train + held_out]
+    batches = _pack(config, samples[: len(train)], settings)
     rows = _rows(samples, batches, encoder, settings, Split.train)
     valid = _held_out_rows(len(train), samples, encoder, settings) if held_out else None
     engine_settings = settings | _engine_batches(batches, valid is not None, settings)
-    if engine_settings["load"]:
-        _check_resumes(engine_settings, config)
     args = parse_engine_args(without_flags(argv, ("--load", "--global-batch-size")), config_class, engine_settings)
+    record = _record(config, settings, batches, samples)
+    check_resumes(args, record, source.plan.engine_arguments, allow=config.resume_with_changes)
     size = settings["global_batch_size"]
-    return AlignmentRun(args, config, source, encoder, samples, len(held_out), size, rows, valid, refused)
+    return AlignmentRun(args, config, source, encoder, samples, ids, len(held_out), size, rows, valid, refused)
 
 
 def _open_source(config: AlignmentConfig, explicit: dict[str, Any]) -> ModelSource:
@@ -151,18 +157,17 @@ def _check_layout(settings: dict[str, Any]) -> None:
 
 def _read_samples(
     config: AlignmentConfig, kind: str, encode: Callable[[ChatEncoder, Record], Sample | Refusal], encoder: ChatEncoder
-) -> tuple[list[Sample], list[Sample], Counter[str]]:
-    """Samples to train on, samples held out, and how many records gave none."""
+) -> tuple[list[tuple[str, Sample]], list[tuple[str, Sample]], Counter[str]]:
+    """Samples to train on and samples held out, each with its id, and how many records gave none."""
     train, held_out, refused = [], [], Counter()
     below = round(config.held_out * 2**32)
     for record in tqdm(read_records(kind, config.data), desc="encode", unit="sample", disable=None, mininterval=1):
         sample = encode(encoder, record)
         if isinstance(sample, Refusal):
             refused[sample.reason] += 1
-        elif int(sample_id(record)[:8], 16) < below:
-            held_out.append(sample)
-        else:
-            train.append(sample)
+            continue
+        name = sample_id(record)
+        (held_out if int(name[:8], 16) < below else train).append((name, sample))
     if not train:
         reasons = ", ".join(f"{count} {reason}" for reason, count in refused.items()) or "no record"
         paths = " ".join(config.data)
@@ -212,24 +217,22 @@ def _engine_batches(batches: PackedBatches, validates: bool, settings: dict[str,
     return {
         "global_batch_size": batches.num_rows,
         "train_iters": batches.num_batches,
-        "load": save if save and checkpoint_exists(save) else None,
+        "load": save if resumable(save) else None,
         **(validation if validates else {"eval_iters": 0}),  # a missing set would be made up by the engine
     }
 
 
-def _check_resumes(settings: dict[str, Any], config: AlignmentConfig) -> None:
-    """Raise ConfigError where a checkpoint was saved in the middle of other batches than these."""
-    saved = MegatronCheckpoint(settings["load"]).arguments()
-    wanted = {name: settings.get(name, saved.get(name)) for name in ("seq_length", "seed")}
-    wanted |= {name: getattr(config, name) for name in ("epochs", "packing", "held_out")}
-    for name, value in wanted.items():
-        if saved.get(name) != value:
-            raise ConfigError(
-                f"--save {settings['save']} resumes a run with {name} {saved.get(name)}, this one has {value}: "
-                "give the flags that it had, or another --save"
-            )
-    if saved.get("global_batch_size") != settings["global_batch_size"]:
-        raise ConfigError(
-            f"--save {settings['save']} resumes a run of {saved.get('global_batch_size')} rows a batch, this one has "
-            f"{settings['global_batch_size']}: give the samples, --global-batch-size and data parallel ranks of then"
-        )
+def _record(
+    config: AlignmentConfig, settings: dict[str, Any], batches: PackedBatches, samples: list[Sample]
+) -> dict[str, Any]:
+    """What decides the loss and the batches: see ``run_record.py``."""
+    digest = hashlib.sha256()
+    for document in (document for sample in samples for document in sample):
+        digest.update(document.tokens.tobytes() + document.loss_mask.tobytes())
+    ours = {item.name for item in fields(config)} - {item.name for item in fields(RunConfig)} - _NOT_COMPARED
+    return {
+        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in sorted(ours)},
+        **{f"--{name.replace('_', '-')}": settings.get(name) for name in ("seed", "seq_length")},
+        "rows in a batch": batches.num_rows,
+        "the samples": digest.hexdigest()[:16],
+    }

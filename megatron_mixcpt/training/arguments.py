@@ -16,6 +16,7 @@ from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder, 
 from megatron_mixcpt.data.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture import MixturePlan, parse_epochs, parse_kind_values, plan_mixture, split_fractions
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.training.checkpoints import resumable
 from megatron_mixcpt.training.engine_arguments import (
     check_packed_rows,
     check_vocabulary,
@@ -28,6 +29,7 @@ from megatron_mixcpt.training.engine_arguments import (
     refuse_decided,
 )
 from megatron_mixcpt.training.named_sets import parse_named_sets
+from megatron_mixcpt.training.run_record import check_resumes, mixture_record
 from megatron_mixcpt.training.validation import held_out_kinds, validation_names, validation_settings
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
@@ -91,6 +93,8 @@ def parse_run(argv: Sequence[str]) -> Run:
         _check_same_shape(student, teacher)
         _check_tokenizer(manifest, teacher)
     settings = RECIPE_DEFAULTS | engine_defaults(student, manifest.tokenizer.eos_id) | explicit
+    if "load" not in explicit and resumable(explicit.get("save")):
+        settings["load"] = explicit["save"]  # the same command again goes on
     if config.document_masking:
         settings["dataloader_inter_document_masking"] = True  # the engine's datasets then reset the positions as well
     data_parallel_size(settings)
@@ -107,7 +111,10 @@ def parse_run(argv: Sequence[str]) -> Run:
         settings |= _whole_validation_sets(explicit, settings, names)
     elif not holds_out:
         settings["eval_iters"] = 0  # the engine would take a missing dataset for one
-    return Run(parse_engine_args(argv, MixCPTConfig, settings), config, student, teacher, manifest, plan, named)
+    args = parse_engine_args(argv, MixCPTConfig, settings)
+    record = mixture_record(args, config, manifest, plan)
+    check_resumes(args, record, student.engine_arguments, allow=config.resume_with_changes)
+    return Run(args, config, student, teacher, manifest, plan, named)
 
 
 def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str, Any]) -> MixturePlan:

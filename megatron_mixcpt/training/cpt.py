@@ -14,18 +14,19 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import unwrap_model
 from megatron.training import get_timers
-from megatron.training.checkpointing import checkpoint_exists
 from torch import Tensor
 
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.engine_model import load_on_this_rank
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
+from megatron_mixcpt.data.sample_places import describe_sequence
 from megatron_mixcpt.distillation.heads import MixCPTHead, MixCPTTargets
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.training.arguments import Run, parse_run
 from megatron_mixcpt.training.batch import get_batch
-from megatron_mixcpt.training.datasets import dataset_provider, set_identities
+from megatron_mixcpt.training.checkpoints import resumable
+from megatron_mixcpt.training.datasets import IndexedSamples, dataset_provider, set_identities
 from megatron_mixcpt.training.engine import build_model_config, prepare_environment, start_distributed, train
 from megatron_mixcpt.training.forgetting import ForgettingMeter, show_forgetting
 from megatron_mixcpt.training.l2 import L2Anchor
@@ -58,7 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     meter = build_meter(run, named)
     datasets = dataset_provider(args, run.manifest, run.plan, named)
     forward_step = forward_step_func(args, config, groups, [kind.kind for kind in run.plan.kinds], meter)
-    train(args, model_config, groups, datasets, forward_step, runs_teacher=config.runs_teacher)
+    describe_sample = functools.partial(describe_sample_of, run)
+    train(args, config, model_config, groups, datasets, forward_step, describe_sample, runs_teacher=config.runs_teacher)
+
+
+def describe_sample_of(run: Run, dataset: IndexedSamples, index: int) -> str:
+    """The documents of a training sequence, for reports."""
+    return describe_sequence(dataset.dataset, index, run.manifest)
 
 
 def build_meter(run: Run, named: Mapping[str, NamedSet]) -> ForgettingMeter | None:
@@ -92,7 +99,7 @@ def build_head(run: Run, groups: ProcessGroupCollection) -> MixCPTHead:
 
 def load_weights(run: Run, chunks: list[StudentTeacherModel]) -> list[StudentTeacherModel]:
     """Fill the student, unless a checkpoint will, and the teacher, in place: each rank its own slices."""
-    resumes = any(path and checkpoint_exists(path) for path in (run.args.load, run.args.pretrained_checkpoint))
+    resumes = any(resumable(path) for path in (run.args.load, run.args.pretrained_checkpoint))
     for chunk in chunks:
         if not resumes:
             load_on_this_rank(chunk.module, run.student)

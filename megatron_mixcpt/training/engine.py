@@ -13,17 +13,23 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.initialize import _initialize_distributed
 
+from megatron_mixcpt.config import RunConfig
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+from megatron_mixcpt.training.checkpoints import guard_saves, settle_checkpoints
 from megatron_mixcpt.training.engine_repairs import repair_engine
+from megatron_mixcpt.training.loss_watch import DescribeSample, watch_numbers
 from megatron_mixcpt.training.model import StudentTeacherModelConfig
+from megatron_mixcpt.training.preemption import die_with_the_launcher, exits_as_preempted, listen_for_preemption
 from megatron_mixcpt.training.validation import measure_each_set_once_from_the_start
 
 
 def prepare_environment() -> None:
     """Set what the engine asks for, before it reads its arguments; without torchrun this process is the only rank."""
+    die_with_the_launcher()
+    listen_for_preemption()
     # Kernels of tensor parallelism then start in the order they are issued.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if "RANK" not in os.environ:  # started without torchrun: the only rank
@@ -67,10 +73,12 @@ def build_model_config(
 
 def train(
     args: argparse.Namespace,
+    config: RunConfig,
     model_config: StudentTeacherModelConfig,
     groups: ProcessGroupCollection,
     dataset_provider: Callable,
     forward_step: Callable,
+    describe_sample: DescribeSample,
     *,
     runs_teacher: bool,
 ) -> None:
@@ -78,28 +86,37 @@ def train(
 
     Args:
         args: the engine's arguments.
+        config: what all trainings share of our settings.
         model_config: from :func:`build_model_config`.
         groups: from :func:`start_distributed`.
         dataset_provider: as ``pretrain()`` takes it.
         forward_step: as ``pretrain()`` takes it.
+        describe_sample: names a sample of the training dataset in reports.
         runs_teacher: whether the teacher's activations travel between stages.
 
     Raises:
         ConfigError: a resumed run's flags contradict its checkpoint.
+        CheckpointError: there is no whole checkpoint to go on from, or one cannot be written.
+        NumbersError: a loss or a gradient is not finite.
+        SystemExit: the engine's end after a signal or ``--exit-interval`` and the like.
     """
     pipeline = {}
     if runs_teacher and groups.pp.size() > 1:
         communicator = DistillationP2PCommunicator(groups.pp, model_config.transformer)
         pipeline = {"pg_collection": groups, "p2p_communicator": communicator}
     measure_each_set_once_from_the_start()
+    guard_saves(config.keep_last)
+    watch = watch_numbers(args, config.loss_spike_sigma, describe_sample)
     container = pretrain_cfg_container_from_args(args, model_config)
+    if args.rank == 0:
+        settle_checkpoints(args)
     dist.barrier()  # what the first rank wrote is there
-    with _explained():
+    with _explained(), exits_as_preempted(args.rank, args.save):
         pretrain(
             container,
-            dataset_provider,
+            watch.datasets(dataset_provider),
             ModelType.encoder_or_decoder,
-            forward_step,
+            watch.forward_step(forward_step),
             skip_model_parallel_init=True,
             **pipeline,
         )

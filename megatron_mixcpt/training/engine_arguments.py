@@ -103,6 +103,10 @@ def engine_defaults(model: ModelPlan, eos_id: int) -> dict[str, Any]:
         "enable_one_logger": False,
         # A checkpoint then resumes at any TP x PP, not only at another number of data parallel ranks.
         "dist_ckpt_optim_fully_reshardable": True,
+        "exit_signal_handler": True,
+        # NaN and Inf stop the run at once. Running the step again would tell whether the device is at fault, but lets
+        # the first step of a run pass unchecked.
+        "rerun_mode": "disabled",
     } | ({} if HAVE_TE else _WITHOUT_FUSED_KERNELS)
 
 
@@ -141,11 +145,13 @@ def without_flags(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
 
 
 def _derived(settings: Settings) -> dict[str, Any]:
-    """Padding of the vocabulary, and where TensorBoard writes."""
+    """Padding of the vocabulary, where TensorBoard writes, and the engine's word for --deterministic."""
     tensor, _, _ = model_sizes(settings)
     derived = {"padded_vocab_size": -(-settings["vocab_size"] // tensor) * tensor}
     if settings.get("save") and not settings.get("tensorboard_dir"):
         derived["tensorboard_dir"] = os.path.join(settings["save"], "tensorboard")
+    if settings.get("deterministic"):
+        derived["deterministic_mode"] = True
     return derived
 
 

@@ -4,18 +4,23 @@ Each repair says what goes wrong without it and does nothing where nothing does.
 `repair_engine()` once, before `pretrain()`.
 """
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
 from megatron.core import optimizer as engine_optimizer
 from megatron.core.datasets import utils as engine_datasets
+from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.optimizer import distrib_optimizer
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from megatron.training import training
 
 
 def repair_engine() -> None:
     """Apply every repair of this module."""
     skip_helper_compilation()
     make_distributed_optimizer_resumable()
+    skip_steps_on_every_rank()
 
 
 def skip_helper_compilation() -> None:
@@ -32,6 +37,24 @@ def make_distributed_optimizer_resumable() -> None:
     """Let the distributed optimizer load checkpoints when its Adam is PyTorch's (no Transformer Engine, no Apex)."""
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         engine_optimizer.DistributedOptimizer = ResumableDistributedOptimizer
+
+
+def skip_steps_on_every_rank() -> None:
+    """Let ``--iterations-to-skip`` pass over a batch on every rank.
+
+    The engine's own passes over it on the first rank of each tensor parallel group, which hands the others its batch;
+    here every rank reads for itself, and the others would train on the skipped batch while the first is one further.
+    """
+    training.dummy_train_step = _pass_over_a_batch
+
+
+def _pass_over_a_batch(data_iterator: Iterator | list[Iterator]) -> None:
+    """Take a global batch from ``data_iterator``, one for each chunk of an interleaved pipeline."""
+    rerun_state_machine = get_rerun_state_machine()
+    while rerun_state_machine.should_run_forward_backward(data_iterator):
+        for iterator in data_iterator if isinstance(data_iterator, list) else [data_iterator]:
+            for _ in range(get_num_microbatches()):
+                next(iterator)
 
 
 class ResumableDistributedOptimizer(distrib_optimizer.DistributedOptimizer):

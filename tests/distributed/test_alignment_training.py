@@ -135,13 +135,8 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
         "has no <|start_header_id|>": ["--chat-template", "llama3"],
         "give the model with either --hf-model": ["--load", str(world / "llama")],
         "--train-iters has no say here: --epochs and": ["--train-iters", "3"],
-        "resumes a run with epochs 3, this one has 4": ["--save", str(tmp_path / "save"), "--epochs", "4"],
-        "resumes a run of 2 rows a batch, this one has 3": [
-            "--save",
-            str(tmp_path / "save"),
-            "--micro-batch-size",
-            "3",
-        ],
+        "is of a run with --epochs 3, this one has 4": ["--save", str(tmp_path / "save"), "--epochs", "4"],
+        "rows in a batch 2, this one has 3": ["--save", str(tmp_path / "save"), "--micro-batch-size", "3"],
     }
     argvs = [[*flags(world, "sft"), *argv] for argv in wrong.values()]
     run_distributed(refusals_of, 1, argvs, str(messages), cpu_emulation=True)
@@ -151,6 +146,9 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
 
 def refusals_of(argvs: list[list[str]], output: str) -> None:
     """What each of these command lines of SFT is refused with."""
+    from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+    from megatron.training.global_vars import destroy_global_vars
+
     from megatron_mixcpt.config import SFTConfig
     from megatron_mixcpt.errors import MixCPTError
     from megatron_mixcpt.training.alignment_arguments import parse_alignment_run
@@ -161,4 +159,6 @@ def refusals_of(argvs: list[list[str]], output: str) -> None:
         with pytest.raises(MixCPTError) as caught:
             parse_alignment_run(argv, SFTConfig, kind="sft", encode=encode, defaults=DEFAULTS)
         said.append(str(caught.value))
+        destroy_global_vars()
+        destroy_num_microbatches_calculator()
     Path(output).write_text(json.dumps(said))

@@ -65,10 +65,10 @@ def make_world(root: Path) -> Path:
     return root
 
 
-def make_mixture(folder: Path, tokenizer_dir: Path) -> None:
+def make_mixture(folder: Path, tokenizer_dir: Path, seed: int = 0) -> None:
     """Three kinds of random documents, each ending with token 0, with the manifest that training reads."""
     folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     kinds = {}
     for kind, num_samples in (("cpt", 30), ("sft", 20), ("dpo", 10)):
         lengths = random.integers(20, 200, num_samples)

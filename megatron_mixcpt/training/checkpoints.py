@@ -1,0 +1,162 @@
+"""What the engine's checkpointing lacks: torn checkpoints passed over, whole ones never overwritten, ``--keep-last N``.
+
+The engine goes on from whatever the tracker file names, writes an iteration that is there already over itself, and
+keeps every iteration, or those of ``--save-retain-interval``. Here its save function is wrapped, once in a process.
+"""
+
+import argparse
+import errno
+import functools
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.training import checkpointing, get_args, training
+
+from megatron_mixcpt.conversion.complete_checkpoints import (
+    choose_checkpoint,
+    iteration_folder,
+    iteration_folders,
+    iteration_number,
+    tracked_iteration,
+    why_torn,
+    write_tracker,
+)
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.errors import CheckpointError
+
+_REMOVED = ".removed-"
+
+
+def resumable(folder: str | None) -> MegatronCheckpoint | None:
+    """The checkpoint of ``folder`` that training goes on from; None where there is none.
+
+    Raises:
+        CheckpointError: there is a torn one only.
+    """
+    choice = choose_checkpoint(Path(folder)) if folder and Path(folder).is_dir() else None
+    return choice and MegatronCheckpoint(folder, iteration_number(choice.folder) or None)
+
+
+def settle_checkpoints(args: argparse.Namespace) -> None:
+    """Make sure that what the engine is about to load is whole, and clear what killed runs left. On one process.
+
+    Where the tracker file of ``--load`` names a torn iteration, it is **rewritten** to name the last whole one.
+
+    Raises:
+        CheckpointError: nothing whole is left, or ``--ckpt-step`` names a torn iteration.
+    """
+    for left in Path(args.save).glob(f"{_REMOVED}*") if args.save else ():
+        shutil.rmtree(left, ignore_errors=True)
+    if not args.load or not Path(args.load).is_dir():
+        return
+    if args.ckpt_step:
+        folder = iteration_folder(Path(args.load), args.ckpt_step)
+        if reason := why_torn(folder):
+            raise CheckpointError(f"--ckpt-step {args.ckpt_step}: {folder} is torn ({reason}); give another iteration")
+    elif (choice := choose_checkpoint(Path(args.load))) and choice.passed_over:
+        print(f"warning: {choice.passed_over}", flush=True)
+        write_tracker(Path(args.load), choice.folder)
+
+
+@functools.cache
+def guard_saves(keep_last: int | None) -> None:
+    """Change the engine's saving: see :func:`_guarded`; with ``keep_last`` older iterations are deleted."""
+    training.save_checkpoint = _guarded(training.save_checkpoint, keep_last)
+    training.maybe_finalize_async_save = _explained(training.maybe_finalize_async_save)
+    if keep_last:
+        checkpointing.schedule_async_save = _pruning_afterwards(checkpointing.schedule_async_save, keep_last)
+
+
+def _guarded(save_checkpoint: Callable, keep_last: int | None) -> Callable:
+    """The engine's ``save_checkpoint`` that leaves the one just loaded alone and clears a stale one before it."""
+
+    @functools.wraps(save_checkpoint)
+    def save(iteration: int, *rest: Any, **options: Any) -> None:
+        args = get_args()
+        folder = iteration_folder(Path(args.save), iteration)
+        if iteration == args.iteration and args.load and iteration_folder(Path(args.load), iteration) == folder:
+            return  # nothing was learned since it was loaded
+        if args.rank == 0 and folder.exists():
+            _remove(folder)  # cut off, or of a run that was abandoned: its files and the new ones would mix
+        dist.barrier()
+        _explained(save_checkpoint)(iteration, *rest, **options)
+        if keep_last and args.rank == 0 and not args.async_save:
+            prune(Path(args.save), keep_last)
+
+    return save
+
+
+def _pruning_afterwards(schedule: Callable, keep_last: int) -> Callable:
+    @functools.wraps(schedule)
+    def scheduled(request: Any) -> None:
+        args = get_args()
+        if args.rank == 0:
+            request.add_finalize_fn(functools.partial(prune, Path(args.save), keep_last))
+        schedule(request)
+
+    return scheduled
+
+
+def prune(save_dir: Path, keep_last: int) -> None:
+    """Delete, in the background, what is older than the last ``keep_last`` whole iterations up to the tracker's."""
+    newest = tracked_iteration(save_dir)
+    if newest is None:
+        return
+    num_kept = 0
+    for folder in iteration_folders(save_dir):
+        if iteration_number(folder) > iteration_number(newest):
+            continue  # of a run that was abandoned: not this run's to delete
+        if num_kept >= keep_last:
+            _remove(folder)
+        elif why_torn(folder) is None:
+            num_kept += 1
+
+
+def _remove(folder: Path) -> None:
+    """Out of sight at once, so that a kill leaves no half of it; then deleted in the background."""
+    aside = folder.with_name(_REMOVED + folder.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    threading.Thread(target=shutil.rmtree, args=(aside,), kwargs={"ignore_errors": True}).start()
+
+
+def _explained(function: Callable) -> Callable:
+    """``function`` with what a full disk or lost right makes it raise said in one line."""
+
+    @functools.wraps(function)
+    def explained(*positional: Any, **named: Any) -> Any:
+        try:
+            return function(*positional, **named)
+        except Exception as error:
+            args = get_args()
+            if not _is_of_the_disk(error):
+                raise
+            free = shutil.disk_usage(args.save).free / 2**30
+            whole = choose_checkpoint(Path(args.save))
+            back = f"{whole.folder.name} is whole" if whole else "no checkpoint is there yet"
+            raise CheckpointError(
+                f"a checkpoint cannot be written to --save {args.save} ({free:.1f} GiB free): {_reason(error)}; {back}"
+                ": make room and start the same command again"
+            ) from error
+
+    return explained
+
+
+_DISK_ERRORS = tuple(
+    f"[Errno {number}]" for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+)
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    return bool(_reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    """The line that names an error of the disk: the engine hands on errors of its writers as text. Empty: none does."""
+    lines = str(error).splitlines()
+    found = next((line.strip() for line in lines if any(number in line for number in _DISK_ERRORS)), "")
+    return found or (_reason(error.__cause__) if error.__cause__ else "")

@@ -1,0 +1,103 @@
+"""Being asked to stop: SIGTERM and SIGUSR1 end training after the running step, with a checkpoint and exit code 75.
+
+Slurm sends SIGTERM before it takes a node back, or the signal of ``--signal`` some time before; Kubernetes SIGTERM. The
+engine's own handler (megatron/training/dist_signal_handler.py) knows one signal and waits for the device in every step;
+this one asks around in the background, and a step later all ranks know.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from megatron.training import global_vars
+from megatron.training.dist_signal_handler import DistributedSignalHandler
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Names a file that the first rank makes when it was preempted: torchrun turns every exit code into 1.
+MARKER_VARIABLE = "MIXCPT_PREEMPTED"
+
+
+class PreemptionHandler(DistributedSignalHandler):
+    """The engine's signal handler for all of ``SIGNALS``, agreed on by all ranks without waiting for the device."""
+
+    def __init__(self, sig: signal.Signals = signal.SIGTERM) -> None:
+        super().__init__(sig)
+        self.agreed: int = 0
+        """The signal's number, once all ranks know of it."""
+        self._received = 0
+        self._group: dist.ProcessGroup | None = None
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
+
+    def __enter__(self) -> "PreemptionHandler":
+        self.released = False
+        self._original = {number: signal.signal(number, self._receive) for number in (*SIGNALS, self.sig)}
+        return self
+
+    def release(self) -> bool:
+        """Put back what was there; False where that was done before."""
+        released, self.released = self.released, True
+        if not released:
+            for number, handler in self._original.items():
+                signal.signal(number, handler)
+        return not released
+
+    def signals_received(self) -> list[bool]:
+        """Whether any rank had received a signal when this was called last. All ranks must call, once in a step."""
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")  # on the host: never behind the device's work
+        if self._pending is not None:
+            flag, work = self._pending
+            work.wait()
+            self.agreed = int(flag)
+        flag = torch.tensor([self._received], dtype=torch.int32, device="cpu")
+        self._pending = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return [self.agreed > 0]
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+
+
+def listen_for_preemption() -> None:
+    """Let the engine use :class:`PreemptionHandler`; call it before the engine's arguments are set."""
+    global_vars.DistributedSignalHandler = PreemptionHandler
+
+
+@contextlib.contextmanager
+def exits_as_preempted(rank: int, save: str | None) -> Iterator[None]:
+    """Around the engine's ``pretrain()``: an exit after a signal gets ``EXIT_CODE``, and the first rank says so.
+
+    Args:
+        rank: of this process.
+        save: the checkpoint folder, or None where nothing is saved.
+    """
+    try:
+        yield
+    except SystemExit as exit:
+        agreed = getattr(global_vars._GLOBAL_SIGNAL_HANDLER, "agreed", 0)
+        if not agreed or exit.code:
+            raise
+        if rank == 0:
+            kept = f"a checkpoint is in {save}" if save else "nothing is saved without --save"
+            name = signal.Signals(agreed).name
+            print(f"preempted by {name}: {kept}; start the same command again to go on", flush=True)
+            if marker := os.environ.get(MARKER_VARIABLE):
+                Path(marker).touch()
+        raise SystemExit(EXIT_CODE) from exit
+
+
+def die_with_the_launcher() -> None:
+    """Let the kernel end this process when torchrun is killed, which could no longer do it itself.
+
+    A rank that went on would hold its device, and write into the checkpoints of the training that is started again.
+    """
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,0 +1,114 @@
+"""What a run trains on and how, kept in its checkpoints: a run that goes on with something else is refused.
+
+The record lies among the arguments that the engine saves with each iteration, as ``run_record``.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.hf_config import FREE_ARGUMENTS
+from megatron_mixcpt.conversion.hf_metadata import metadata_digest
+from megatron_mixcpt.data.manifest import MixtureManifest
+from megatron_mixcpt.data.mixture import MixturePlan
+from megatron_mixcpt.errors import CheckpointError, ConfigError
+from megatron_mixcpt.training.checkpoints import resumable
+
+Record = dict[str, Any]
+"""Name of a setting, as a user knows it -> a plain value."""
+
+_LOSS = (
+    "distillation",
+    "alpha",
+    "distillation_fraction",
+    "divergence",
+    "distillation_temperature",
+    "l2_coefficient",
+    "document_masking",
+)
+_COMPARED_BYTES = 1 << 20  # of each weight file
+
+
+def mixture_record(
+    args: argparse.Namespace, config: MixCPTConfig, manifest: MixtureManifest, plan: MixturePlan
+) -> Record:
+    """What decides the loss and the order of the samples in continual pre-training."""
+    digests = [digest for kind in manifest.kinds.values() for digest in (kind.bin_sha256, kind.idx_sha256)]
+    return {
+        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in _LOSS},
+        **{f"--{name.replace('_', '-')}": getattr(args, name) for name in ("seed", "seq_length", "global_batch_size")},
+        "--split": plan.split,
+        "the mixture's content": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
+        "sequences": ", ".join(f"{kind.kind} {kind.num_sequences}" for kind in plan.kinds),
+        "the teacher": _weights_digest(Path(config.teacher_dir)) if config.holds_teacher else "none",
+    }
+
+
+def check_resumes(args: argparse.Namespace, record: Record, architecture: Mapping[str, Any], *, allow: bool) -> None:
+    """Compare a run with the checkpoint that it goes on from, if any, and put ``record`` into ``args``.
+
+    Args:
+        args: the engine's arguments. **Changed**: the record is added.
+        record: of this run.
+        architecture: engine arguments that follow from the model.
+        allow: print what differs in the record rather than refuse it.
+
+    Raises:
+        ConfigError: the record differs.
+        CheckpointError: the checkpoint is torn, of another model, or has no optimizer to go on with.
+    """
+    args.run_record = record
+    checkpoint = None if args.finetune else resumable(args.load)
+    if checkpoint is None or not checkpoint.iteration:
+        return
+    saved = checkpoint.arguments()
+    _check_architecture(checkpoint.folder, saved, architecture)
+    if saved.get("no_save_optim") and not args.no_load_optim:
+        raise CheckpointError(
+            f"{checkpoint.folder} was saved without the optimizer (--no-save-optim), so that no run can go on from it: "
+            "give it as --pretrained-checkpoint to start a new run from its weights"
+        )
+    changes = _changes(saved.get("run_record", {}), record)
+    if changes and not allow:
+        raise ConfigError(
+            f"{checkpoint.folder} is of a run with {changes}: give what it had, another --save, or "
+            "--resume-with-changes"
+        )
+    if changes and args.rank == 0:
+        print(f"warning: {checkpoint.folder} is of a run with {changes}", flush=True)
+
+
+def _changes(saved: Record, record: Record) -> str:
+    """What ``record`` has otherwise than ``saved``; empty where it has all the same."""
+    different = [name for name in saved if saved[name] != record.get(name)]
+    return "; ".join(f"{name} {saved[name]}, this one has {record.get(name)}" for name in different)
+
+
+def _check_architecture(folder: Path, saved: Record, architecture: Mapping[str, Any]) -> None:
+    wanted = {name: value for name, value in architecture.items() if name not in FREE_ARGUMENTS and _is_plain(value)}
+    different = [
+        f"{name} {saved[name]} (the model has {value})"
+        for name, value in wanted.items()
+        if _is_plain(saved.get(name)) and saved[name] != value  # a value of another type was not opened
+    ]
+    if different:
+        raise CheckpointError(
+            f"{folder} is of another architecture than the model: {', '.join(different)}; give the checkpoint's own "
+            "--hf-model, or another folder"
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _weights_digest(folder: Path) -> str:
+    """Tells a model's weights from another's without reading them: its settings and the start of each file."""
+    digest = hashlib.sha256(metadata_digest(folder).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(_COMPARED_BYTES))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,167 @@
+"""Runs that meet a fault: torn checkpoints, signals, numbers that are not finite, and settings that have changed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_mixcpt.conversion.convert import convert_to_hf
+from megatron_mixcpt.testing import RankFailedError, run_distributed
+from tests.distributed.tiny_run import flags, make_mixture, make_world, train, train_rank
+
+TP2 = ["--tensor-model-parallel-size", "2", "--use-distributed-optimizer"]
+EVERY_2 = ["--save-interval", "2"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of a run of six iterations at TP2, which is deterministic and keeps the last two."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    train(2, command(world, root / "save"), root / "log")
+    return root / "save"
+
+
+def command(world: Path, save: Path) -> list[str]:
+    watched = ["--deterministic", "--keep-last", "2"]
+    return [*flags(world, iterations=6), *TP2, *EVERY_2, *watched, "--save", str(save)]
+
+
+def weights(checkpoint: Path, folder: Path) -> dict[str, torch.Tensor]:
+    convert_to_hf(checkpoint, folder)
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_bits(checkpoint: Path, expected: Path, folder: Path) -> None:
+    actual_weights, expected_weights = weights(checkpoint, folder / "actual"), weights(expected, folder / "expected")
+    for name, tensor in expected_weights.items():
+        assert torch.equal(actual_weights[name], tensor), name
+
+
+def test_old_checkpoints_are_deleted(undisturbed: Path) -> None:
+    assert sorted(path.name for path in undisturbed.glob("iter_*")) == ["iter_0000004", "iter_0000006"]
+    assert not list(undisturbed.glob(".removed-*"))
+
+
+def test_torn_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits(
+    undisturbed: Path, world: Path, tmp_path: Path
+) -> None:
+    """As well as that --deterministic gives the same bits twice, by another process in another folder."""
+    save = shutil.copytree(undisturbed, tmp_path / "save")
+    torn = next(path for path in sorted((save / "iter_0000006").glob("*.distcp")) if path.stat().st_size)
+    os.truncate(torn, torn.stat().st_size // 2)
+    resumed = train(2, command(world, save), tmp_path / "log")
+    assert len(resumed["loss"]) == 2  # from iteration 4 on
+    assert_same_bits(save, undisturbed, tmp_path)
+
+
+def test_signal_ends_with_a_checkpoint_and_the_code_that_asks_for_a_restart(
+    undisturbed: Path, world: Path, tmp_path: Path
+) -> None:
+    argv = command(world, tmp_path / "save")
+    run_distributed(interrupted_rank, 2, argv, str(tmp_path / "marker"), cpu_emulation=True, timeout_s=240)
+    reached = int((tmp_path / "save" / "latest_checkpointed_iteration.txt").read_text())
+    assert 2 <= reached < 6 and (tmp_path / "marker").exists()
+    train(2, argv, tmp_path / "log")
+    assert_same_bits(tmp_path / "save", undisturbed, tmp_path)
+
+
+def interrupted_rank(argv: list[str], marker: str) -> None:
+    """Only the second rank gets the signal, as soon as the first checkpoint is there."""
+    os.environ["MIXCPT_PREEMPTED"] = marker
+    save = Path(argv[argv.index("--save") + 1])
+    if os.environ["RANK"] == "1":
+        threading.Thread(target=send_when_saved, args=(save,), daemon=True).start()
+    with pytest.raises(SystemExit) as exit:
+        train_rank(argv)
+    assert exit.value.code == 75
+
+
+def send_when_saved(save: Path) -> None:
+    while not (save / "latest_checkpointed_iteration.txt").exists():
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_numbers_that_are_not_finite_stop_the_run(world: Path, tmp_path: Path) -> None:
+    """An output that overflows makes the loss and its gradients NaN; a weight that is NaN is found before that."""
+    argv = [*flags(world, iterations=4), "--distillation", "none"]
+    message = failure([*argv, "--hf-model", str(spoilt(world, tmp_path / "huge", 1e38))])
+    assert re.search(r"NumbersError: rank 0, iteration 1: a gradient is not finite .*NaN in local grad norm", message)
+    assert re.search(r"samples: \[0\] (cpt|sft|dpo) document \d+", message)
+    assert "no checkpoint is there to return to" in message
+    message = failure([*argv, "--hf-model", str(spoilt(world, tmp_path / "nan", float("nan")))])
+    assert "decoder.final_layernorm.weight of the trained model holds NaN or Inf" in message
+
+
+def spoilt(world: Path, folder: Path, value: float) -> Path:
+    shutil.copytree(world / "llama", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def failure(argv: list[str]) -> str:
+    """The line that the run ends with."""
+    with pytest.raises(RankFailedError) as caught:
+        run_distributed(failing_rank, 1, argv, cpu_emulation=True, timeout_s=240)
+    return str(caught.value).strip().splitlines()[-1]
+
+
+def failing_rank(argv: list[str]) -> None:
+    """What the tool does, its errors not yet turned into an exit code."""
+    from megatron_mixcpt.training.cpt import main
+
+    main.__wrapped__(argv)
+
+
+def test_a_resumed_run_with_other_settings_is_refused(undisturbed: Path, world: Path, tmp_path: Path) -> None:
+    make_mixture(tmp_path / "other", world / "llama", seed=1)
+    good = command(world, undisturbed)
+    wrong = {
+        r"iter_0000006 is of a run with --alpha 0.8, this one has 0.5: give what it had": ["--alpha", "0.5"],
+        r"--distillation lssd, this one has kd": ["--distillation", "kd"],
+        r"--seed 1234, this one has 7": ["--seed", "7"],
+        r"the mixture's content \w+, this one has": ["--mixture", str(tmp_path / "other")],
+        r"the teacher \w+, this one has": ["--teacher", str(world / "llama")],
+        r"is of another architecture than the model: add_qkv_bias False": [
+            *("--hf-model", str(world / "qwen2"), "--teacher", str(world / "qwen2-teacher")),
+        ],
+    }
+    messages = tmp_path / "messages.json"
+    run_distributed(refusals_of, 1, [[*good, *argv] for argv in wrong.values()], str(messages), cpu_emulation=True)
+    for expected, said in zip(wrong, json.loads(messages.read_text()), strict=True):
+        assert re.search(expected, said) and "\n" not in said, said
+
+
+def refusals_of(argvs: list[list[str]], output: str) -> None:
+    """What each command line is refused with; the first is allowed with --resume-with-changes."""
+    from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+    from megatron.training.global_vars import destroy_global_vars
+
+    from megatron_mixcpt.errors import MixCPTError
+    from megatron_mixcpt.training.arguments import parse_run
+
+    os.environ |= {"WORLD_SIZE": "2", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}  # the layout is TP2; nothing is started
+    said = []
+    for argv in argvs:
+        with pytest.raises(MixCPTError) as caught:
+            parse_run(argv)
+        said.append(str(caught.value))
+        destroy_global_vars()
+        destroy_num_microbatches_calculator()
+    assert parse_run([*argvs[0], "--resume-with-changes"]).args.load
+    Path(output).write_text(json.dumps(said))
