@@ -16,10 +16,11 @@ import re
 from collections.abc import Iterator
 from importlib import metadata
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from megatron_mixcpt.data.fast_encoding import load_fast
 from megatron_mixcpt.data.long_text import LongText, slices
 from megatron_mixcpt.data.splitting import PROBE, WORD_END, encode_word, pieces
 from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
@@ -31,16 +32,6 @@ PROBE_LETTERS = "abcDEFghiJKLmnop"
 
 class EncoderMismatch(Exception):
     """The fast encoder and the Hugging Face tokenizer differ on a text."""
-
-
-class Encoder(Protocol):
-    """Encodes texts in batches."""
-
-    name: str
-    """The library and its version."""
-
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of all texts, one after the other (uint32), and the number of tokens of each (int64)."""
 
 
 def limit_encoder_threads() -> None:
@@ -66,7 +57,7 @@ class HuggingFaceEncoder:
         self._tokenizer.encode_special_tokens = not allow_special_tokens
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`Encoder`."""
+        """See :class:`~megatron_mixcpt.data.fast_encoding.Encoder`."""
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ids = [np.array(encoding.ids, np.uint32) for encoding in encodings]
         return np.concatenate([np.zeros(0, np.uint32), *ids]), np.array([len(part) for part in ids], np.int64)
@@ -80,23 +71,6 @@ class HuggingFaceEncoder:
         return len(self._tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
 
 
-class FastEncoder:
-    """``fastokens``. Raises ImportError where it is missing, ValueError where it cannot represent the tokenizer."""
-
-    def __init__(self, files: TokenizerFiles, allow_special_tokens: bool):
-        import fastokens
-
-        self.name = f"fastokens {metadata.version('fastokens')}"
-        self._split_special_tokens = not allow_special_tokens
-        self._tokenizer = fastokens.Tokenizer.from_json_str(files.definition)
-        self._tokenizer.no_truncation()
-
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`Encoder`. Raises ValueError where it refuses one of the texts."""
-        ids, offsets = self._tokenizer.encode_batch_flat(texts, split_special_tokens=self._split_special_tokens)
-        return np.frombuffer(ids, np.uint32), np.diff(np.frombuffer(offsets, np.uint64)).astype(np.int64)
-
-
 class CheckedEncoder:
     """The fast encoder where it is exact, else the Hugging Face tokenizer."""
 
@@ -104,7 +78,7 @@ class CheckedEncoder:
         content = json.loads(files.definition)
         is_byte_level = _is_byte_level(content)
         self._reference = HuggingFaceEncoder(files, allow_special_tokens)
-        self._fast = self._load_fast(files, allow_special_tokens) if use_fast and is_byte_level else None
+        self._fast = load_fast(files, allow_special_tokens) if use_fast and is_byte_level else None
         self._can_split = (
             is_byte_level and _added_tokens_stay_whole(content, allow_special_tokens) and self._try_split()
         )
@@ -114,13 +88,6 @@ class CheckedEncoder:
         """Texts encoded by both so far."""
         self.num_refused = 0
         """Texts so far that only the Hugging Face tokenizer took."""
-
-    @staticmethod
-    def _load_fast(files: TokenizerFiles, allow_special_tokens: bool) -> FastEncoder | None:
-        try:
-            return FastEncoder(files, allow_special_tokens)
-        except (ImportError, ValueError, RuntimeError):
-            return None
 
     def _try_split(self) -> bool:
         whole, _ = self._reference.encode([PROBE])
@@ -133,7 +100,7 @@ class CheckedEncoder:
         return self._fast is not None
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`Encoder`."""
+        """See :class:`~megatron_mixcpt.data.fast_encoding.Encoder`."""
         if self._fast is None:
             return self._reference.encode(texts)
         try:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_mixcpt.data import encoding, parts
+from megatron_mixcpt.data import fast_encoding, parts
 from megatron_mixcpt.data.arguments import build_parser, settings_from
 from megatron_mixcpt.data.manifest import MixtureManifest
 from megatron_mixcpt.data.preprocess import preprocess
@@ -77,13 +77,13 @@ def test_wrong_fast_encoder_is_replaced_for_the_whole_run(
     data = write(tmp_path / "a.jsonl", *({"text": f"the fox {number}, the dog"} for number in range(3000)))
     monkeypatch.setattr(parts, "PART_BYTES", 30_000)
     expected = run(tokenizer_dir, tmp_path / "expected", "--cpt", data)
-    real = encoding.FastEncoder.encode
+    real = fast_encoding.FastEncoder.encode
 
     def wrong(self, texts):
         ids, lengths = real(self, texts)
         return (ids + ("fox 1234," in "".join(texts)), lengths)
 
-    monkeypatch.setattr(encoding.FastEncoder, "encode", wrong)
+    monkeypatch.setattr(fast_encoding.FastEncoder, "encode", wrong)
     monkeypatch.setattr("megatron_mixcpt.data.part_worker.COMPARED_SHARE", 1.0)
     for workers in (1, 2):
         output = tmp_path / f"mended{workers}"

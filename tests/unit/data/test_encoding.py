@@ -16,8 +16,8 @@ from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
-STYLES = ("gpt2", "llama3", "qwen2")
-TRICKY = "ab Z09'sS\t\n\r  ._-éÉß你🙂\u0301\u00a0\u200d\u3000\x00\x7f<|im_end|>"
+STYLES = ("gpt2", "llama3", "qwen2", "smollm2")
+TRICKY = "ab Z0919²½Ⅷ٣'sS\t\n\r  ._-éÉß你🙂\u0301\u00a0\u200d\u3000\x00\x7f<|im_end|>"
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,16 @@ def save_tiny_tokenizer(
 ) -> Path:
     """Write tokenizer.json and tokenizer_config.json into ``folder``, and return it.
 
-    ``style`` is how text is split: ``gpt2``, ``llama3`` or ``qwen2`` (NFC first). Without ``all_bytes`` the vocabulary
-    lacks the bytes that its training texts lack, as SmolLM2's does. ``num_unused`` more tokens make it larger.
+    ``style`` is how text is split: ``gpt2``, ``llama3``, ``qwen2`` (NFC first) or ``smollm2`` (each digit alone).
+    Without ``all_bytes`` the vocabulary lacks the bytes that its training texts lack, as SmolLM2's does. ``num_unused``
+    more tokens make it larger.
     """
     tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=style == "gpt2")
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=style in ("gpt2", "smollm2"))
     if style == "gpt2":
         tokenizer.pre_tokenizer = split
+    elif style == "smollm2":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), split]
