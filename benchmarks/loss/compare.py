@@ -2,6 +2,7 @@
 
     python benchmarks/loss/compare.py                                   # every cell of docs/performance.md, minutes
     python benchmarks/loss/compare.py --vocab-sizes 49152 --dtypes float32 --tensor-parallel 1
+    python benchmarks/loss/compare.py --peers cache/loss-peers          # beside other libraries' losses too
 
 Each cell runs forward and backward of both losses alternately on the same logits and prints the median of the ratios of
 neighbouring runs: a busy machine slows both. Memory is the growth of the process's peak over what it held before, in
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # noqa: E402
 
+from benchmarks.loss import peers  # noqa: E402
 from benchmarks.loss.measure import Measured, measure  # noqa: E402
 from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss  # noqa: E402
 from megatron_mixcpt.testing import run_distributed  # noqa: E402
@@ -41,7 +43,10 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--tensor-parallel", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="where other libraries are, or are fetched to")
     args = parser.parse_args()
+    if args.peers:
+        peers.install(args.peers)
     # The ranks import the engine, which warns of every optional package that is missing.
     os.environ["PYTHONWARNINGS"] = "ignore"
     print(f"{args.tokens} tokens, torch {torch.__version__}, one thread per rank; time as a ratio to the engine's")
@@ -52,11 +57,11 @@ def main() -> None:
     for dtype in args.dtypes:
         for vocab_size in args.vocab_sizes:
             for world_size in args.tensor_parallel:
-                cell = args.tokens, vocab_size, dtype, args.repeats
-                run_distributed(measure_cell, world_size, *cell, timeout_s=1800.0)
+                cell = args.tokens, vocab_size, dtype, args.repeats, args.peers
+                run_distributed(measure_cell, world_size, *cell, timeout_s=1800.0, cpu_emulation=bool(args.peers))
 
 
-def measure_cell(num_tokens: int, vocab_size: int, dtype_name: str, repeats: int) -> None:
+def measure_cell(num_tokens: int, vocab_size: int, dtype_name: str, repeats: int, peers_folder: Path | None) -> None:
     """On every rank: measure one cell; rank 0 prints it."""
     dtype, columns = getattr(torch, dtype_name), vocab_size // dist.get_world_size()
     generator = torch.Generator().manual_seed(dist.get_rank())
@@ -70,6 +75,8 @@ def measure_cell(num_tokens: int, vocab_size: int, dtype_name: str, repeats: int
         "in place": lambda *inputs: mixcpt_loss(*inputs, inplace=True),
         "ntp": lambda student, _, labels: mixcpt_loss(student, None, labels, inplace=True),
     }
+    if peers_folder:
+        losses |= peers.peer_losses(peers_folder, ALPHA, engine_loss)
     runs: dict[str, list[Measured]] = {name: [] for name in losses}
     for repeat in range(repeats + 1):
         for name, loss in losses.items():
@@ -144,6 +151,8 @@ def print_cell(cell: str, runs: dict[str, list[Measured]], shard_bytes: int, err
         f"{engine:.3f} {memory['engine']:.3f} | {errors[0]:.1e} {errors[1]:.3g} {ntp:.2f}",
         flush=True,
     )
+    for name in list(runs)[4:]:
+        print(f"{'':{len(cell)}} | {name}: {time_text(name)}, memory {memory[name]:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/loss/fused_linear.py
     python benchmarks/loss/fused_linear.py --hidden-sizes 64 --vocab-sizes 49152 --chunk-tokens 64 256
+    python benchmarks/loss/fused_linear.py --peers cache/loss-peers     # beside Liger's chunked loss
 
 The matrix products are those that any implementation needs: both models' logits forward, and the gradients of the
 student's hidden states and weight backward, each over all tokens at once, into memory that is already there. Times are
@@ -20,6 +21,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.loss import peers  # noqa: E402
 from benchmarks.loss.measure import Measured, measure  # noqa: E402
 from megatron_mixcpt.losses.fused_linear import fused_linear_mixcpt_loss  # noqa: E402
 from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss  # noqa: E402
@@ -36,7 +38,10 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--chunk-tokens", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="where other libraries are, or are fetched to")
     args = parser.parse_args()
+    if args.peers:
+        peers.install(args.peers)
     torch.set_num_threads(1)
     print(f"{args.tokens} tokens, torch {torch.__version__}, one thread")
     for dtype in args.dtypes:
@@ -59,6 +64,11 @@ def measure_cell(num_tokens: int, vocab_size: int, hidden_size: int, dtype: torc
     steps = {"products": lambda: products(*inputs[:4], *buffers), "unfused": lambda: unfused(*inputs)}
     for chunk in args.chunk_tokens:
         steps[f"chunks of {chunk}"] = lambda chunk=chunk: fused(*inputs, chunk)
+    if args.peers:
+        liger = peers.liger(args.peers, ALPHA, max(args.chunk_tokens))
+        steps["Liger"] = lambda: torch.autograd.grad(
+            liger(hidden[:, 0], weight, teacher_hidden[:, 0], teacher_weight, labels[:, 0]), (hidden, weight)
+        )
     runs = run_in_turn(steps, args.repeats)
     name = str(dtype).removeprefix("torch.")
     seconds = statistics.median(run.wall_s for run in runs["products"])
