@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "errors": set(),
     "losses": set(),
     "cpu_emulation": set(),
+    "planning": {"conversion"},
     "data": set(),
     "models": {"losses"},
     "conversion": {"models", "cpu_emulation"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "evaluation": {"data", "losses", "models", "conversion", "cpu_emulation"},
     "alignment": {"evaluation", "data", "losses"},
     "testing": {"models", "conversion", "data", "losses", "cpu_emulation"},
-    "tools": {"training", "alignment", "evaluation", "conversion", "data", "cpu_emulation"},
+    "tools": {"planning", "training", "alignment", "evaluation", "conversion", "data", "cpu_emulation"},
     "examples": {"training", "cpu_emulation"},
 }
 LEAVES = {"config", "errors"}  # of the two, errors imports nothing of ours and config raises what errors defines

@@ -1,0 +1,1 @@
+"""What a run will take, on paper, before any machine is asked for it."""

@@ -1,0 +1,89 @@
+"""The sizes of a model that decide what it takes: of a few published models from memory, of others from config.json."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_mixcpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A dense decoder with grouped queries, a gated MLP and RMSNorm; names as the engine's."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    vocab_size: int
+    kv_channels: int
+    tied: bool = False
+    """Whether the output weight is the embedding."""
+    qkv_bias: bool = False
+    qk_layernorm: bool = False
+
+    @property
+    def query_size(self) -> int:
+        """Columns of all heads' queries."""
+        return self.num_attention_heads * self.kv_channels
+
+    @property
+    def kv_size(self) -> int:
+        """Columns of all groups' keys; the values have as many."""
+        return self.num_query_groups * self.kv_channels
+
+    @property
+    def layer_matrices(self) -> int:
+        """Parameters of one layer that tensor parallelism splits."""
+        qkv = self.query_size + 2 * self.kv_size
+        bias = qkv if self.qkv_bias else 0
+        return self.hidden_size * (qkv + self.query_size + 3 * self.ffn_hidden_size) + bias
+
+    @property
+    def layer_norms(self) -> int:
+        """Parameters of one layer that every tensor parallel rank holds."""
+        return 2 * self.hidden_size + (2 * self.kv_channels if self.qk_layernorm else 0)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model, without padding of the vocabulary."""
+        vocabulary = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+        return self.num_layers * (self.layer_matrices + self.layer_norms) + vocabulary + self.hidden_size
+
+
+# From the models' config.json on the Hugging Face Hub; the tests compare the parameters with those of their weights.
+PRESETS = {
+    "llama-3-8b": ModelShape(32, 4096, 14336, 32, 8, 128_256, 128),
+    "llama-3-70b": ModelShape(80, 8192, 28672, 64, 8, 128_256, 128),
+    "qwen2-7b": ModelShape(28, 3584, 18944, 28, 4, 152_064, 128, qkv_bias=True),
+}
+
+
+def model_shape(hf_model: str) -> ModelShape:
+    """The sizes of a model by a preset's name (upper or lower case, with or without ``meta-``) or a local folder.
+
+    Raises:
+        CheckpointError: no such folder, or one without config.json.
+        ConfigError: an architecture whose memory is not planned here.
+    """
+    name = hf_model.lower().split("/")[-1].removeprefix("meta-")
+    if name in PRESETS and not Path(hf_model).is_dir():
+        return PRESETS[name]
+    if not Path(hf_model).is_dir():
+        raise ConfigError(f"--hf-model {hf_model} is no folder on this machine, and no name of {', '.join(PRESETS)}")
+    return _shape_of_folder(hf_model)
+
+
+def _shape_of_folder(folder: str) -> ModelShape:
+    from megatron_mixcpt.conversion.model_folder import read_config  # takes torch, which a preset needs not
+
+    plan = read_config(folder)
+    arguments = plan.engine_arguments
+    if arguments["num_experts"]:
+        raise ConfigError(f"{folder}/config.json has {arguments['num_experts']} experts: only dense models are planned")
+    sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "vocab_size")
+    return ModelShape(
+        **{name: arguments[name] for name in (*sizes, "kv_channels", "qk_layernorm")},
+        tied=plan.tied,
+        qkv_bias=arguments["add_qkv_bias"],
+    )

@@ -1,0 +1,47 @@
+"""Model sizes: of the presets, and of folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_mixcpt.errors import CheckpointError, ConfigError
+from megatron_mixcpt.planning.shapes import PRESETS, ModelShape, model_shape
+
+
+# The parameters of the published weights, as their safetensors files add up.
+@pytest.mark.parametrize(
+    ("name", "num_parameters"),
+    [("llama-3-8b", 8_030_261_248), ("llama-3-70b", 70_553_706_496), ("qwen2-7b", 7_615_616_512)],
+)
+def test_presets_have_the_published_number_of_parameters(name: str, num_parameters: int) -> None:
+    assert PRESETS[name].num_parameters == num_parameters
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b", "Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"])
+def test_presets_are_found_by_the_names_people_use(name: str) -> None:
+    assert model_shape(name) is PRESETS["llama-3-8b"]
+
+
+def test_a_folder_says_its_own_sizes(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 100,
+        "tie_word_embeddings": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert model_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 2, 100, 16, tied=True, qkv_bias=True)
+
+
+def test_what_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="gpt-17 is no folder on this machine, and no name of llama-3-8b"):
+        model_shape("gpt-17")
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        model_shape(str(tmp_path))
