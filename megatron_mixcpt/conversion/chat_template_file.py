@@ -21,7 +21,7 @@ def save_chat_template(folder: str | Path, template: str, stop_token_ids: Sequen
     config_path = folder / "tokenizer_config.json"
     config = read_json(config_path) if config_path.exists() else {}
     if config.pop("chat_template", None) is not None:
-        config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _add_stop_tokens(folder / "generation_config.json", list(stop_token_ids))
 
 

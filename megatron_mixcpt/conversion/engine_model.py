@@ -21,8 +21,9 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_mixcpt.conversion.foreign import check_pickles
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
-from megatron_mixcpt.conversion.megatron_layout import find_iteration
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 
@@ -104,9 +105,14 @@ def load_on_this_rank(model: GPTModel, hf_model: HFModel) -> None:
 
 
 def load_megatron_weights(model: GPTModel, load_dir: str | Path, iteration: int | None = None) -> None:
-    """Fill this stage's model, in place, from a checkpoint of any layout, through the engine's own reader."""
-    folder = find_iteration(Path(load_dir), iteration)
-    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
+    """Fill this stage's model, in place, from a checkpoint of any layout, through the engine's own reader.
+
+    Raises:
+        CheckpointError: there is none, or loading it would run code that it names.
+    """
+    checkpoint = MegatronCheckpoint(load_dir, iteration)
+    check_pickles(checkpoint)
+    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(checkpoint.folder))
     model.load_state_dict(state["model"])
 
 

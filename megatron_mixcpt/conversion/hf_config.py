@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_mixcpt.conversion.config_types import wrong_value
 from megatron_mixcpt.conversion.rules import Rule
 from megatron_mixcpt.errors import ConfigError
 
@@ -117,11 +118,19 @@ class HFConfig:
 
     def refuse(self, key: str, value: Any, reason: str) -> ConfigError:
         """The error for a setting that the engine cannot express."""
-        return ConfigError(f"{self.path}: {key} {value!r} cannot be trained: {reason}")
+        return ConfigError(f"{self.path}: {key} {_shown(value)} cannot be trained: {reason}")
+
+
+def _shown(value: Any, limit: int = 80) -> str:
+    """The value as Python writes it, cut where it is long."""
+    text = ascii(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, Setting]:
     """Every engine argument that the checkpoint decides, by the engine's name; raises :class:`ConfigError`."""
+    if wrong := wrong_value(config.values):
+        raise config.refuse(*wrong)
     for key, expected in architecture.required.items():
         if config.get(key, expected) != expected:
             raise config.refuse(key, config.get(key), f"the engine's {architecture.name} has {key} {expected!r} only")

@@ -7,7 +7,7 @@ enumerations, paths, anything hostile) becomes an :class:`Opaque` that does noth
 
 import io
 import pickle
-from types import SimpleNamespace
+import zipfile
 from typing import Any
 
 import torch
@@ -42,20 +42,49 @@ class Opaque:
 
 
 class InertUnpickler(pickle.Unpickler):
-    """An unpickler that makes ``ALLOWED`` types and otherwise :class:`Opaque`."""
+    """An unpickler that makes ``ALLOWED`` types and otherwise :class:`Opaque`; ``unopened`` names those others."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self.unopened: set[str] = set()
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         if global_name in ALLOWED.get(module_name, ()):
             return super().find_class(module_name, global_name)
+        self.unopened.add(f"{module_name}.{global_name}")
         return Opaque
+
+    def persistent_load(self, pid: Any) -> Opaque:
+        """A tensor's storage, in what torch.save wrote."""
+        return Opaque()
 
 
 def load_index(content: bytes) -> Any:
     """The index of a distributed checkpoint (``.metadata``)."""
-    return InertUnpickler(io.BytesIO(content)).load()
+    return InertUnpickler(content).load()
+
+
+def names_beyond(content: bytes, allowed: frozenset[str]) -> list[str]:
+    """What a pickle names that is neither opened here nor ``allowed``, as ``module.name``."""
+    unpickler = InertUnpickler(content)
+    unpickler.load()
+    return sorted(unpickler.unopened - allowed)
 
 
 def load_object(content: bytes) -> Any:
-    """What torch.save wrote, on the CPU, with every tensor opaque."""
-    inert = SimpleNamespace(__name__="inert_pickle", Unpickler=InertUnpickler, load=pickle.load)
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=inert)
+    """What torch.save wrote, with every tensor opaque.
+
+    torch.load would do more than unpickle: it reads files of its first format with the plain ``pickle.load``, whatever
+    unpickler it is given, and runs TorchScript.
+
+    Raises:
+        ValueError: not a file of torch.save's zip format.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            sizes = {entry.filename.partition("/")[2]: entry.file_size for entry in archive.infolist()}
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"not a file of torch.save ({error})") from error
+    if not 0 < sizes.get("data.pkl", 0) <= len(content):  # torch compresses nothing
+        raise ValueError("not a file of torch.save (it has no plain data.pkl)")
+    return InertUnpickler(torch._C.PyTorchFileReader(io.BytesIO(content)).get_record("data.pkl")).load()

@@ -48,7 +48,9 @@ def find_iteration(load_dir: Path, iteration: int | None = None) -> Path:
     tracker = load_dir / TRACKER_NAME
     if not tracker.is_file():
         raise CheckpointError(f"{load_dir} is not a Megatron checkpoint: it has no {TRACKER_NAME}")
-    latest = tracker.read_text().strip() if iteration is None else str(iteration)
+    latest = tracker.read_text(errors="replace").strip() if iteration is None else str(iteration)
+    if latest != "release" and not re.fullmatch(r"[0-9]{1,18}", latest):
+        raise CheckpointError(f"{tracker} names no iteration but {latest[:40]!r}: name one with a number")
     folder = load_dir / ("release" if latest == "release" else f"iter_{int(latest):07d}")
     if not folder.is_dir():
         present = ", ".join(sorted(path.name for path in load_dir.iterdir() if path.is_dir())) or "nothing"

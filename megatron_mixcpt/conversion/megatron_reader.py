@@ -44,14 +44,32 @@ class MegatronCheckpoint:
         return int(self.folder.name.removeprefix("iter_")) if self.folder.name.startswith("iter_") else 0
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of the run that saved it, by name; of other types than plain ones, opaque. Empty where unknown."""
-        info = self._storage.get(MetadataIndex(COMMON_STATE))
-        if info is None:
+        """Arguments of the run that saved it, by name; of other types than plain ones, opaque. Empty where unknown.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        if MetadataIndex(COMMON_STATE) not in self._storage:
             return {}
-        with open(self.folder / info.relative_path, "rb") as file:
-            file.seek(info.offset)
-            (common,) = load_object(file.read(info.length))
-        return vars(common["args"]) if "args" in common else {}
+        try:
+            (common,) = load_object(self.object_bytes(COMMON_STATE))
+            return vars(common["args"]) if "args" in common else {}
+        except Exception as error:  # a pickle too
+            raise CheckpointError(f"{self.folder}: {COMMON_STATE} cannot be read ({error}): copy it again") from error
+
+    def objects(self) -> list[str]:
+        """Keys of what is saved beside tensors, each a pickle."""
+        return [index.fqn for index in self._storage if index.fqn not in self._tensors]
+
+    def object_bytes(self, key: str) -> bytes:
+        """The pickle saved as ``key``. Raises CheckpointError where its file cannot be read."""
+        info = self._storage[MetadataIndex(key)]
+        try:
+            with open(self.folder / info.relative_path, "rb") as file:
+                file.seek(info.offset)
+                return file.read(info.length)
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.folder}: {key} cannot be read ({error}): copy it again") from error
 
     def model_tensors(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape (with the leading axes) and dtype of each of the model's stacked tensors, by key."""

@@ -98,9 +98,11 @@ def read_config(hf_dir: str | Path) -> ModelPlan:
         raise CheckpointError(f"{folder} has no {CONFIG_NAME}: give a Hugging Face model folder")
     values = read_json(path)
     names = values.get("architectures") or []
-    known = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
+    known = [architecture for name, architecture in ARCHITECTURES.items() if isinstance(names, list) and name in names]
     if not known:
-        raise ConfigError(f"{path}: architecture {names} is not supported; these are: {', '.join(ARCHITECTURES)}")
+        raise ConfigError(
+            f"{path}: architecture {ascii(names)[:200]} is not supported; these are: {', '.join(ARCHITECTURES)}"
+        )
     settings = engine_settings(HFConfig(path, values, known[0]), known[0])
     arguments = {name: setting.value for name, setting in settings.items()}
     return ModelPlan(folder, known[0], values, arguments, {name: item.origin for name, item in settings.items()})

@@ -6,6 +6,7 @@ and memory is what the caller holds. Only JSON and safetensors are opened, so no
 """
 
 import json
+import math
 import os
 import struct
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def read_json(path: Path) -> dict:
     """Parse a JSON object; raises :class:`CheckpointError` when it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}): download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, not a JSON object: download it again")
@@ -54,7 +55,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         header.pop("__metadata__", None)
         ranges = sorted(tuple(fields["data_offsets"]) for fields in header.values())
         entries = {name: _entry(path, 8 + length, name, fields) for name, fields in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} ({size} bytes) has no readable header ({error}): download it again") from error
     end = 0
     for start, stop in ranges:
@@ -75,7 +76,9 @@ def _entry(path: Path, data_start: int, name: str, fields: dict) -> TensorEntry:
         )
     begin, end = fields["data_offsets"]
     shape = tuple(fields["shape"])
-    if end - begin != torch.Size(shape).numel() * dtype.itemsize:
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError(f"tensor {name} of shape {shape} at {begin} to {end}")
+    if end - begin != math.prod(shape) * dtype.itemsize:
         raise CheckpointError(f"{path} is damaged: tensor {name} of shape {shape} takes {end - begin} bytes")
     return TensorEntry(path, data_start + begin, dtype, shape)
 
@@ -102,6 +105,9 @@ class SafetensorsFolder:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index} has no weight_map: download it again")
+        strays = [shard for shard in weight_map.values() if not isinstance(shard, str) or Path(shard).name != shard]
+        if strays:
+            raise CheckpointError(f"{index} names {strays[0]!r}, which is no file of its folder: download it again")
         shards = sorted(set(weight_map.values()))
         missing = [shard for shard in shards if not (self.folder / shard).is_file()]
         if missing:

@@ -27,7 +27,7 @@ CONSTANTS = {"true": True, "false": False, "null": None}
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -62,9 +62,9 @@ class RowFilter:
         self._where = f"{flag} {expression!r}"
         try:
             tree = ast.parse(expression.strip(), mode="eval")
+            self._value = self._compile(tree.body)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ConfigError(f"{self._where}: not an expression; for example meta.score >= 0.7") from error
-        self._value = self._compile(tree.body)
 
     def __call__(self, row: Row) -> bool:
         """Whether the row fulfils the condition."""

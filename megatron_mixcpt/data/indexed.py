@@ -104,11 +104,11 @@ def check_dataset(prefix: Path) -> tuple[int, int]:
     """Check that a .bin/.idx pair belong together, and return its (samples, tokens).
 
     Raises DataError where the .bin has not exactly the bytes that the .idx promises: the trace of a copy that stopped,
-    or of two runs whose files got mixed.
+    or of two runs whose files got mixed. Or where the .idx says that documents lie elsewhere than one after the other.
     """
     index_path, token_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     header = read_header(index_path)
-    tokens = int(read_lengths(index_path).sum(dtype=np.int64))
+    tokens = _check_places(index_path, header)
     expected_bytes = tokens * header.token_type.itemsize
     actual_bytes = token_path.stat().st_size if token_path.exists() else None
     if actual_bytes != expected_bytes:
@@ -118,3 +118,26 @@ def check_dataset(prefix: Path) -> tuple[int, int]:
             "the pair does not belong together, run tools/preprocess_mixture.py again"
         )
     return header.num_sequences, tokens
+
+
+def _check_places(path: Path, header: IndexHeader, chunk: int = 1 << 20) -> int:
+    """The sum of an index's lengths, once its other two arrays are known to follow from them. Raises DataError."""
+    num, tokens = header.num_sequences, 0
+    damaged = DataError(f"{path}: its documents do not follow one another; run tools/preprocess_mixture.py again")
+    if header.num_document_bounds != num + 1:
+        raise damaged
+    arrays = np.memmap(path, "u1", mode="r", offset=HEADER_BYTES)
+    lengths, starts, bounds = arrays[: 4 * num].view("<i4"), arrays[4 * num : 12 * num], arrays[12 * num :]
+    starts, bounds = starts.view("<i8"), bounds.view("<i8")
+    for first in range(0, num + 1, chunk):
+        part = slice(first, first + chunk)
+        ends = tokens + np.cumsum(lengths[part], dtype="<i8")
+        places = np.concatenate(([tokens], ends))[: len(ends)] * header.token_type.itemsize
+        if (
+            (lengths[part] < 0).any()
+            or not np.array_equal(starts[part], places)
+            or not np.array_equal(bounds[part], np.arange(first, min(first + chunk, num + 1)))
+        ):
+            raise damaged
+        tokens = int(ends[-1]) if len(ends) else tokens
+    return tokens

@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from megatron_mixcpt.data.indexed import check_dataset
 from megatron_mixcpt.errors import CheckpointError, DataError
@@ -178,7 +178,7 @@ class MixtureManifest:
                 f"{path}: no such file, so {path.parent} is no finished mixture; "
                 "make one with tools/preprocess_mixture.py"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: cannot be read ({error}); run tools/preprocess_mixture.py again") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise DataError(f"{path}: not a mixture of format {FORMAT}; run tools/preprocess_mixture.py again")
@@ -194,6 +194,19 @@ class MixtureManifest:
                     summary["sources"] = tuple(SourceSummary(**source) for source in summary["sources"])
                     kinds[kind] = KindSummary(**summary)
             tokenizer = TokenizerIdentity(**content["tokenizer"])
+            for part in (tokenizer, *kinds.values(), *(source for kind in kinds.values() for source in kind.sources)):
+                _check_types(part)
             return cls(path.parent, content["tool_version"], tokenizer, content["settings"], kinds)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: damaged ({error}); run tools/preprocess_mixture.py again") from error
+
+
+def _check_types(part: TokenizerIdentity | SourceSummary | KindSummary) -> None:
+    """Raise TypeError where a field is not of the type that it is declared with."""
+    for item in fields(part):
+        value, wanted = getattr(part, item.name), get_origin(item.type) or item.type
+        is_good = type(value) is wanted
+        if wanted is dict and is_good:
+            is_good = all(type(count) is int for count in value.values())
+        if not is_good:
+            raise TypeError(f"{item.name} is {ascii(value)[:40]}")

@@ -1,0 +1,66 @@
+"""What the values of ``config.json`` may be at all, before anything is computed from them.
+
+A config is a stranger's file: a list where a number belongs, or a number of layers that fills the memory with their
+names, is an error that names the key, not a traceback. What a key means is ``hf_config.py``'s matter.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Names of tensors are listed per layer and expert; the largest open models have some 20,000.
+MAX_LAYERS, MAX_EXPERTS, MAX_LISTED = 1_000, 1_000, 100_000
+MAX_SIZE = 2**31 - 1
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def _count(limit: int) -> Check:
+    return lambda value: type(value) is int and 0 < value <= limit, f"expected a whole number from 1 to {limit:,}"
+
+
+def _is_positive(value: Any) -> bool:
+    # Whole numbers beyond the largest float are no sizes of anything.
+    return type(value) in (int, float) and 0 < value < 1e300 and math.isfinite(value)
+
+
+POSITIVE: Check = (_is_positive, "expected a positive number")
+FLAG: Check = (lambda value: type(value) is bool, "expected true or false")
+NAMES: Check = (lambda value: type(value) is list and all(type(item) is str for item in value), "expected names")
+FLAGS_OF_LAYERS: Check = (
+    lambda value: type(value) is list and len(value) <= MAX_LAYERS and all(item in (0, 1) for item in value),
+    "expected a list of 0 and 1",
+)
+OBJECT: Check = (lambda value: type(value) is dict, "expected an object")
+SIZE = _count(MAX_SIZE)
+
+CHECKS: dict[str, Check] = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "head_dim"), SIZE),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "sliding_window"), SIZE),
+    "num_hidden_layers": _count(MAX_LAYERS),
+    **dict.fromkeys(("num_local_experts", "num_experts_per_tok"), _count(MAX_EXPERTS)),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta", "partial_rotary_factor", "factor"), POSITIVE),
+    **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob"), FLAG),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), OBJECT),
+    "layer_types": NAMES,
+    "no_rope_layers": FLAGS_OF_LAYERS,
+}
+
+
+def wrong_value(values: Mapping[str, Any]) -> tuple[str, Any, str] | None:
+    """The first key whose value cannot be one: key, value and what was expected; None where there is none.
+
+    The rotary embedding's own objects are looked into as well. Null values count as absent.
+    """
+    for key, (is_good, expected) in CHECKS.items():
+        value = values.get(key)
+        if value is None:
+            continue
+        if not is_good(value):
+            return key, value, expected
+        if isinstance(value, dict) and (wrong := wrong_value(value)):
+            return wrong
+    listed = values.get("num_hidden_layers", 0) * values.get("num_local_experts", 1)
+    if listed > MAX_LISTED:
+        return "num_local_experts", values["num_local_experts"], f"more than {MAX_LISTED:,} experts of all layers"
+    return None

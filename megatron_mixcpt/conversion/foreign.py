@@ -1,0 +1,55 @@
+"""Before the engine loads a checkpoint: would loading it run code that the checkpoint names?
+
+The engine opens a checkpoint's index, ``.metadata``, with ``pickle.load`` and the objects beside the tensors with
+``torch.load(weights_only=False)`` (torch/distributed/checkpoint/filesystem.py and default_planner.py). Both call
+whatever function a pickle names. So each is looked through first, inertly, and a checkpoint that names anything but
+what the engine itself saves is refused. Where a folder is not of this project's making, a line says so.
+"""
+
+import io
+from pathlib import Path
+
+import megatron.core  # noqa: F401 - tells torch which of the engine's classes are safe to load
+import torch
+
+from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME
+from megatron_mixcpt.conversion.inert_pickle import names_beyond
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.errors import CheckpointError
+
+# Classes without behaviour that the engine's indexes hold beside those that are opened.
+INDEX_CLASSES = frozenset(
+    {"pathlib.PosixPath"}
+    | {f"torch.distributed.checkpoint.planner.{name}" for name in ("SavePlan", "WriteItem", "WriteItemType")}
+    | {f"torch.distributed.checkpoint.planner.{name}" for name in ("TensorWriteData", "BytesIOWriteData")}
+)
+_WAY_OUT = "loading it would run what it names, so it is refused; get the checkpoint from where you trust it"
+
+
+def foreign_notice(load_dir: str | Path) -> str | None:
+    """One line for a checkpoint that this project's tools did not write, known by ``hf/source.json``; else None."""
+    if (Path(load_dir) / FOLDER_NAME / SOURCE_NAME).is_file():
+        return None
+    return (
+        f"{load_dir} was not written by megatron-mixcpt (it has no {FOLDER_NAME}/{SOURCE_NAME}): its pickles are "
+        "looked through before they are loaded, but load such checkpoints from sources you trust only"
+    )
+
+
+def check_pickles(checkpoint: MegatronCheckpoint) -> None:
+    """Look through all pickles of one saved iteration without running them.
+
+    Raises:
+        CheckpointError: one names something that the engine would not have saved, or cannot be read.
+    """
+    index = checkpoint.folder / ".metadata"
+    if names := names_beyond(index.read_bytes(), INDEX_CLASSES):
+        raise CheckpointError(f"{index} names {names[0]}: {_WAY_OUT}")
+    for key in checkpoint.objects():
+        try:
+            torch.load(io.BytesIO(checkpoint.object_bytes(key)), map_location="cpu", weights_only=True)
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever the reader meets in a damaged or hostile file
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{checkpoint.folder}: {key}: {_WAY_OUT} ({reason})") from error
