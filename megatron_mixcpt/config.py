@@ -74,6 +74,10 @@ class MixCPTConfig(RunConfig):
     """cpu: keep the teacher's layers in host memory and bring each to the device while the one before it runs; the
     device then holds two of them."""
 
+    teacher_fp8: bool = False
+    """Run the teacher's layers in 8-bit floating point, scaled by tensor, on GPUs and with a Transformer Engine that can;
+    its weights stay bfloat16. Refused elsewhere."""
+
     loss_chunk_tokens: int = 0
     """Compute the loss straight from hidden states and output weights, with the logits of so many tokens at a time
     (512 is a good choice): the memory of the logits no longer grows with the sequence. Default: 0, all logits at once,
@@ -123,11 +127,8 @@ class MixCPTConfig(RunConfig):
                 "logits as they are, more flattens both distributions"
             )
         self._check_divergence_is_used()
-        if self.teacher_offload == "cpu" and not self.runs_teacher:
-            raise ConfigError(
-                f"--teacher-offload cpu: no teacher runs with --distillation {self.distillation}, --alpha {self.alpha} "
-                f"and --distillation-fraction {self.distillation_fraction}; leave the flag out"
-            )
+        if not self.runs_teacher:
+            self._check_no_flag_of_a_teacher()
         if self.loss_chunk_tokens < 0:
             raise ConfigError(
                 f"--loss-chunk-tokens {self.loss_chunk_tokens} is negative: give the number of tokens whose logits are "
@@ -135,6 +136,14 @@ class MixCPTConfig(RunConfig):
             )
         if self.l2_coefficient < 0.0:
             raise ConfigError(f"--l2-coefficient {self.l2_coefficient} is negative: it would push the weights apart")
+
+    def _check_no_flag_of_a_teacher(self) -> None:
+        given = {"--teacher-offload cpu": self.teacher_offload == "cpu", "--teacher-fp8": self.teacher_fp8}
+        for flag in (flag for flag, is_given in given.items() if is_given):
+            raise ConfigError(
+                f"{flag}: no teacher runs with --distillation {self.distillation}, --alpha {self.alpha} "
+                f"and --distillation-fraction {self.distillation_fraction}; leave the flag out"
+            )
 
     def _check_divergence_is_used(self) -> None:
         """A choice that the method has no use for is a misunderstanding."""

@@ -101,6 +101,8 @@ def parse_run(argv: Sequence[str]) -> Run:
     if settings.get("dataloader_inter_document_masking"):
         check_packed_rows(settings)
     _check_loss_in_chunks(config, settings)
+    if config.teacher_fp8:
+        _check_fp8(settings)
     plan = plan_run(manifest, config, settings)
     if "train_iters" not in settings and "train_samples" not in settings:
         settings["train_iters"] = plan.train_iters(global_batch_size(settings))
@@ -169,6 +171,20 @@ def _check_loss_in_chunks(config: MixCPTConfig, settings: dict[str, Any]) -> Non
                 f"--loss-chunk-tokens {config.loss_chunk_tokens} with --{name.replace('_', '-')}: it needs the output "
                 "layer's own gradient computation; leave one of the two out"
             )
+
+
+def _check_fp8(settings: dict[str, Any]) -> None:
+    """The teacher's layers run in 8 bits where Transformer Engine's kernels can."""
+    if settings["transformer_impl"] != "transformer_engine":
+        raise ConfigError(
+            "--teacher-fp8 needs Transformer Engine, which is not in use here: there is no other way to multiply in 8 "
+            "bits; leave the flag out"
+        )
+    from transformer_engine.pytorch.fp8 import check_fp8_support
+
+    supported, reason = check_fp8_support()
+    if not supported:
+        raise ConfigError(f"--teacher-fp8: this GPU cannot ({reason}); leave the flag out")
 
 
 def _check_same_shape(student: HFModel, teacher: HFModel) -> None:

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_weights=functools.partial(load_weights, run),
     )
     model_config.offload_teacher = config.teacher_offload == "cpu"
+    model_config.teacher_fp8 = config.teacher_fp8
     if args.save and args.rank == 0:
         copy_hf_metadata(run.student.folder, args.save, run.student)
     named = open_named_sets(run.named_sets, run.manifest, run.student.folder, args.data_cache_path)

@@ -26,6 +26,9 @@ class StudentTeacherModelConfig(GPTModelConfig):
     offload_teacher: bool = False
     """Keep the teacher's layers in host memory."""
 
+    teacher_fp8: bool = False
+    """Run the teacher's layers in 8 bits."""
+
     build_head: Callable[[ProcessGroupCollection], Head] | None = None
     """Makes the last stage's head."""
 
@@ -56,6 +59,9 @@ def _frozen(config: StudentTeacherModelConfig) -> StudentTeacherModelConfig:
     """The configuration without what only a backward pass needs: to the teacher, recomputation is waste."""
     transformer = copy.copy(config.transformer)
     transformer.recompute_granularity = None
+    if config.teacher_fp8:
+        # Scaled by what each tensor holds now: a scale from earlier batches needs a history, and a reduction of it.
+        transformer.fp8, transformer.fp8_recipe = "e4m3", "tensorwise"
     if config.offload_teacher:
         transformer.use_cpu_initialization = True  # the device never holds all of it
     frozen = copy.copy(config)

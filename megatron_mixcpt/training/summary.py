@@ -44,8 +44,9 @@ def describe(run: Run) -> str:
         method += f", coefficient {config.l2_coefficient:g}"
     layout = f"TP {args.tensor_model_parallel_size} x PP {args.pipeline_model_parallel_size}"
     layout += f" x CP {args.context_parallel_size} x DP {args.data_parallel_size} = {args.world_size} ranks"
-    teacher = run.teacher.folder if config.holds_teacher else "not needed"
-    teacher = f"{teacher}, its layers in host memory" if config.teacher_offload == "cpu" else teacher
+    teacher = str(run.teacher.folder) if config.holds_teacher else "not needed"
+    teacher += ", its layers in host memory" if config.teacher_offload == "cpu" else ""
+    teacher += ", its layers in 8 bits" if config.teacher_fp8 else ""
     return "\n".join(
         [
             f"student        {student.folder} ({student.architecture.name}, {weights})",

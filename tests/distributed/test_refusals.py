@@ -95,6 +95,7 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ([*good, "--reset-attention-mask"], r"--reset-attention-mask has no say.*--document-masking"),
         ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2: Transformer Engine takes"),
         ([*good, "--loss-chunk-tokens", "8", "--use-megatron-fsdp"], r"--loss-chunk-tokens 8 with --use-megatron-fsdp"),
+        ([*good, "--teacher-fp8", "--transformer-impl", "local"], r"--teacher-fp8 needs Transformer Engine"),
         ([*good, "--no-such-flag"], r"unrecognized arguments: --no-such-flag"),
         ([*good, "--lr-warmup-iters", "1", "--lr-warmup-fraction", "0.5"], r"the engine refuses these flags"),
     ]

@@ -16,6 +16,7 @@ FOLDERS = {"hf_model": "model", "mixture": "mixture"}
         ({"alpha": 1.5}, r"--alpha 1.5 is outside \[0, 1\]"),
         ({"distillation_fraction": -0.1}, "--distillation-fraction -0.1 is outside"),
         ({"l2_coefficient": -1.0}, "--l2-coefficient -1.0 is negative"),
+        ({"teacher_fp8": True, "distillation": "none"}, "--teacher-fp8: no teacher runs with --distillation none"),
         ({"teacher_offload": "cpu", "distillation": "l2"}, "--teacher-offload cpu: no teacher runs with .* l2"),
         ({"loss_chunk_tokens": -1}, "--loss-chunk-tokens -1 is negative"),
         ({"distillation_temperature": 0.0}, "--distillation-temperature 0.0 is no positive number"),
