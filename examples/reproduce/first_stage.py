@@ -101,7 +101,7 @@ def once(output: Path, command: Sequence[object], log: Path | None = None) -> No
     if output.exists():
         return
     print(f"{time.strftime('%H:%M:%S')} {' '.join(map(str, command))}", flush=True)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    environment = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "HF_HUB_OFFLINE": "1", **os.environ}
     started = time.monotonic()
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(log or os.devnull, "w", encoding="utf-8") as lines:
