@@ -1,11 +1,60 @@
-"""The losses of a training run as its checkpoint's folder remembers them: the TensorBoard log, up to an iteration."""
+"""What a training run left in its TensorBoard log, in its checkpoints' folder: curves, arguments, last losses."""
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # The engine writes every figure twice (over iterations, over samples) and a perplexity for each validation figure.
 _FIGURES = re.compile(r"(.* )?(loss|fraction|accuracy|rewards?|margin)( validation( .*)?)?")
 _DOUBLES = re.compile(r".*( vs samples| ppl)")
+_EVENT_FILES = "events.out.tfevents.*"
+_ARGUMENT = "/text_summary"
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """A run's log, read whole."""
+
+    curves: dict[str, list[tuple[int, float]]]
+    """Name -> (iteration, value) in the order of iterations; where one was logged twice, the later value."""
+    arguments: dict[str, str]
+    """The engine's arguments and ours, as text, of the last start."""
+
+
+def log_folder(candidates: Iterable[Path]) -> Path | None:
+    """The first of these folders that holds a log."""
+    return next((path for path in candidates if any(path.glob(_EVENT_FILES))), None)
+
+
+def find_log_folders(folder: Path) -> list[Path]:
+    """Every folder at or below ``folder`` that holds a log, in the order of their names."""
+    return sorted({path.parent for path in folder.rglob(_EVENT_FILES)})
+
+
+def read_log(folder: Path) -> TrainingLog:
+    """Read all event files of a folder, with TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # heavy
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 1})
+    events.Reload()
+    curves = {}
+    for tag in sorted(events.Tags()["scalars"]):
+        logged = sorted(events.Scalars(tag), key=lambda event: (event.step, event.wall_time))
+        curves[tag] = list({event.step: (event.step, event.value) for event in logged}.values())
+    names = [tag for tag in events.Tags()["tensors"] if tag.endswith(_ARGUMENT)]
+    return TrainingLog(curves, {tag.removesuffix(_ARGUMENT): _text(events.Tensors(tag)[-1]) for tag in names})
+
+
+def _text(event: Any) -> str:
+    """The string that a text event holds."""
+    return b"".join(event.tensor_proto.string_val).decode("utf-8", errors="replace")
+
+
+def _is_figure(name: str) -> bool:
+    """Whether a curve is a loss or one of its companions, and not the same over samples or as a perplexity."""
+    return bool(_FIGURES.fullmatch(name)) and not _DOUBLES.fullmatch(name)
 
 
 def logged_figures(load_dir: Path, iteration: int, tensorboard_dir: str | None) -> dict[str, float]:
@@ -19,20 +68,12 @@ def logged_figures(load_dir: Path, iteration: int, tensorboard_dir: str | None) 
     Returns:
         Name, with the iteration it was logged at, to value. Empty where there is no log (any more).
     """
-    folders = [load_dir / "tensorboard", *(Path(path) for path in [tensorboard_dir] if path)]
-    folder = next((path for path in folders if any(path.glob("events.out.tfevents.*"))), None)
+    folder = log_folder([load_dir / "tensorboard", *(Path(path) for path in [tensorboard_dir] if path)])
     if folder is None:
         return {}
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # heavy
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
     figures = {}
-    for tag in sorted(events.Tags()["scalars"]):
-        if not _FIGURES.fullmatch(tag) or _DOUBLES.fullmatch(tag):
-            continue
-        logged = [event for event in events.Scalars(tag) if event.step <= iteration]
-        if logged:
-            last = max(logged, key=lambda event: (event.step, event.wall_time))
-            figures[f"{tag} at iteration {last.step:,}"] = float(f"{last.value:.5g}")
+    for name, curve in read_log(folder).curves.items():
+        logged = [point for point in curve if point[0] <= iteration]
+        if _is_figure(name) and logged:
+            figures[f"{name} at iteration {logged[-1][0]:,}"] = float(f"{logged[-1][1]:.5g}")
     return figures

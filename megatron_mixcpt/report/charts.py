@@ -1,0 +1,122 @@
+"""The three kinds of pictures: gains and losses against the base, curves over training, distributions of scores."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from megatron_mixcpt.report.compare import DOMAIN, Comparison, Spread
+from megatron_mixcpt.report.curves import CurveChart
+from megatron_mixcpt.report.style import (
+    BETTER,
+    COLOURS,
+    GRID,
+    INK,
+    MUTED,
+    WORSE,
+    Picture,
+    finish,
+    line_style,
+    new_figure,
+)
+
+SIDE_TITLES = {"domain": "Domain: learned?", "general": "Everything else: kept?"}
+
+
+def signed(spread: Spread, digits: int = 2) -> str:
+    """``+1.23 ± 0.04`` or, of one seed, ``+1.23``."""
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
+    return f"{spread.mean:+.{digits}f}{deviation}".replace("-", "\N{MINUS SIGN}")
+
+
+def draw_gains(comparison: Comparison, side: str) -> Picture | None:
+    """A row per method: its gain over the base on one side, each seed and their mean; None where there is no gain."""
+    found = comparison.gains(side)
+    gains = {method: found[method] for method in comparison.methods() if method in found}
+    if not gains:
+        return None
+    figure, axes = new_figure(1.35 + 0.42 * len(gains))
+    places = np.arange(len(gains))[::-1]
+    for place, spread in zip(places, gains.values(), strict=True):
+        colour = BETTER if spread.mean >= 0 else WORSE
+        axes.plot([0, spread.mean], [place, place], color=colour, linewidth=3.5, solid_capstyle="butt")
+        axes.plot([spread.mean], [place], marker="o", markersize=9, color=colour)
+        if spread.deviation is not None:
+            seeds = np.full(len(spread.values), place)
+            axes.plot(spread.values, seeds, "|", markersize=13, markeredgewidth=1.6, color=INK)
+    axes.axvline(0, color=INK, linewidth=1.2)
+    axes.set_yticks(places, list(gains), fontsize=10.5)
+    axes.set_ylim(-0.6, len(gains) - 0.4)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.12)
+    axes.set_title(SIDE_TITLES[side])
+    axes.set_xlabel(
+        f"\N{LEFTWARDS ARROW} worse \N{MIDDLE DOT} {comparison.gain_unit} \N{MIDDLE DOT} better \N{RIGHTWARDS ARROW}"
+    )
+    values = axes.secondary_yaxis("right")
+    values.set_yticks(places, [signed(spread) for spread in gains.values()])
+    values.tick_params(length=0)
+    values.spines["right"].set_visible(False)
+    axes.spines["left"].set_visible(False)
+    listed = "; ".join(f"{method} {signed(spread)}" for method, spread in gains.items())
+    alt = f"{SIDE_TITLES[side]} Gain over the base, {comparison.gain_unit}, positive is better: {listed}."
+    return finish(figure, f"{comparison.title}-{side}", alt)
+
+
+def draw_curves(chart: CurveChart, order: Sequence[str]) -> Picture:
+    """A line per method over the iterations; ``order`` is all methods', so that each keeps its colour everywhere."""
+    legend_rows = -(-len(chart.lines) // 3)
+    figure, axes = new_figure(2.9 + 0.22 * legend_rows)
+    for line in chart.lines:
+        style = line_style(order.index(line.method))
+        marker = {"marker": "o", "markersize": 4} if len(line.iterations) < 12 else {}
+        axes.plot(line.iterations, line.mean, linewidth=1.8, label=line.method, **style, **marker)
+        if line.num_seeds > 1:
+            axes.fill_between(line.iterations, line.low, line.high, color=style["color"], alpha=0.18, linewidth=0)
+    for value in chart.teacher:
+        axes.axhline(value, color=INK, linestyle=":", linewidth=1.5)
+    axes.set_title(chart.title)
+    axes.set_xlabel("iteration")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower left", ncols=3, fontsize=9.5, handlelength=2.6)
+    ends = "; ".join(f"{line.method} from {line.mean[0]:.4g} to {line.mean[-1]:.4g}" for line in chart.lines)
+    teacher = "".join(f"; the teacher's constant {value:.4g}" for value in chart.teacher)
+    caption = chart.unit
+    if any(line.num_seeds > 1 for line in chart.lines):
+        caption += "; mean of the seeds, shaded from the lowest to the highest"
+    if chart.smoothed > 1:
+        caption += f"; running mean over {chart.smoothed} logged points"
+    alt = f"{chart.title}, {chart.unit}. First and last point: {ends}{teacher}."
+    return finish(figure, chart.name, alt, caption)
+
+
+def draw_fas(name: str, scores: Mapping[str, Sequence[float]]) -> Picture:
+    """How the alignment scores of each kind of sample are distributed, on a logarithmic axis."""
+    figure, axes = new_figure(3.1)
+    everything = np.concatenate([np.asarray(values) for values in scores.values()])
+    edges = np.geomspace(max(everything.min(), 1e-3) / 1.02, max(everything.max(), 1e-3) * 1.02, 41)
+    said = []
+    for index, (kind, values) in enumerate(scores.items()):
+        share = np.full(len(values), 100 / len(values))
+        label = f"{kind}: {len(values):,} samples"
+        axes.hist(values, edges, weights=share, histtype="stepfilled", alpha=0.35, color=COLOURS[index], label=label)
+        axes.hist(values, edges, weights=share, histtype="step", linewidth=1.6, **line_style(index))
+        low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
+        said.append(f"{label}, median {median:.3f}, nine in ten between {low:.3f} and {high:.3f}")
+    axes.set_xscale("log")
+    axes.axvline(1, color=MUTED, linewidth=1.2, linestyle=":")
+    ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10) if edges[0] <= tick <= edges[-1]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.grid(axis="x", color=GRID)
+    axes.set_title(f"Alignment scores: {name}")
+    axes.set_xlabel("format alignment score; high is hard (log scale)")
+    axes.set_ylabel("% of the kind's samples")
+    axes.legend(fontsize=9.5)
+    return finish(figure, f"fas-{name}", f"Distribution of format alignment scores in {name}: {'; '.join(said)}.")
+
+
+def gain_pictures(comparison: Comparison) -> list[Picture]:
+    """Both sides of a comparison, those that have a gain, domain first."""
+    drawn = [draw_gains(comparison, side) for side in (DOMAIN, *(side for side in SIDE_TITLES if side != DOMAIN))]
+    return [picture for picture in drawn if picture]

@@ -1,0 +1,187 @@
+"""What was learned and what was forgotten: scores of a domain and of all else, averaged, and held against the base.
+
+A *gain* is positive when a model is better than the base: for texts the bits per byte saved, in percent of the base's;
+for tasks percentage points; for validation sets the loss below the teacher's, in percent of it. Averages are of all
+columns alike; a model that lacks one of them has no average, for it would be of something else.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.report.inputs import Evaluation, Run, Score, method_of
+
+DOMAIN, GENERAL = "domain", "general"
+SIDES = (DOMAIN, GENERAL)
+_STUDENT, _TEACHER = "ntp loss validation-", "teacher ntp loss validation-"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation; None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A score that some models have."""
+
+    side: str
+    """``domain`` or ``general``."""
+    suite: str
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models against the base on scores of one unit."""
+
+    title: str
+    unit: str
+    """Of the scores."""
+    gain_unit: str
+    higher_is_better: bool
+    columns: tuple[Column, ...]
+    """Domain first."""
+    scores: Mapping[str, Mapping[Column, float]]
+    """Of each model, the base among them, or of each run's teacher."""
+    bases: Mapping[str, str]
+    """Model -> the model in ``scores`` that it is held against; without an entry: a base itself."""
+
+    def average(self, name: str, side: str) -> float | None:
+        """The mean of a model's scores of one side; None where it lacks one, or where the side has none."""
+        found = [self.scores[name].get(column) for column in self.columns if column.side == side]
+        return statistics.fmean(found) if found and None not in found else None
+
+    def gain(self, name: str, side: str) -> float | None:
+        """How much better a model's average is than its base's; None where one of them is not known."""
+        base = self.bases.get(name)
+        averages = [self.average(model, side) for model in (name, base) if model is not None]
+        if len(averages) < 2 or None in averages or not averages[1]:
+            return None
+        return averages[0] - averages[1] if self.higher_is_better else 100 * (1 - averages[0] / averages[1])
+
+    def methods(self) -> list[str]:
+        """The methods that are held against a base, those that learned most of the domain first."""
+        learned = self.gains(DOMAIN)
+        names = dict.fromkeys(method_of(name) for name in self.bases)
+        return sorted(names, key=lambda name: -learned[name].mean if name in learned else math.inf)
+
+    def gains(self, side: str) -> dict[str, Spread]:
+        """The gains by method, over its seeds; methods without any are left out."""
+        found: dict[str, list[float]] = {}
+        for name in self.bases:
+            gain = self.gain(name, side)
+            if gain is not None:
+                found.setdefault(method_of(name), []).append(gain)
+        return {method: Spread(tuple(values)) for method, values in found.items()}
+
+
+def check_domain(domain: Sequence[str], evaluations: Iterable[Evaluation], runs: Iterable[Run]) -> None:
+    """Raise ConfigError where ``--domain`` names what no evaluation and no run has."""
+    scores = [score for evaluation in evaluations for score in evaluation.scores]
+    known = {name for score in scores for name in _names(score)} | {name for run in runs for name in validated(run)}
+    for name in domain:
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise ConfigError(f"--domain {name}: no such text, task, suite or validation set; there are: {listed}")
+
+
+def validated(run: Run) -> list[str]:
+    """The validation sets that a run measured for student and teacher."""
+    names = [name.removeprefix(_TEACHER) for name in run.log.curves if name.startswith(_TEACHER)]
+    return [name for name in names if " " not in name and _STUDENT + name in run.log.curves]
+
+
+def compare_evaluations(evaluations: Sequence[Evaluation], base: str | None, domain: Sequence[str]) -> list[Comparison]:
+    """Texts and tasks, those of the two that there are. ``base`` names the evaluation of the model before training."""
+    compared = []
+    for is_text in (True, False):
+        tables = {item.name: _columns(item, is_text, domain) for item in evaluations}
+        tables = {name: table for name, table in tables.items() if table}
+        bases = {name: base for name in tables if name != base} if base in tables else {}
+        if not tables:
+            continue
+        compared.append(
+            Comparison(
+                title="Texts" if is_text else "Tasks",
+                unit="bits per byte" if is_text else "percent",
+                gain_unit="% of the base's bits" if is_text else "percentage points",
+                higher_is_better=not is_text,
+                columns=_ordered(tables.values()),
+                scores=tables,
+                bases=bases,
+            )
+        )
+    return compared
+
+
+def compare_validation(runs: Sequence[Run], domain: Sequence[str]) -> Comparison | None:
+    """Each run's last validation against its teacher's; None where no run measured any."""
+    scores: dict[str, dict[Column, float]] = {}
+    bases = {}
+    for run in runs:
+        sets = {
+            Column(DOMAIN if name in domain else GENERAL, "", name, "held-out loss"): name for name in validated(run)
+        }
+        if sets:
+            teacher = {column: run.log.curves[_TEACHER + name][-1][1] for column, name in sets.items()}
+            bases[run.name] = _teacher_in(scores, teacher, run.name)
+            scores[run.name] = {column: run.log.curves[_STUDENT + name][-1][1] for column, name in sets.items()}
+    if not scores:
+        return None
+    return Comparison(
+        title="Validation sets",
+        unit="nats per token",
+        gain_unit="% of the teacher's loss",
+        higher_is_better=False,
+        columns=_ordered(scores.values()),
+        scores=scores,
+        bases=bases,
+    )
+
+
+def _teacher_in(scores: dict[str, dict[Column, float]], teacher: dict[Column, float], run: str) -> str:
+    """The name in ``scores`` of the teacher with these losses, which is added where it is not there yet."""
+    for name, known in scores.items():
+        # The same model measured at another layout rounds otherwise.
+        if known.keys() == teacher.keys() and all(math.isclose(known[c], teacher[c], rel_tol=1e-4) for c in known):
+            return name
+    name = "teacher" if "teacher" not in scores else f"teacher of {run}"
+    scores[name] = teacher
+    return name
+
+
+def _columns(evaluation: Evaluation, is_text: bool, domain: Sequence[str]) -> dict[Column, float]:
+    return {
+        Column(
+            DOMAIN if any(name in domain for name in _names(score)) else GENERAL, score.suite, score.name, score.detail
+        ): score.value
+        for score in evaluation.scores
+        if score.is_text is is_text and math.isfinite(score.value)
+    }
+
+
+def _names(score: Score) -> list[str]:
+    """What ``--domain`` may call a score."""
+    return [score.name, *([score.suite, f"{score.suite}/{score.name}"] if score.suite else [])]
+
+
+def _ordered(tables: Iterable[Mapping[Column, float]]) -> tuple[Column, ...]:
+    """All columns, domain first, each side in the order of first appearance."""
+    seen = dict.fromkeys(column for table in tables for column in table)
+    return tuple(sorted(seen, key=lambda column: SIDES.index(column.side)))

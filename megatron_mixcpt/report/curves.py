@@ -1,0 +1,109 @@
+"""Which curves of the training logs are shown: one line per method, the mean over its seeds, between their extremes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_mixcpt.report.compare import validated
+from megatron_mixcpt.report.inputs import Run, methods
+
+# Curve -> title and what it says. The engine's own names; see docs/training.md.
+TRAINING_CURVES = {
+    "ntp loss": ("Training: next-token loss", "nats per token; batches differ, so look at the trend"),
+    "lssd loss": ("Training: KL to the teacher", "nats per token, all kinds together"),
+    "lssd loss cpt": ("Training: KL to the teacher, documents", "nats per token"),
+    "lssd loss sft": ("Training: KL to the teacher, instructions", "nats per token"),
+    "lssd loss dpo": ("Training: KL to the teacher, preferences", "nats per token"),
+    "swapped fraction": ("Swap rate", "share of tokens whose teacher's first choice is not the label"),
+    "top-1 agreement": ("Agreement", "share of tokens where student and teacher put the same token first"),
+    "accuracy": ("DPO: accuracy", "share of pairs with the chosen response ahead"),
+    "reward margin": ("DPO: reward margin", "chosen less rejected"),
+}
+# Where a batch has none of what is measured, the engine logs 0.
+_ZERO_IS_NOTHING = ("lssd loss", "swapped fraction", "top-1 agreement")
+_MOST_POINTS = 80
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method's curve: arrays [points]."""
+
+    method: str
+    iterations: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    num_seeds: int
+
+
+@dataclass(frozen=True)
+class CurveChart:
+    """The lines of one quantity."""
+
+    name: str
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+    teacher: tuple[float, ...] = ()
+    """Constant lines: the teachers' values."""
+    smoothed: int = 1
+    """Points in the running mean that the longest line was smoothed with."""
+
+
+def validation_charts(runs: Sequence[Run]) -> list[CurveChart]:
+    """For each validation set the next-token loss beside the teacher's, and the divergence from the teacher."""
+    charts = []
+    for name in dict.fromkeys(name for run in runs for name in validated(run)):
+        teachers = [
+            run.log.curves[f"teacher ntp loss validation-{name}"][-1][1] for run in runs if name in validated(run)
+        ]
+        unit = "next-token loss in nats per token; dotted: the teacher"
+        charts.append(_chart(runs, f"ntp loss validation-{name}", f"Validation: {name}", unit, _distinct(teachers)))
+        title = f"Validation: KL to the teacher, {name}"
+        charts.append(_chart(runs, f"lssd loss validation-{name}", title, "nats per token"))
+    return [chart for chart in charts if chart.lines]
+
+
+def training_charts(runs: Sequence[Run]) -> list[CurveChart]:
+    """The curves of :data:`TRAINING_CURVES` that were logged, and the loss of runs of format alignment."""
+    charts = [_chart(runs, curve, title, unit) for curve, (title, unit) in TRAINING_CURVES.items()]
+    aligned = [run for run in runs if "ntp loss" not in run.log.curves]
+    charts.append(_chart(aligned, "loss", "Format alignment: loss", "of SFT or DPO"))
+    return [chart for chart in charts if chart.lines]
+
+
+def _chart(runs: Sequence[Run], curve: str, title: str, unit: str, teacher: tuple[float, ...] = ()) -> CurveChart:
+    lines, window = [], 1
+    for method in methods(runs):
+        logged = [_points(run, curve) for run in runs if run.method == method]
+        logged = [points for points in logged if points]
+        shared = sorted(set.intersection(*map(set, logged))) if logged else []
+        if shared:
+            values = np.array([[points[iteration] for iteration in shared] for points in logged])
+            window = max(window, len(shared) // _MOST_POINTS)
+            lines.append(_line(method, np.array(shared), values, max(1, len(shared) // _MOST_POINTS)))
+    return CurveChart(curve, title, unit, tuple(lines), teacher, window)
+
+
+def _points(run: Run, curve: str) -> dict[int, float]:
+    """Iteration -> value, without what stands for nothing and what is no number."""
+    points = {iteration: value for iteration, value in run.log.curves.get(curve, []) if np.isfinite(value)}
+    if curve.startswith(_ZERO_IS_NOTHING):
+        return {iteration: value for iteration, value in points.items() if value} or {}
+    return points
+
+
+def _line(method: str, iterations: np.ndarray, values: np.ndarray, window: int) -> Line:
+    smooth = np.array([np.convolve(row, np.full(window, 1 / window), mode="valid") for row in values])
+    middle = iterations[(window - 1) // 2 : (window - 1) // 2 + smooth.shape[1]]
+    return Line(method, middle, smooth.mean(0), smooth.min(0), smooth.max(0), len(values))
+
+
+def _distinct(values: Sequence[float]) -> tuple[float, ...]:
+    """Values that differ by more than rounding."""
+    kept: list[float] = []
+    for value in values:
+        if not any(np.isclose(value, other, rtol=1e-4) for other in kept):
+            kept.append(value)
+    return tuple(kept)

@@ -1,0 +1,154 @@
+"""What a report is made of, read from files: training logs, evaluations, mixtures and alignment scores."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megatron_mixcpt.conversion.training_log import TrainingLog, log_folder, read_log
+from megatron_mixcpt.data.manifest import MixtureManifest
+from megatron_mixcpt.errors import DataError
+
+_SEED = re.compile(r"(.+?)[/._ -]*seed[-_ ]?(\d+)")
+RESULTS_NAME = "results.json"
+
+
+def method_of(name: str) -> str:
+    """The method of a run: its name without a seed at the end (``mixcpt/seed-1`` and ``mixcpt-seed2``: ``mixcpt``)."""
+    found = _SEED.fullmatch(name)
+    return found[1] if found else name
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of an evaluation."""
+
+    suite: str
+    """Of a task; of a text ``""``."""
+    name: str
+    value: float
+    """Of a text bits per byte, of a task percent."""
+    detail: str
+    """How it was measured."""
+
+    @property
+    def is_text(self) -> bool:
+        """A text's figure is better when lower, a task's when higher."""
+        return not self.suite
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A results.json of tools/evaluate.py."""
+
+    name: str
+    scores: tuple[Score, ...]
+    origin: str
+    """The model and when it was evaluated."""
+
+    @property
+    def method(self) -> str:
+        """See :func:`method_of`."""
+        return method_of(self.name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, from its log."""
+
+    name: str
+    log: TrainingLog
+
+    @property
+    def method(self) -> str:
+        """See :func:`method_of`."""
+        return method_of(self.name)
+
+
+@dataclass
+class Inputs:
+    """All that was given or found; each in the order it was."""
+
+    runs: list[Run] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    mixtures: dict[str, MixtureManifest] = field(default_factory=dict)
+    fas: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Name of a scores file -> kind -> scores."""
+
+
+def read_run(name: str, folder: Path) -> Run:
+    """A run from its checkpoints' folder, or from the folder of its log. Raises DataError without a log."""
+    log = log_folder([folder / "tensorboard", folder])
+    if log is None:
+        raise DataError(
+            f"--run {name}={folder}: no TensorBoard log in it or in its tensorboard/; give the --save folder of a run"
+        )
+    return Run(name, read_log(log))
+
+
+def read_evaluation(name: str, path: Path) -> Evaluation:
+    """An evaluation from tools/evaluate.py's output folder, or its results.json. Raises DataError."""
+    file = path / RESULTS_NAME if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        scores = [*_texts(content["perplexity"]), *_tasks(content["tasks"])]
+        model = content["model"]
+        origin = f"{model['path']}" + ("" if model["iteration"] is None else f", iteration {model['iteration']}")
+        return Evaluation(name, tuple(scores), f"{origin}, evaluated {content['created']}")
+    except OSError as error:
+        raise DataError(
+            f"--evaluation {name}={path}: {error.strerror}; give the --output folder of tools/evaluate.py"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not as tools/evaluate.py writes it ({error!r}); evaluate again") from error
+
+
+def _texts(perplexity: dict[str, Any]) -> list[Score]:
+    return [
+        Score("", name, float(item["bits_per_byte"]), f"windows of {item['sequence_length']} tokens")
+        for name, item in perplexity.items()
+    ]
+
+
+def _tasks(suites: dict[str, Any]) -> list[Score]:
+    return [
+        Score(suite, task, 100 * float(item["value"]), f"{item['metric']}, {item['num_fewshot']}-shot")
+        for suite, tasks in suites.items()
+        for task, item in tasks.items()
+    ]
+
+
+def read_fas(path: Path) -> dict[str, list[float]]:
+    """The format alignment scores of a file of tools/score_alignment.py, by kind of sample. Raises DataError."""
+    scores: dict[str, list[float]] = {}
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                kind, score = _fas_of(line, f"{path}:{number}")
+                scores.setdefault(kind, []).append(score)
+    except OSError as error:
+        raise DataError(f"--scores {path}: {error.strerror}; give the output of tools/score_alignment.py") from error
+    if not scores:
+        raise DataError(f"--scores {path}: no scores in it; give the output of tools/score_alignment.py")
+    return scores
+
+
+def _fas_of(line: bytes, place: str) -> tuple[str, float]:
+    try:
+        sample = orjson.loads(line)
+        score = float(sample["fas"])
+        if not 0 < score < math.inf:
+            raise ValueError(f"a score of {score}")
+        return str(sample["kind"]), score
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{place}: no line of tools/score_alignment.py ({error!r}); score again") from error
+
+
+def methods(items: Sequence[Run] | Sequence[Evaluation]) -> list[str]:
+    """The methods of runs or evaluations, each once, in order."""
+    return list(dict.fromkeys(item.method for item in items))

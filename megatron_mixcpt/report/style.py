@@ -1,0 +1,115 @@
+"""How the pictures look: colours that the colour-blind tell apart, light and dark, as SVG for the page and as PNG.
+
+In the SVG the greys are variables that follow the reader's colour scheme. It is embedded as an image, where nothing
+that a run's name may hold can run.
+"""
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_mixcpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, without yellow and a little darker where white paper asks for it.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c2669a", "#c98a00", "#3fa0d8")
+STYLES = ("-", "--", "-.")
+BETTER, WORSE = COLOURS[0], COLOURS[1]
+INK, MUTED, GRID = "#1c2024", "#69727c", "#dde1e6"
+_DARK = {INK: "#e8ebee", MUTED: "#9aa4ae", GRID: "#343a41"}
+_SETTINGS = {
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.axisbelow": True,
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # a name may hold dollar signs
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+}
+WIDTH_INCHES = 5.4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the page, and its file."""
+
+    name: str
+    """Of the file, without .png."""
+    alt: str
+    """What it shows, for who cannot see it."""
+    svg: str
+    png: bytes
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        """The SVG as a data URI."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
+
+    def save(self, folder: Path) -> None:
+        """Write NAME.png, aside and renamed."""
+        aside = folder / f".{self.name}.png"
+        aside.write_bytes(self.png)
+        aside.replace(folder / f"{self.name}.png")
+
+
+def new_figure(height_inches: float) -> tuple["Figure", "Axes"]:
+    """An empty figure of the page's width, with one pair of axes. Raises ConfigError where matplotlib is missing."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "the report draws with matplotlib, which is not installed: pip install 'megatron-mixcpt[plots]'"
+        ) from error
+    matplotlib.rcParams.update(_SETTINGS)
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+    return figure, figure.subplots()
+
+
+def finish(figure: "Figure", name: str, alt: str, caption: str = "") -> Picture:
+    """Render a figure both ways."""
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=160, facecolor="white")
+    slug = "".join(letter if letter.isalnum() else "-" for letter in name.lower())  # a name is no path
+    return Picture(slug, alt, _following_the_colour_scheme(svg.getvalue()), png.getvalue(), caption)
+
+
+def line_style(index: int) -> dict[str, str]:
+    """Colour and dashes of the line with this number: 18 that differ."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": STYLES[math.floor(index / len(COLOURS)) % len(STYLES)],
+    }
+
+
+def _following_the_colour_scheme(svg: str) -> str:
+    names = {INK: "--ink", MUTED: "--muted", GRID: "--grid"}
+    for colour, name in names.items():
+        svg = svg.replace(colour, f"var({name})")
+    light = "".join(f"{name}:{colour};" for colour, name in names.items())
+    dark = "".join(f"{name}:{_DARK[colour]};" for colour, name in names.items())
+    rule = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    return svg.replace("<defs>", f"<defs>{rule}", 1)
