@@ -1,9 +1,11 @@
-"""Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity and bits per byte of texts.
+"""Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, and benchmark tasks.
 
     python tools/evaluate.py --hf-model models/Llama-3-8B --perplexity law=heldout/law.jsonl.gz english=heldout/en \\
         --output evaluations/base
     torchrun --nproc-per-node 8 tools/evaluate.py --load checkpoints/mixcpt --perplexity law=heldout/law.jsonl.gz \\
         --sequence-length 4096 --stride 2048 --output evaluations/mixcpt --tensor-model-parallel-size 8
+    python tools/evaluate.py --load checkpoints/dpo --tasks math reasoning --output evaluations/aligned
+    python tools/evaluate.py --list-suites
 
 Writes results.json, which tools/report.py compares runs by, and prints a table. See docs/evaluation.md.
 """

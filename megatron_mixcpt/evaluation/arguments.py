@@ -5,7 +5,8 @@ from pathlib import Path
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.evaluation.perplexity import WindowSettings
-from megatron_mixcpt.evaluation.settings import EvaluateSettings
+from megatron_mixcpt.evaluation.settings import EvaluateSettings, TaskSettings
+from megatron_mixcpt.evaluation.suites import choose_tasks, listing
 
 
 def evaluate_parser(description: str) -> argparse.ArgumentParser:
@@ -18,6 +19,7 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--name", help="what reports call the model (default: its folder's name)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
     _add_perplexity_flags(parser)
+    _add_task_flags(parser)
     _add_run_flags(parser)
     return parser
 
@@ -35,6 +37,24 @@ def _add_perplexity_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-tokens", type=int, default=4096, metavar="N", help=text)
 
 
+def _add_task_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("benchmark tasks, through lm-eval")
+    text = "suites, or single tasks of them; see --list-suites"
+    group.add_argument("--tasks", nargs="+", default=[], metavar="SUITE|TASK", help=text)
+    group.add_argument("--list-suites", action="version", version=listing(), help="list the suites, and stop")
+    text = "read the tasks' data from files of this folder instead of downloading them (docs/evaluation.md)"
+    group.add_argument("--task-data", type=Path, metavar="DIR", help=text)
+    text = "examples before each question (default: as the task has it; those with examples of their own keep them)"
+    group.add_argument("--num-fewshot", type=int, metavar="N", help=text)
+    group.add_argument("--task-limit", type=int, metavar="N", help="ask the first N questions of each task only")
+    text = "questions that run together (default %(default)s)"
+    group.add_argument("--task-batch-size", type=int, default=TaskSettings.batch_size, metavar="N", help=text)
+    text = "ask in the tokenizer's chat template, for aligned models"
+    group.add_argument("--apply-chat-template", action="store_true", help=text)
+    text = "run the programs that the model writes for HumanEval and MBPP, isolated (docs/evaluation.md)"
+    group.add_argument("--run-generated-code", action="store_true", help=text)
+
+
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the model runs (under torchrun; ranks beyond TP x PP are data parallel)")
     group.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP", help="default 1")
@@ -45,8 +65,8 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
     """Check the flags and make settings of them. Raises ConfigError."""
-    if not arguments.perplexity:
-        raise ConfigError("nothing to evaluate: give --perplexity NAME=PATH")
+    if not (arguments.perplexity or arguments.tasks):
+        raise ConfigError("nothing to evaluate: give --perplexity NAME=PATH, --tasks or both")
     if arguments.iteration is not None and arguments.load is None:
         raise ConfigError(f"--iteration {arguments.iteration} is of a Megatron checkpoint: give --load too")
     return EvaluateSettings(
@@ -54,6 +74,25 @@ def evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
         text_sets=_text_sets(arguments.perplexity),
         text_field=arguments.text_field,
         dtype=arguments.dtype,
+        tasks=_task_settings(arguments),
+    )
+
+
+def _task_settings(arguments: argparse.Namespace) -> TaskSettings:
+    for name, least in (("num_fewshot", 0), ("task_limit", 1), ("task_batch_size", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
+    if arguments.task_data is not None and not arguments.task_data.is_dir():
+        raise ConfigError(f"--task-data {arguments.task_data}: no such folder; check the path")
+    return TaskSettings(
+        suites=choose_tasks(arguments.tasks),
+        data=arguments.task_data,
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.task_limit,
+        batch_size=arguments.task_batch_size,
+        apply_chat_template=arguments.apply_chat_template,
+        run_generated_code=arguments.run_generated_code,
     )
 
 

@@ -1,11 +1,12 @@
-"""An evaluation from settings to output folder; :func:`main` is the program behind ``tools/evaluate.py``.
+"""An evaluation from flags to output folder; :func:`main` is the program behind ``tools/evaluate.py``.
 
-Perplexities run on the engine, at the layout of the training. All ranks take part; rank 0 writes.
+Perplexities run on the engine, at the layout of the training; all ranks take part. Then the other ranks leave, and rank
+0 runs the benchmark tasks and writes.
 """
 
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.evaluation.arguments import evaluate_parser, evaluate_settings
+from megatron_mixcpt.evaluation.benchmarks import TaskScore, prepare_tasks, run_tasks
 from megatron_mixcpt.evaluation.model_source import ModelSource
 from megatron_mixcpt.evaluation.perplexity import TextSet, measure_perplexity
 from megatron_mixcpt.evaluation.results import (
@@ -27,7 +29,7 @@ from megatron_mixcpt.evaluation.results import (
 from megatron_mixcpt.evaluation.runner import ForwardRunner
 from megatron_mixcpt.evaluation.settings import EvaluateSettings
 
-ABOUT = """Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity and bits per byte of texts.
+ABOUT = """Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, and benchmark tasks.
 
 Writes DIR/results.json, which tools/report.py reads, and prints a table. See docs/evaluation.md."""
 
@@ -38,26 +40,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = evaluate_parser(ABOUT).parse_args(sys.argv[1:] if argv is None else argv)
     settings = evaluate_settings(arguments)
     check_new(arguments.output)
-    folder = arguments.hf_model or arguments.load
     source = ModelSource.open(hf_model=arguments.hf_model, load=arguments.load, iteration=arguments.iteration)
-    perplexities = measure_text_sets(
-        source,
-        settings,
-        tp_size=arguments.tensor_model_parallel_size,
-        pp_size=arguments.pipeline_model_parallel_size,
-    )
-    is_writer = dist.get_rank() == 0
-    dist.destroy_process_group()
+    is_writer = int(os.environ.get("RANK", "0")) == 0
+    prepared = prepare_tasks(settings.tasks) if settings.tasks.suites and is_writer else {}
+    perplexities = {}
+    if settings.text_sets:
+        tp_size, pp_size = arguments.tensor_model_parallel_size, arguments.pipeline_model_parallel_size
+        perplexities = measure_text_sets(source, settings, tp_size=tp_size, pp_size=pp_size)
+        dist.destroy_process_group()
     if not is_writer:
         return
+    scores = run_tasks(source, prepared, settings.tasks, settings.dtype) if prepared else {}
     results = {
-        "model": described_model(source, folder, arguments.name),
+        "model": described_model(source, arguments.hf_model or arguments.load, arguments.name),
         "perplexity": perplexities,
-        "tasks": {},
+        "tasks": {suite: {name: score.figures for name, score in tasks.items()} for suite, tasks in scores.items()},
         "settings": settings.described(),
         **provenance(),
     }
-    finish(arguments.output, results)
+    write_results(arguments.output, results, _samples(scores))
+    print(f"{table(results)}\nresults: {arguments.output / FILE_NAME}", flush=True)
+
+
+def _samples(scores: dict[str, dict[str, TaskScore]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: score.samples for tasks in scores.values() for name, score in tasks.items()}
 
 
 def measure_text_sets(
@@ -72,9 +78,3 @@ def measure_text_sets(
         measured[name] = described_perplexity(figures, settings.windows)
     runner.close()
     return measured
-
-
-def finish(output: Path, results: dict[str, Any]) -> None:
-    """Write the output folder and print the table."""
-    write_results(output, results, {})
-    print(f"{table(results)}\nresults: {output / FILE_NAME}", flush=True)

@@ -85,4 +85,11 @@ def table(results: Mapping[str, Any]) -> str:
     for name, item in results["perplexity"].items():
         counts = f"{item['documents']:>10,}{item['tokens']:>12,}{item['bytes']:>13,}"
         lines.append(f"{name:<24}{counts}{item['bits_per_byte']:>11.4f}{item['perplexity']:>12.3f}")
+    if results["tasks"]:
+        lines.append(f"{'suite':<12}{'task':<24}{'metric':<34}{'shots':>5}{'samples':>9}{'value':>8}{'stderr':>8}")
+    for suite, tasks in results["tasks"].items():
+        for name, item in tasks.items():
+            stderr = "" if item["stderr"] is None else f"{item['stderr']:.4f}"
+            counts = f"{item['num_fewshot']:>5}{item['samples']:>9,}"
+            lines.append(f"{suite:<12}{name:<24}{item['metric']:<34}{counts}{item['value']:>8.4f}{stderr:>8}")
     return "\n".join(lines)

@@ -1,9 +1,47 @@
 """What the user asks of an evaluation, as far as it decides what is measured; the number of ranks does not."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt.evaluation.perplexity import WindowSettings
+from megatron_mixcpt.evaluation.suites import BenchmarkTask
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Benchmark tasks to run."""
+
+    suites: dict[str, tuple[BenchmarkTask, ...]]
+    """The tasks by suite; none where ``--tasks`` is not given."""
+    data: Path | None = None
+    """The folder of their local files; None: lm-eval downloads them."""
+    num_fewshot: int | None = None
+    """Examples before each question; None: as each task has it."""
+    limit: int | None = None
+    """Ask only so many questions of each task (of each member of a group), the first ones."""
+    batch_size: int = 8
+    """Questions that run together."""
+    apply_chat_template: bool = False
+    """Ask in the tokenizer's chat template."""
+    run_generated_code: bool = False
+    """Whether programs that the model writes may be run."""
+
+    def num_fewshot_of(self, task: BenchmarkTask) -> int:
+        """How many examples a task is given."""
+        return task.num_fewshot if self.num_fewshot is None or task.own_examples else self.num_fewshot
+
+    def described(self) -> dict[str, Any]:
+        """The settings by their flags."""
+        return {
+            "--tasks": [task.name for tasks in self.suites.values() for task in tasks],
+            "--task-data": str(self.data) if self.data else None,
+            "--num-fewshot": self.num_fewshot,
+            "--task-limit": self.limit,
+            "--task-batch-size": self.batch_size,
+            "--apply-chat-template": self.apply_chat_template,
+            "--run-generated-code": self.run_generated_code,
+        }
 
 
 @dataclass(frozen=True)
@@ -17,6 +55,7 @@ class EvaluateSettings:
     """The field of a record that holds its text."""
     dtype: str = "bfloat16"
     """Of weights and computation."""
+    tasks: TaskSettings = field(default_factory=lambda: TaskSettings({}))
 
     def described(self) -> dict[str, Any]:
         """The settings by their flags, for ``results.json``."""
@@ -27,4 +66,5 @@ class EvaluateSettings:
             "--stride": self.windows.stride,
             "--batch-tokens": self.windows.batch_tokens,
             "--dtype": self.dtype,
+            **self.tasks.described(),
         }

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from megatron_mixcpt.testing import run_distributed
 from tests.distributed.tiny_run import VOCAB_SIZE, build_model
 from tests.unit.data.tiny_tokenizer import TRAINING_TEXTS, save_tiny_tokenizer
 
 SEQUENCE_LENGTH, STRIDE = 24, 10
+QUESTIONS = [f"Add {number} and 22, they said. It will be" for number in range(5)]
+ANSWERS = ["22", "10", "22", "1", "22"]
 TEXTS = [TRAINING_TEXTS[0], "Ça <|endoftext|> coûte déjà", "", TRAINING_TEXTS[1] * 2, "x"]
 
 
@@ -23,14 +25,29 @@ TEXTS = [TRAINING_TEXTS[0], "Ça <|endoftext|> coûte déjà", "", TRAINING_TEXT
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder ``hf``, and texts as compressed JSONL and as a folder of plain text."""
     root = tmp_path_factory.mktemp("evaluate")
-    build_model("llama", 0).save_pretrained(root / "hf")
     save_tiny_tokenizer(root / "hf", vocab_size=VOCAB_SIZE)
+    taught(AutoTokenizer.from_pretrained(root / "hf")).save_pretrained(root / "hf")
     with gzip.open(root / "texts.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps({"body": text}) + "\n" for text in TEXTS)
     (root / "folder").mkdir()
     for number, text in enumerate(TEXTS[:2]):
         (root / "folder" / f"{number}.txt").write_text(text, encoding="utf-8")
     return root
+
+
+def taught(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A tiny model that answers 22 to every question, so that scores are neither 0 nor 1."""
+    model = build_model("llama", 0)
+    texts = [f"Question: {text}\nAnswer: #### 22\n\nQuestion:" for text in QUESTIONS]
+    tokenizer.pad_token = tokenizer.eos_token
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(40):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
 
 
 def expected_nats(world: Path, texts: list[str]) -> tuple[float, int]:
@@ -61,27 +78,97 @@ def check(found: dict, world: Path, texts: list[str]) -> None:
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
 
 
-def run_tool(repository: Path, *flags: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(repository / "tools" / "evaluate.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=repository, timeout=200)
-
-
 def window_flags() -> list[str]:
     return ["--sequence-length", str(SEQUENCE_LENGTH), "--stride", str(STRIDE), "--dtype", "float32"]
 
 
-def test_the_tool(repository, world, tmp_path):
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+PAIRS = [{"question_1": text, "question_2": QUESTIONS[0], "label": place % 2} for place, text in enumerate(QUESTIONS)]
+
+
+def directly(model: object, folder: Path, task: str, num_fewshot: int) -> dict:
+    """What lm-eval makes of a task whose JSONL files it reads itself."""
+    import lm_eval
+    import lm_eval.tasks
+
+    theirs = Path(lm_eval.tasks.__file__).parent / task
+    ours = Path(__file__).parents[2] / "megatron_mixcpt" / "evaluation" / "tasks"
+    files = {"test": str(folder / f"{task}.jsonl"), "train": str(folder / f"{task}.fewshot.jsonl")}
+    local = {"dataset_path": "json", "dataset_name": None, "test_split": "test", "fewshot_split": "train"}
+    local["dataset_kwargs"] = {"data_files": files, "cache_dir": str(folder / "cache")}
+    return lm_eval.simple_evaluate(
+        model=model,
+        tasks=[{"group": "local", "task": [{"task": task, **local}]}],
+        task_manager=lm_eval.tasks.TaskManager(
+            include_defaults=False, include_path=str(theirs if theirs.is_dir() else ours)
+        ),
+        num_fewshot=num_fewshot,
+    )
+
+
+@pytest.fixture(scope="module")
+def expected_tasks(world: Path) -> dict[str, dict]:
+    """Fills the folder ``tasks`` with task data; lm-eval's own results on the model."""
+    from lm_eval.models.huggingface import HFLM
+
+    folder = world / "tasks"
+    folder.mkdir()
+    gsm8k = [{"question": text, "answer": f"#### {answer}"} for text, answer in zip(QUESTIONS, ANSWERS, strict=True)]
+    svamp = [{"question_concat": text, "Answer": answer} for text, answer in zip(QUESTIONS, ANSWERS, strict=True)]
+    rows = {"gsm8k": gsm8k, "svamp": svamp, "medical_question_pairs": PAIRS}
+    for task, lines in rows.items():
+        write(folder / f"{task}.jsonl", lines)
+        write(folder / f"{task}.fewshot.jsonl", lines[:1])
+    model = HFLM(pretrained=str(world / "hf"), dtype="float32", device="cpu", batch_size=8)
+    results = {task: directly(model, folder, task, 1) for task in rows}
+    # The tool takes rows in the form of instructions, too.
+    write(folder / "svamp.jsonl", [{"prompt": row["question_concat"], "answer": row["Answer"]} for row in svamp])
+    return results
+
+
+def test_the_tool(repository, world, expected_tasks, tmp_path):
+    """Perplexity and tasks of a Megatron checkpoint, with the files that come out."""
+    from megatron_mixcpt.conversion.convert import convert_from_hf
+
+    convert_from_hf(world / "hf", tmp_path / "checkpoint")
     output = tmp_path / "evaluation"
-    texts = ("--perplexity", f"all={world / 'texts.jsonl.gz'}", "--text-field", "body")
-    flags = ("--hf-model", world / "hf", *texts, "--output", output, "--name", "tiny", *window_flags())
-    done = run_tool(repository, *flags)
+    texts = ("--perplexity", f"all={world / 'texts.jsonl.gz'}", "--text-field", "body", *window_flags())
+    tasks = ("--tasks", "gsm8k", "medical_question_pairs", "arithmetic", "--num-fewshot", "1")
+    place = ("--load", tmp_path / "checkpoint", "--task-data", world / "tasks", "--output", output, "--name", "tiny")
+    command = [sys.executable, repository / "tools" / "evaluate.py", *place, *texts, *tasks]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=repository, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((output / "results.json").read_text())
     assert list(results) == ["model", "perplexity", "tasks", "settings", "versions", "created"]
-    assert results["model"] == {"path": str(world / "hf"), "kind": "hf", "iteration": None, "name": "tiny"}
+    path = str(tmp_path / "checkpoint")
+    assert results["model"] == {"path": path, "kind": "megatron", "iteration": None, "name": "tiny"}
     check(results["perplexity"]["all"], world, TEXTS)
     assert f"{results['perplexity']['all']['bits_per_byte']:.4f}" in done.stdout
-    assert not list(tmp_path.glob(".*"))
+    check_tasks(results["tasks"], expected_tasks, output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "evaluation"]
+
+
+def check_tasks(found: dict[str, dict], expected: dict[str, dict], output: Path) -> None:
+    """The ``tasks`` entry of ``results.json`` and the samples: equal, for the model is the same bit for bit."""
+    assert list(found) == ["math", "medicine", "arithmetic"]
+    for suite, task, metric in (
+        ("math", "gsm8k", "exact_match,strict-match"),
+        ("medicine", "medical_question_pairs", "acc,none"),
+        ("arithmetic", "svamp", "exact_match,none"),
+    ):
+        entry, direct = found[suite][task], expected[task]
+        assert entry["value"] == direct["results"][task][metric]
+        assert (entry["samples"], entry["num_fewshot"]) == (len(QUESTIONS), 1)
+        samples = [json.loads(line) for line in (output / f"samples-{task}.jsonl").read_text().splitlines()]
+        wanted = json.loads(json.dumps(direct["samples"][task], default=str))
+        assert [sample["resps"] for sample in samples] == [sample["resps"] for sample in wanted]
+        assert [sample["arguments"] for sample in samples] == [sample["arguments"] for sample in wanted]
+    stderr = expected["medical_question_pairs"]["results"]["medical_question_pairs"]["acc_stderr,none"]
+    assert found["medicine"]["medical_question_pairs"]["stderr"] == stderr
+    assert found["arithmetic"]["svamp"]["value"] == found["math"]["gsm8k"]["value"] == 0.6
 
 
 def test_two_ranks(world, tmp_path):
