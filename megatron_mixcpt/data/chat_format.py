@@ -1,9 +1,9 @@
 """Which chat template a run speaks: the tokenizer's own, a built-in one by name, or a Jinja file.
 
-Rendering is transformers' own (``apply_chat_template``, in its sandbox). What is added here is that *text is text*: a
-special token's string inside a message (``<|im_end|>``) is told apart from the template's own, so that a record cannot
-end its turn itself. A private-use character is put into such strings before rendering, which survives in the rendered
-text; ``chat_encoding.py`` takes it out again where it encodes them as text.
+Rendering is transformers' own (``apply_chat_template``, in its sandbox), within bounds of time and memory. What is
+added here is that *text is text*: a special token's string inside a message (``<|im_end|>``) is told apart from the
+template's own, so that a record cannot end its turn itself. A private-use character is put into such strings before
+rendering, which survives in the rendered text; ``chat_encoding.py`` takes it out again where it encodes them as text.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_mixcpt.data.bounded import bounded
 from megatron_mixcpt.data.records import Message
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 
@@ -46,6 +47,9 @@ NEEDED_TOKENS = {
     "zephyr": (),
 }
 """Control tokens that a tokenizer must have: as pieces of text they would be no ends of turns."""
+
+MAX_CHARACTERS = 1 << 20
+"""A template may write so many characters, and twenty times as many as the messages have."""
 
 PRIVATE_USE = range(0xF0000, 0x10FFFE)
 
@@ -124,11 +128,12 @@ def _check(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> Chat
         rendered = render(tokenizer, template, messages)
     except TemplateError as error:
         place = f"{template.name}:{error.lineno}" if getattr(error, "lineno", None) else template.name
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"{place}: the chat template cannot be rendered ({error}); mend it, or name another"
+            f"{place}: the chat template cannot be rendered ({reason}); mend it, or name another"
         ) from error
     if "question" not in rendered or "answer" not in rendered:
-        raise ConfigError(f"{template.name}: the chat template leaves messages out; it renders {rendered!r}")
+        raise ConfigError(f"{template.name}: the chat template leaves messages out; it renders {rendered[:200]!r}")
     return template
 
 
@@ -138,13 +143,26 @@ def render(
     messages: Sequence[Message],
     generation_prompt: bool = False,
 ) -> str:
-    """The conversation as the template writes it. Raises jinja2.TemplateError where the template does."""
-    return tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.content} for message in messages],
-        chat_template=template.text,
-        add_generation_prompt=generation_prompt,
-        tokenize=False,
-    )
+    """The conversation as the template writes it.
+
+    Raises jinja2.TemplateError where the template does, and for whatever else comes of running it.
+    """
+    from jinja2 import TemplateError
+
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        with bounded():
+            text = tokenizer.apply_chat_template(
+                turns, chat_template=template.text, add_generation_prompt=generation_prompt, tokenize=False
+            )
+    except TemplateError:
+        raise
+    except Exception as error:  # Python's own, out of what the template computes, or the bounds
+        detail = " ".join(str(error).split())
+        raise TemplateError(f"{type(error).__name__}: {detail}" if detail else type(error).__name__) from error
+    if len(text) > MAX_CHARACTERS + 20 * sum(len(message.content) for message in messages):
+        raise TemplateError(f"it writes {len(text):,} characters")
+    return text
 
 
 class SpecialTokens:

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megatron_mixcpt.errors import MixCPTError  # noqa: E402
-from tests.faults.fuzz_targets import CANARY, TARGETS  # noqa: E402
+from tests.faults.fuzz_targets import TARGETS  # noqa: E402
+from tests.faults.fuzz_templates import CANARY  # noqa: E402
 
 EXAMPLES_A_TURN = 200
 # A reader that believes a header of terabytes dies of this.

@@ -11,10 +11,11 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hypothesis import strategies as st
 
-from megatron_mixcpt.alignment.select import Selection, select_alignment
+from megatron_mixcpt.alignment import select
 from megatron_mixcpt.conversion.chat_template_file import save_chat_template
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.model_folder import ARCHITECTURES, read_config
@@ -23,8 +24,7 @@ from megatron_mixcpt.data.filters import RowFilter
 from megatron_mixcpt.data.indexed import INDEX_MAGIC, check_dataset
 from megatron_mixcpt.data.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.readers import read_records
-
-CANARY = "canary"
+from tests.faults.fuzz_templates import CANARY, chat_template
 
 NUMBERS = st.one_of(
     st.integers(-3, 70),
@@ -262,7 +262,9 @@ def score_file(draw: Draw, folder: Path) -> None:
     lines = [damaged(draw, dumped(mutated(draw, SCORE))) for _ in range(draw(st.integers(0, 3)))]
     (folder / "scores.jsonl").write_bytes(b"\n".join([*lines, dumped(SCORE)]))
     strategy = draw(st.sampled_from(["high", "low", "half", "random", "low-perplexity"]))
-    select_alignment(Selection(folder / "scores.jsonl", "sft", strategy), folder / "out.jsonl", folder / "left.jsonl")
+    with mock.patch.object(select, "draw", return_value=False):  # a picture takes a second
+        selection = select.Selection(folder / "scores.jsonl", "sft", strategy)
+        select.select_alignment(selection, folder / "out.jsonl", folder / "left.jsonl")
 
 
 def tokenizer_settings(draw: Draw, folder: Path) -> None:
@@ -301,6 +303,7 @@ TARGETS: dict[str, Callable[[Draw, Path], None]] = {
         mixture_json,
         idx,
         filter_expression,
+        chat_template,
         score_file,
         tokenizer_settings,
         checkpoint_index,

@@ -6,6 +6,7 @@ import pickle
 from argparse import Namespace
 from pathlib import Path
 
+import pytest
 import torch
 
 from megatron_mixcpt.conversion.inert_pickle import Opaque, load_index, load_object
@@ -28,6 +29,21 @@ def test_nothing_is_called(tmp_path):
     saved = io.BytesIO()
     torch.save(hostile, saved)
     assert isinstance(load_object(saved.getvalue())["harm"], Opaque)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_only_torchs_present_format_is_opened(tmp_path):
+    """torch.load reads its first format with the plain ``pickle.load``, whichever unpickler it is given."""
+    first_format = io.BytesIO()
+    torch.save(Hostile(tmp_path / "marker"), first_format, _use_new_zipfile_serialization=False)
+    for content in (
+        first_format.getvalue(),
+        pickle.dumps(Hostile(tmp_path / "marker")),
+        b"",
+        b"PK\x05\x06" + bytes(18),
+    ):
+        with pytest.raises(ValueError, match="not a file of torch.save"):
+            load_object(content)
     assert not (tmp_path / "marker").exists()
 
 
