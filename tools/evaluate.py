@@ -1,4 +1,4 @@
-"""Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, and benchmark tasks.
+"""Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, benchmark tasks, MT-Bench.
 
     python tools/evaluate.py --hf-model models/Llama-3-8B --perplexity law=heldout/law.jsonl.gz english=heldout/en \\
         --output evaluations/base

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.evaluation.perplexity import WindowSettings
-from megatron_mixcpt.evaluation.settings import EvaluateSettings, TaskSettings
+from megatron_mixcpt.evaluation.settings import EvaluateSettings, MTBenchSettings, TaskSettings
 from megatron_mixcpt.evaluation.suites import choose_tasks, listing
 
 
@@ -20,6 +20,7 @@ def evaluate_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
     _add_perplexity_flags(parser)
     _add_task_flags(parser)
+    _add_mt_bench_flags(parser)
     _add_run_flags(parser)
     return parser
 
@@ -55,6 +56,21 @@ def _add_task_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--run-generated-code", action="store_true", help=text)
 
 
+def _add_mt_bench_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("MT-Bench, for aligned models")
+    text = "its questions as JSONL: question_id, category, turns, reference"
+    group.add_argument("--mt-bench", type=Path, metavar="FILE", help=text)
+    text = "OpenAI-compatible endpoint of the model that rates the answers, such as https://api.openai.com/v1"
+    group.add_argument("--judge-url", metavar="URL", help=text)
+    group.add_argument("--judge-model", metavar="NAME", help="what the endpoint calls that model")
+    text = "environment variable with its key, if it wants one (default %(default)s)"
+    group.add_argument("--judge-key", default=MTBenchSettings.judge_key_variable, metavar="VARIABLE", help=text)
+    for name, what in (("temperature", "of the answers"), ("top_p", "of the answers"), ("max_new_tokens", "of each")):
+        default = getattr(MTBenchSettings, name)
+        flag, text = f"--mt-bench-{name.replace('_', '-')}", f"{what} (default {default})"
+        group.add_argument(flag, type=type(default), default=default, metavar="N", help=text)
+
+
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the model runs (under torchrun; ranks beyond TP x PP are data parallel)")
     group.add_argument("--tensor-model-parallel-size", type=int, default=1, metavar="TP", help="default 1")
@@ -65,8 +81,8 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
     """Check the flags and make settings of them. Raises ConfigError."""
-    if not (arguments.perplexity or arguments.tasks):
-        raise ConfigError("nothing to evaluate: give --perplexity NAME=PATH, --tasks or both")
+    if not (arguments.perplexity or arguments.tasks or arguments.mt_bench):
+        raise ConfigError("nothing to evaluate: give --perplexity NAME=PATH, --tasks, --mt-bench or several of them")
     if arguments.iteration is not None and arguments.load is None:
         raise ConfigError(f"--iteration {arguments.iteration} is of a Megatron checkpoint: give --load too")
     return EvaluateSettings(
@@ -75,6 +91,29 @@ def evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
         text_field=arguments.text_field,
         dtype=arguments.dtype,
         tasks=_task_settings(arguments),
+        mt_bench=_mt_bench_settings(arguments),
+    )
+
+
+def _mt_bench_settings(arguments: argparse.Namespace) -> MTBenchSettings | None:
+    if arguments.mt_bench is None:
+        return None
+    if not arguments.judge_url or not arguments.judge_model:
+        raise ConfigError(f"--mt-bench {arguments.mt_bench}: say who rates the answers, --judge-url and --judge-model")
+    if not arguments.judge_url.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"--judge-url {arguments.judge_url}: expected an address that begins with http:// or https://"
+        )
+    if arguments.mt_bench_temperature <= 0 or not 0 < arguments.mt_bench_top_p <= 1:
+        raise ConfigError("--mt-bench-temperature must be above 0, --mt-bench-top-p above 0 and at most 1")
+    return MTBenchSettings(
+        questions=arguments.mt_bench,
+        judge_url=arguments.judge_url,
+        judge_model=arguments.judge_model,
+        judge_key_variable=arguments.judge_key,
+        temperature=arguments.mt_bench_temperature,
+        top_p=arguments.mt_bench_top_p,
+        max_new_tokens=arguments.mt_bench_max_new_tokens,
     )
 
 

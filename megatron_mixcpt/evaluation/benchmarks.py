@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron_mixcpt.conversion.convert import convert_to_hf
+from megatron_mixcpt.data.chat_format import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.evaluation.code_runner import check_isolation
 from megatron_mixcpt.evaluation.model_source import ModelSource
@@ -25,6 +26,7 @@ from megatron_mixcpt.evaluation.task_data import load_task
 
 if TYPE_CHECKING:  # lm-eval is an extra, transformers takes seconds to import
     from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BOOTSTRAP_ITERATIONS = 1000
 """For standard errors of metrics that have no formula."""
@@ -70,18 +72,19 @@ def prepare_tasks(settings: TaskSettings) -> dict[str, list[tuple[BenchmarkTask,
 
 
 def run_tasks(
-    source: ModelSource, prepared: Mapping[str, list[tuple[BenchmarkTask, Any]]], settings: TaskSettings, dtype: str
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prepared: Mapping[str, list[tuple[BenchmarkTask, Any]]],
+    settings: TaskSettings,
 ) -> dict[str, dict[str, TaskScore]]:
-    """Scores by suite and task. One process calls it, when no process group is there any more.
+    """Scores by suite and task. One process calls it, when no process group is there any more."""
+    from lm_eval.models.huggingface import HFLM
 
-    Raises CheckpointError where the model cannot be exported.
-    """
-    with hugging_face_folder(source) as folder:
-        model = _language_model(folder, settings.batch_size, getattr(torch, dtype))
-        return {
-            suite: {task.name: _run(model, task, loaded, settings) for task, loaded in items}
-            for suite, items in prepared.items()
-        }
+    runner = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+    return {
+        suite: {task.name: _run(runner, task, loaded, settings) for task, loaded in items}
+        for suite, items in prepared.items()
+    }
 
 
 @contextmanager
@@ -96,22 +99,22 @@ def hugging_face_folder(source: ModelSource) -> Iterator[Path]:
         yield exported
 
 
-def _language_model(folder: Path, batch_size: int, dtype: torch.dtype) -> "HFLM":
-    from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_for_generation(folder: Path, dtype: torch.dtype) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Model and tokenizer of a Hugging Face folder, by transformers, on the engine's device or spread over several."""
+    from transformers import AutoModelForCausalLM
 
     several = torch.cuda.device_count() > 1
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="auto" if several else None)
     if not several:
         model = model.to(torch.cuda.current_device())
-    return HFLM(pretrained=model.eval(), tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=batch_size)
+    return model.eval(), load_tokenizer(folder)
 
 
-def _run(model: "HFLM", task: BenchmarkTask, loaded: Any, settings: TaskSettings) -> TaskScore:
+def _run(runner: "HFLM", task: BenchmarkTask, loaded: Any, settings: TaskSettings) -> TaskScore:
     from lm_eval import simple_evaluate
 
     results = simple_evaluate(
-        model=model,
+        model=runner,
         tasks=[loaded],
         num_fewshot=settings.num_fewshot_of(task),
         limit=settings.limit,

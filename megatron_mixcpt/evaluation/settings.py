@@ -45,6 +45,33 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
+class MTBenchSettings:
+    """How the questions of MT-Bench are answered, and by whom the answers are rated."""
+
+    questions: Path
+    judge_url: str
+    judge_model: str
+    judge_key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key, if the judge wants one."""
+    temperature: float = 0.3
+    top_p: float = 0.9
+    max_new_tokens: int = 1024
+    """Of an answer, in tokens."""
+    seed: int = 0
+
+    def described(self) -> dict[str, Any]:
+        """The settings by their flags."""
+        return {
+            "--mt-bench": str(self.questions),
+            "--judge-url": self.judge_url,
+            "--judge-model": self.judge_model,
+            "--mt-bench-temperature": self.temperature,
+            "--mt-bench-top-p": self.top_p,
+            "--mt-bench-max-new-tokens": self.max_new_tokens,
+        }
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """A whole run."""
 
@@ -56,6 +83,7 @@ class EvaluateSettings:
     dtype: str = "bfloat16"
     """Of weights and computation."""
     tasks: TaskSettings = field(default_factory=lambda: TaskSettings({}))
+    mt_bench: MTBenchSettings | None = None
 
     def described(self) -> dict[str, Any]:
         """The settings by their flags, for ``results.json``."""
@@ -67,4 +95,5 @@ class EvaluateSettings:
             "--batch-tokens": self.windows.batch_tokens,
             "--dtype": self.dtype,
             **self.tasks.described(),
+            **(self.mt_bench.described() if self.mt_bench else {}),
         }

@@ -41,7 +41,7 @@ MAY_IMPORT_ENGINE_TRAINING = {"training", "evaluation", "testing"}
 # Preparing data is a job for machines without the engine; its start must not cost the import of torch either.
 PREPROCESS_ENTRY = "megatron_mixcpt.data.preprocess"
 # Module names that differ from the distribution's name in pyproject.toml.
-DISTRIBUTIONS = {"megatron": "megatron-core", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"lm_eval": "lm-eval", "megatron": "megatron-core", "yaml": "pyyaml"}
 
 
 def source_files() -> list[Path]:

@@ -1,0 +1,66 @@
+"""A language model behind an OpenAI-compatible endpoint that rates answers; nothing but the standard library."""
+
+import http.client
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+
+from megatron_mixcpt.errors import ConfigError
+
+ATTEMPTS = 4
+WAIT_SECONDS = 2.0
+"""Before the second attempt; doubled before each further one."""
+TIMEOUT_SECONDS = 180.0
+RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
+BEST_RATING = 10.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Where the judge is and what it is called."""
+
+    url: str
+    """Up to what ``/chat/completions`` is appended to, for example ``https://api.openai.com/v1``."""
+    model: str
+    key: str | None = field(default=None, repr=False)
+    """Sent as a bearer token; in no message and no file."""
+
+    def ask(self, prompt: str) -> str:
+        """The judge's answer, at temperature 0. Raises ConfigError where none can be had after several attempts."""
+        wait = WAIT_SECONDS
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._post(prompt)
+            except urllib.error.HTTPError as error:
+                reason, is_passing = f"{error.code} {error.reason}", error.code == 429 or error.code >= 500
+            except (OSError, http.client.HTTPException) as error:
+                reason, is_passing = str(getattr(error, "reason", error)), True
+            except (ValueError, LookupError, TypeError):
+                reason, is_passing = "the answer is not of the OpenAI form", False
+            if not is_passing or attempt == ATTEMPTS - 1:
+                break
+            time.sleep(wait)
+            wait *= 2
+        raise ConfigError(
+            f"--judge-url {self.url}: {self.model} gives no answer ({reason}); check address, --judge-model and key"
+        )
+
+    def _post(self, prompt: str) -> str:
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        address = f"{self.url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            content = json.load(response)["choices"][0]["message"]["content"]
+        if not isinstance(content, str):
+            raise TypeError
+        return content
+
+
+def rating_of(judgement: str) -> float | None:
+    """The last ``[[RATING]]`` in a judgement, from 1 to 10; None where there is none."""
+    found = [float(number) for number in RATING.findall(judgement)]
+    return found[-1] if found and 1 <= found[-1] <= BEST_RATING else None
