@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_mixcpt.data.manifest import MixtureManifest
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.report.compare import check_domain, validated
-from megatron_mixcpt.report.inputs import Inputs, read_evaluation, read_fas, read_run
+from megatron_mixcpt.report.inputs import Inputs, read_evaluation, read_fas, read_mixture, read_run
 from megatron_mixcpt.report.search import search
 
 DEFAULT_BASE = "base"
@@ -48,14 +47,13 @@ def gather(arguments: argparse.Namespace) -> tuple[Inputs, list[str]]:
         MixCPTError: what is named cannot be read; a name of nothing or given twice; nothing is left to report on.
     """
     inputs, problems = Inputs(), []
-    for name, path in _named("--run", arguments.run):
-        inputs.runs.append(read_run(name, path))
-    for name, path in _named("--evaluation", arguments.evaluation):
-        inputs.evaluations.append(read_evaluation(name, path))
-    for name, path in _named("--mixture", arguments.mixture):
-        inputs.mixtures[name] = MixtureManifest.load(path)
-    for name, path in _named("--scores", arguments.scores):
-        inputs.fas[name] = read_fas(path)
+    for flag, given, read, items in (
+        ("--run", arguments.run, read_run, inputs.runs),
+        ("--evaluation", arguments.evaluation, read_evaluation, inputs.evaluations),
+        ("--mixture", arguments.mixture, read_mixture, inputs.mixtures),
+        ("--scores", arguments.scores, read_fas, inputs.fas),
+    ):
+        items.extend(read(name, path) for name, path in _named(flag, given))
     for folder in arguments.folders:
         problems += search(folder, inputs)
     if not (inputs.runs or inputs.evaluations or inputs.mixtures or inputs.fas):

@@ -1,11 +1,13 @@
 """The three kinds of pictures: gains and losses against the base, curves over training, distributions of scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megatron_mixcpt.report.compare import DOMAIN, Comparison, Spread
 from megatron_mixcpt.report.curves import CurveChart
+from megatron_mixcpt.report.inputs import ScoresFile
 from megatron_mixcpt.report.style import (
     BETTER,
     COLOURS,
@@ -19,13 +21,17 @@ from megatron_mixcpt.report.style import (
     new_figure,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SIDE_TITLES = {"domain": "Domain: learned?", "general": "Everything else: kept?"}
 
 
 def signed(spread: Spread, digits: int = 2) -> str:
     """``+1.23 ± 0.04`` or, of one seed, ``+1.23``."""
+    mean = round(spread.mean, digits) + 0.0  # no negative zero
     deviation = "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
-    return f"{spread.mean:+.{digits}f}{deviation}".replace("-", "\N{MINUS SIGN}")
+    return f"{mean:+.{digits}f}{deviation}".replace("-", "\N{MINUS SIGN}")
 
 
 def draw_gains(comparison: Comparison, side: str) -> Picture | None:
@@ -37,30 +43,33 @@ def draw_gains(comparison: Comparison, side: str) -> Picture | None:
     figure, axes = new_figure(1.35 + 0.42 * len(gains))
     places = np.arange(len(gains))[::-1]
     for place, spread in zip(places, gains.values(), strict=True):
-        colour = BETTER if spread.mean >= 0 else WORSE
-        axes.plot([0, spread.mean], [place, place], color=colour, linewidth=3.5, solid_capstyle="butt")
-        axes.plot([spread.mean], [place], marker="o", markersize=9, color=colour)
-        if spread.deviation is not None:
-            seeds = np.full(len(spread.values), place)
-            axes.plot(spread.values, seeds, "|", markersize=13, markeredgewidth=1.6, color=INK)
+        _draw_gain(axes, place, spread)
     axes.axvline(0, color=INK, linewidth=1.2)
-    axes.set_yticks(places, list(gains), fontsize=10.5)
     axes.set_ylim(-0.6, len(gains) - 0.4)
     axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
     axes.margins(x=0.12)
+    values = axes.secondary_yaxis("right")
+    for labelled, labels in ((axes, list(gains)), (values, [signed(spread) for spread in gains.values()])):
+        labelled.set_yticks(places, labels)
+        labelled.tick_params(axis="y", length=0)
+        labelled.spines[["left", "right"]].set_visible(False)
     axes.set_title(SIDE_TITLES[side])
     axes.set_xlabel(
         f"\N{LEFTWARDS ARROW} worse \N{MIDDLE DOT} {comparison.gain_unit} \N{MIDDLE DOT} better \N{RIGHTWARDS ARROW}"
     )
-    values = axes.secondary_yaxis("right")
-    values.set_yticks(places, [signed(spread) for spread in gains.values()])
-    values.tick_params(length=0)
-    values.spines["right"].set_visible(False)
-    axes.spines["left"].set_visible(False)
     listed = "; ".join(f"{method} {signed(spread)}" for method, spread in gains.items())
     alt = f"{SIDE_TITLES[side]} Gain over the base, {comparison.gain_unit}, positive is better: {listed}."
     return finish(figure, f"{comparison.title}-{side}", alt)
+
+
+def _draw_gain(axes: "Axes", place: int, spread: Spread) -> None:
+    """A line from the base to the mean, and a tick for each of several seeds."""
+    colour = BETTER if spread.mean >= 0 else WORSE
+    axes.plot([0, spread.mean], [place, place], color=colour, linewidth=3.5, solid_capstyle="butt")
+    axes.plot([spread.mean], [place], marker="o", markersize=9, color=colour)
+    if spread.deviation is not None:
+        heights = np.full(len(spread.values), place)
+        axes.plot(spread.values, heights, "|", markersize=13, markeredgewidth=1.6, color=INK)
 
 
 def draw_curves(chart: CurveChart, order: Sequence[str]) -> Picture:
@@ -90,13 +99,13 @@ def draw_curves(chart: CurveChart, order: Sequence[str]) -> Picture:
     return finish(figure, chart.name, alt, caption)
 
 
-def draw_fas(name: str, scores: Mapping[str, Sequence[float]]) -> Picture:
+def draw_fas(scores: ScoresFile) -> Picture:
     """How the alignment scores of each kind of sample are distributed, on a logarithmic axis."""
     figure, axes = new_figure(3.1)
-    everything = np.concatenate([np.asarray(values) for values in scores.values()])
+    everything = np.concatenate([np.asarray(values) for values in scores.fas.values()])
     edges = np.geomspace(max(everything.min(), 1e-3) / 1.02, max(everything.max(), 1e-3) * 1.02, 41)
     said = []
-    for index, (kind, values) in enumerate(scores.items()):
+    for index, (kind, values) in enumerate(scores.fas.items()):
         share = np.full(len(values), 100 / len(values))
         label = f"{kind}: {len(values):,} samples"
         axes.hist(values, edges, weights=share, histtype="stepfilled", alpha=0.35, color=COLOURS[index], label=label)
@@ -109,11 +118,13 @@ def draw_fas(name: str, scores: Mapping[str, Sequence[float]]) -> Picture:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.grid(axis="x", color=GRID)
-    axes.set_title(f"Alignment scores: {name}")
+    axes.set_title(f"Alignment scores: {scores.name}")
     axes.set_xlabel("format alignment score; high is hard (log scale)")
     axes.set_ylabel("% of the kind's samples")
     axes.legend(fontsize=9.5)
-    return finish(figure, f"fas-{name}", f"Distribution of format alignment scores in {name}: {'; '.join(said)}.")
+    return finish(
+        figure, f"fas-{scores.name}", f"Distribution of format alignment scores in {scores.name}: {'; '.join(said)}."
+    )
 
 
 def gain_pictures(comparison: Comparison) -> list[Picture]:

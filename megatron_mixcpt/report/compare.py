@@ -2,7 +2,7 @@
 
 A *gain* is positive when a model is better than the base: for texts the bits per byte saved, in percent of the base's;
 for tasks percentage points; for validation sets the loss below the teacher's, in percent of it. Averages are of all
-columns alike; a model that lacks one of them has no average, for it would be of something else.
+columns alike that all models have: averages of something else would not compare.
 """
 
 import math
@@ -15,6 +15,7 @@ from megatron_mixcpt.report.inputs import Evaluation, Run, Score, method_of
 
 DOMAIN, GENERAL = "domain", "general"
 SIDES = (DOMAIN, GENERAL)
+_TEACHER_NAME = "teacher"
 _STUDENT, _TEACHER = "ntp loss validation-", "teacher ntp loss validation-"
 
 
@@ -62,10 +63,15 @@ class Comparison:
     bases: Mapping[str, str]
     """Model -> the model in ``scores`` that it is held against; without an entry: a base itself."""
 
+    def shared(self, side: str) -> list[Column]:
+        """The columns of one side that all models have."""
+        columns = [column for column in self.columns if column.side == side]
+        return [column for column in columns if all(column in table for table in self.scores.values())]
+
     def average(self, name: str, side: str) -> float | None:
-        """The mean of a model's scores of one side; None where it lacks one, or where the side has none."""
-        found = [self.scores[name].get(column) for column in self.columns if column.side == side]
-        return statistics.fmean(found) if found and None not in found else None
+        """The mean of a model's scores of one side, of the columns that all have; None where there are none."""
+        shared = self.shared(side)
+        return statistics.fmean(self.scores[name][column] for column in shared) if shared else None
 
     def gain(self, name: str, side: str) -> float | None:
         """How much better a model's average is than its base's; None where one of them is not known."""
@@ -82,13 +88,11 @@ class Comparison:
         return sorted(names, key=lambda name: -learned[name].mean if name in learned else math.inf)
 
     def gains(self, side: str) -> dict[str, Spread]:
-        """The gains by method, over its seeds; methods without any are left out."""
-        found: dict[str, list[float]] = {}
+        """The gains by method, over its seeds; methods with a seed without one are left out."""
+        found: dict[str, list[float | None]] = {}
         for name in self.bases:
-            gain = self.gain(name, side)
-            if gain is not None:
-                found.setdefault(method_of(name), []).append(gain)
-        return {method: Spread(tuple(values)) for method, values in found.items()}
+            found.setdefault(method_of(name), []).append(self.gain(name, side))
+        return {method: Spread(tuple(gains)) for method, gains in found.items() if None not in gains}
 
 
 def check_domain(domain: Sequence[str], evaluations: Iterable[Evaluation], runs: Iterable[Run]) -> None:
@@ -140,7 +144,7 @@ def compare_validation(runs: Sequence[Run], domain: Sequence[str]) -> Comparison
         }
         if sets:
             teacher = {column: run.log.curves[_TEACHER + name][-1][1] for column, name in sets.items()}
-            bases[run.name] = _teacher_in(scores, teacher, run.name)
+            bases[run.name] = _add_teacher(scores, teacher, run.name)
             scores[run.name] = {column: run.log.curves[_STUDENT + name][-1][1] for column, name in sets.items()}
     if not scores:
         return None
@@ -155,13 +159,15 @@ def compare_validation(runs: Sequence[Run], domain: Sequence[str]) -> Comparison
     )
 
 
-def _teacher_in(scores: dict[str, dict[Column, float]], teacher: dict[Column, float], run: str) -> str:
-    """The name in ``scores`` of the teacher with these losses, which is added where it is not there yet."""
+def _add_teacher(scores: dict[str, dict[Column, float]], teacher: dict[Column, float], run: str) -> str:
+    """Add a run's teacher to ``scores``, or to one there that measured the same; returns its name."""
     for name, known in scores.items():
+        both = known.keys() & teacher.keys()
         # The same model measured at another layout rounds otherwise.
-        if known.keys() == teacher.keys() and all(math.isclose(known[c], teacher[c], rel_tol=1e-4) for c in known):
+        if name.startswith(_TEACHER_NAME) and all(math.isclose(known[c], teacher[c], rel_tol=1e-4) for c in both):
+            known.update(teacher)
             return name
-    name = "teacher" if "teacher" not in scores else f"teacher of {run}"
+    name = f"{_TEACHER_NAME} of {run}" if _TEACHER_NAME in scores else _TEACHER_NAME
     scores[name] = teacher
     return name
 

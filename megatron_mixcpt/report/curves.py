@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_mixcpt.data.manifest import KINDS
 from megatron_mixcpt.report.compare import validated
 from megatron_mixcpt.report.inputs import Run, methods
 
@@ -20,8 +21,8 @@ TRAINING_CURVES = {
     "accuracy": ("DPO: accuracy", "share of pairs with the chosen response ahead"),
     "reward margin": ("DPO: reward margin", "chosen less rejected"),
 }
-# Where a batch has none of what is measured, the engine logs 0.
-_ZERO_IS_NOTHING = ("lssd loss", "swapped fraction", "top-1 agreement")
+# Where a batch has no sample of the kind, the engine logs 0.
+_BY_KIND = tuple(f"lssd loss {kind}" for kind in KINDS)
 _MOST_POINTS = 80
 
 
@@ -87,11 +88,11 @@ def _chart(runs: Sequence[Run], curve: str, title: str, unit: str, teacher: tupl
 
 
 def _points(run: Run, curve: str) -> dict[int, float]:
-    """Iteration -> value, without what stands for nothing and what is no number."""
+    """Iteration -> value, without what is no number; nothing where all is 0, as without a teacher."""
     points = {iteration: value for iteration, value in run.log.curves.get(curve, []) if np.isfinite(value)}
-    if curve.startswith(_ZERO_IS_NOTHING):
-        return {iteration: value for iteration, value in points.items() if value} or {}
-    return points
+    if curve in _BY_KIND:
+        return {iteration: value for iteration, value in points.items() if value}
+    return points if any(points.values()) else {}
 
 
 def _line(method: str, iterations: np.ndarray, values: np.ndarray, window: int) -> Line:

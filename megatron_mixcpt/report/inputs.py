@@ -70,15 +70,31 @@ class Run:
         return method_of(self.name)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """A folder of tools/preprocess_mixture.py."""
+
+    name: str
+    manifest: MixtureManifest
+
+
+@dataclass(frozen=True)
+class ScoresFile:
+    """An output of tools/score_alignment.py."""
+
+    name: str
+    fas: dict[str, list[float]]
+    """Kind of sample -> format alignment scores."""
+
+
 @dataclass
 class Inputs:
     """All that was given or found; each in the order it was."""
 
     runs: list[Run] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    mixtures: dict[str, MixtureManifest] = field(default_factory=dict)
-    fas: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Name of a scores file -> kind -> scores."""
+    mixtures: list[Mixture] = field(default_factory=list)
+    fas: list[ScoresFile] = field(default_factory=list)
 
 
 def read_run(name: str, folder: Path) -> Run:
@@ -123,8 +139,13 @@ def _tasks(suites: dict[str, Any]) -> list[Score]:
     ]
 
 
-def read_fas(path: Path) -> dict[str, list[float]]:
-    """The format alignment scores of a file of tools/score_alignment.py, by kind of sample. Raises DataError."""
+def read_mixture(name: str, folder: Path) -> Mixture:
+    """A mixture from its folder. Raises DataError."""
+    return Mixture(name, MixtureManifest.load(folder))
+
+
+def read_fas(name: str, path: Path) -> ScoresFile:
+    """The format alignment scores of a file of tools/score_alignment.py. Raises DataError."""
     scores: dict[str, list[float]] = {}
     try:
         with open(path, "rb") as lines:
@@ -132,10 +153,12 @@ def read_fas(path: Path) -> dict[str, list[float]]:
                 kind, score = _fas_of(line, f"{path}:{number}")
                 scores.setdefault(kind, []).append(score)
     except OSError as error:
-        raise DataError(f"--scores {path}: {error.strerror}; give the output of tools/score_alignment.py") from error
+        raise DataError(
+            f"--scores {name}={path}: {error.strerror}; give the output of tools/score_alignment.py"
+        ) from error
     if not scores:
-        raise DataError(f"--scores {path}: no scores in it; give the output of tools/score_alignment.py")
-    return scores
+        raise DataError(f"--scores {name}={path}: no scores in it; give the output of tools/score_alignment.py")
+    return ScoresFile(name, scores)
 
 
 def _fas_of(line: bytes, place: str) -> tuple[str, float]:

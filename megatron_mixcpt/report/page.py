@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from megatron_mixcpt import __version__
+from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.report.charts import SIDE_TITLES, draw_curves, draw_fas, gain_pictures, signed
 from megatron_mixcpt.report.compare import DOMAIN, GENERAL, Comparison, compare_evaluations, compare_validation
 from megatron_mixcpt.report.curves import CurveChart, training_charts, validation_charts
@@ -43,6 +44,9 @@ def write_page(
 
     Returns:
         How many pictures there are.
+
+    Raises:
+        ConfigError: the folder cannot be written, or matplotlib is missing.
     """
     comparisons = compare_evaluations(inputs.evaluations, base, domain)
     validation = compare_validation(inputs.runs, domain)
@@ -51,14 +55,11 @@ def write_page(
     sections = [
         ("Validation during training", _curves(validation_charts(inputs.runs), order)),
         ("Training", _curves(training_charts(inputs.runs), order)),
-        ("Format alignment scores", [draw_fas(name, scores) for name, scores in inputs.fas.items()]),
+        ("Format alignment scores", [draw_fas(scores) for scores in inputs.fas]),
     ]
     pictures = _with_names_of_their_own(
         itertools.chain(*(verdict.pictures for verdict in verdicts), *(drawn for _, drawn in sections))
     )
-    output.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        picture.save(output)
     text = _template().render(
         title=title,
         version=__version__,
@@ -70,10 +71,21 @@ def write_page(
         fas=fas_table(inputs.fas),
         notes=notes,
     )
+    try:
+        _write(output, pictures, text)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from error
+    return len(pictures)
+
+
+def _write(output: Path, pictures: Sequence[Picture], text: str) -> None:
+    """The files, the page last; each aside and renamed."""
+    output.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        picture.save(output)
     aside = output / f".{PAGE_NAME}"
     aside.write_text(text, encoding="utf-8")
     aside.replace(output / PAGE_NAME)
-    return len(pictures)
 
 
 def _verdict(comparison: Comparison) -> Verdict:
@@ -85,6 +97,8 @@ def _verdict(comparison: Comparison) -> Verdict:
             sentences.append(f"{SIDE_TITLES[side]} {best}: {signed(gains[best])} {comparison.gain_unit}.")
         elif best and any(gain.mean != gains[best].mean for gain in gains.values()):
             sentences.append(f"{words}: {best} ({signed(gains[best])} {comparison.gain_unit}).")
+        elif comparison.bases and not comparison.shared(side):
+            sentences.append(f"{SIDE_TITLES[side]} Not known: the models share no such score.")
     return Verdict(comparison.title, tuple(sentences), tuple(gain_pictures(comparison)), score_table(comparison))
 
 

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_mixcpt.conversion.training_log import find_log_folders
-from megatron_mixcpt.data.manifest import MANIFEST_NAME, MixtureManifest
+from megatron_mixcpt.data.manifest import MANIFEST_NAME
 from megatron_mixcpt.errors import ConfigError, MixCPTError
-from megatron_mixcpt.report.inputs import RESULTS_NAME, Inputs, read_evaluation, read_fas, read_run
+from megatron_mixcpt.report.inputs import RESULTS_NAME, Inputs, read_evaluation, read_fas, read_mixture, read_run
 
 _SAY_ONLY_WHAT = {"runs", "checkpoints", "checkpoint", "tensorboard", "evaluations", "evaluation"}
 _SCORES_PATTERN = "*scores*.jsonl"
 _REJECTS_SUFFIX = ".rejects.jsonl"
+# Of the folders in which training keeps the text that it validates on (--validation).
+_TOKENIZED_PREFIX = "validation-"
 
 
 def search(folder: Path, inputs: Inputs) -> list[str]:
@@ -29,44 +31,35 @@ def search(folder: Path, inputs: Inputs) -> list[str]:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; give one with runs and evaluations in it")
-    before = _size(inputs)
-    problems: list[str] = []
-    for path in find_log_folders(folder):
-        _try(problems, lambda path=path: inputs.runs.append(read_run(_name(path, folder), path)))
+    found = [(inputs.runs, read_run, path, _name(path, folder)) for path in find_log_folders(folder)]
     for path in sorted(folder.rglob(RESULTS_NAME)):
-        name = _name(path.parent, folder)
-        _try(problems, lambda path=path, name=name: inputs.evaluations.append(read_evaluation(name, path)))
+        found.append((inputs.evaluations, read_evaluation, path, _name(path.parent, folder)))
     for path in sorted(folder.rglob(MANIFEST_NAME)):
-        if not path.parent.name.startswith("validation-"):  # text that training tokenized to measure it
-            name = _name(path.parent, folder)
-            _try(problems, lambda path=path, name=name: inputs.mixtures.update({name: _mixture(path)}))
+        if not path.parent.name.startswith(_TOKENIZED_PREFIX):
+            found.append((inputs.mixtures, read_mixture, path.parent, _name(path.parent, folder)))
     for path in sorted(folder.rglob(_SCORES_PATTERN)):
         if not path.name.endswith(_REJECTS_SUFFIX):
-            name = str(path.relative_to(folder).with_suffix(""))
-            _try(problems, lambda path=path, name=name: inputs.fas.update({name: read_fas(path)}))
-    if _size(inputs) == before and not problems:
+            found.append((inputs.fas, read_fas, path, str(path.relative_to(folder).with_suffix(""))))
+    if not found:
         raise ConfigError(
             f"{folder}: no training log, {RESULTS_NAME}, {MANIFEST_NAME} or {_SCORES_PATTERN} in it; give the folder "
             "of runs and evaluations, or name each with --run, --evaluation and --scores"
         )
-    return problems
+    problems = [_add(items, read, path, name) for items, read, path, name in found]
+    return [problem for problem in problems if problem]
 
 
-def _mixture(path: Path) -> MixtureManifest:
-    return MixtureManifest.load(path.parent)
-
-
-def _try(problems: list[str], read: Callable[[], None]) -> None:
+def _add(items: list, read: Callable, path: Path, name: str) -> str | None:
+    """Read ``path`` and append it to ``items``; returns why not, where that fails."""
+    if any(item.name == name for item in items):
+        return f"{path}: there is another {name} already; give each a name of its own with the flags"
     try:
-        read()
+        items.append(read(name, path))
     except MixCPTError as error:
-        problems.append(str(error))
+        return str(error)
+    return None
 
 
 def _name(path: Path, folder: Path) -> str:
     parts = [part for part in path.relative_to(folder).parts if part not in _SAY_ONLY_WHAT]
     return "/".join(parts) or folder.resolve().name
-
-
-def _size(inputs: Inputs) -> int:
-    return len(inputs.runs) + len(inputs.evaluations) + len(inputs.mixtures) + len(inputs.fas)

@@ -4,15 +4,25 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_mixcpt.data.manifest import KindSummary, MixtureManifest
+from megatron_mixcpt.data.manifest import KindSummary
 from megatron_mixcpt.report.charts import signed
 from megatron_mixcpt.report.compare import SIDES, Column, Comparison, Spread
-from megatron_mixcpt.report.inputs import Run, method_of, methods
+from megatron_mixcpt.report.inputs import Mixture, Run, ScoresFile, method_of, methods
 
 NOTHING = "\N{EN DASH}"
 # Of the engine's arguments: where a run reads and writes, and what each rank knows of itself.
 _ELSEWHERE = {
-    *("save", "load", "tensorboard_dir", "data_cache_path", "rank", "local_rank", "wandb_save_dir", "log_progress"),
+    *(
+        "run_record",
+        "save",
+        "load",
+        "tensorboard_dir",
+        "data_cache_path",
+        "rank",
+        "local_rank",
+        "wandb_save_dir",
+        "log_progress",
+    ),
     *(
         "consumed_train_samples",
         "consumed_valid_samples",
@@ -87,13 +97,13 @@ def score_table(comparison: Comparison) -> ScoreTable:
         for place, method in enumerate(members)
     ]
     return ScoreTable(
-        comparison.title,
-        comparison.unit,
-        comparison.gain_unit,
-        comparison.higher_is_better,
-        tuple(groups),
-        tuple(headings),
-        tuple(rows),
+        title=comparison.title,
+        unit=comparison.unit,
+        gain_unit=comparison.gain_unit,
+        higher_is_better=comparison.higher_is_better,
+        groups=tuple(groups),
+        headings=tuple(headings),
+        rows=tuple(rows),
     )
 
 
@@ -110,23 +120,23 @@ def _side(
     ]
     digits = 2 if comparison.higher_is_better else 4
     cells = [_column_cells(column, digits, comparison.higher_is_better) for column in values]
-    if len(columns) > 1:
+    shared = len(comparison.shared(side))
+    if len(columns) > 1 and shared:
         averages = [_spread(comparison.average(name, side) for name in names) for names in members.values()]
-        headings.append(("average", f"mean of the {len(columns)} {side} columns"))
+        headings.append(("average", f"of {shared} columns" if shared == len(columns) else f"of {shared} that all have"))
         cells.append(_column_cells(averages, digits, comparison.higher_is_better))
     gains = comparison.gains(side)
     if gains:
         headings.append(("gain", comparison.gain_unit))
-        best = max(gains.values(), key=lambda spread: spread.mean)
-        cells.append(
-            [
-                Cell(signed(gains[name]), best=len(gains) > 1 and gains[name] is best)
-                if name in gains
-                else Cell(NOTHING)
-                for name in members
-            ]
-        )
+        cells.append([_gain_cell(name, gains) for name in members])
     return headings, cells
+
+
+def _gain_cell(name: str, gains: Mapping[str, Spread]) -> Cell:
+    if name not in gains:
+        return Cell(NOTHING)
+    best = max(spread.mean for spread in gains.values())
+    return Cell(signed(gains[name]), best=len(gains) > 1 and gains[name].mean == best)
 
 
 def _spread(values: Iterable[float | None]) -> Spread | None:
@@ -169,18 +179,15 @@ def settings_table(runs: Sequence[Run]) -> TextTable | None:
     return TextTable(("run", *different), tuple((method, *row) for method, row in zip(arguments, columns, strict=True)))
 
 
-def mixture_table(mixtures: Mapping[str, MixtureManifest]) -> TextTable | None:
+def mixture_table(mixtures: Sequence[Mixture]) -> TextTable | None:
     """Samples and tokens of each kind of each mixture."""
-    rows = [
-        (name, kind, f"{summary.records:,}", f"{summary.samples:,}", f"{summary.tokens:,}", _sources(summary))
-        for name, manifest in mixtures.items()
-        for kind, summary in manifest.kinds.items()
-    ]
-    return (
-        TextTable(("mixture", "kind", "records", "samples", "tokens", "from"), tuple(rows), range(2, 5))
-        if rows
-        else None
-    )
+    headings = ("mixture", "kind", "records", "samples", "tokens", "from")
+    rows = []
+    for mixture in mixtures:
+        for kind, summary in mixture.manifest.kinds.items():
+            counts = (f"{count:,}" for count in (summary.records, summary.samples, summary.tokens))
+            rows.append((mixture.name, kind, *counts, _sources(summary)))
+    return TextTable(headings, tuple(rows), range(2, 5)) if rows else None
 
 
 def _sources(summary: KindSummary) -> str:
@@ -188,20 +195,12 @@ def _sources(summary: KindSummary) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def fas_table(fas: Mapping[str, Mapping[str, Sequence[float]]]) -> TextTable | None:
+def fas_table(files: Sequence[ScoresFile]) -> TextTable | None:
     """How many scores of which kind, and where they lie."""
-    rows = [
-        (
-            name,
-            kind,
-            f"{len(scores):,}",
-            *(f"{value:.3f}" for value in (min(scores), statistics.median(scores), max(scores))),
-        )
-        for name, kinds in fas.items()
-        for kind, scores in kinds.items()
-    ]
-    return (
-        TextTable(("scores", "kind", "samples", "lowest", "median", "highest"), tuple(rows), range(2, 6))
-        if rows
-        else None
-    )
+    headings = ("scores", "kind", "samples", "lowest", "median", "highest")
+    rows = []
+    for file in files:
+        for kind, scores in file.fas.items():
+            places = (f"{value:.3f}" for value in (min(scores), statistics.median(scores), max(scores)))
+            rows.append((file.name, kind, f"{len(scores):,}", *places))
+    return TextTable(headings, tuple(rows), range(2, 6)) if rows else None

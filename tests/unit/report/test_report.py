@@ -215,7 +215,7 @@ def test_seeds_are_one_method() -> None:
 
 
 def test_scores_file(experiment: Path) -> None:
-    assert {kind: len(scores) for kind, scores in read_fas(experiment / "scores.jsonl").items()} == {
+    assert {kind: len(scores) for kind, scores in read_fas("scores", experiment / "scores.jsonl").fas.items()} == {
         "sft": 200,
         "dpo": 60,
     }
