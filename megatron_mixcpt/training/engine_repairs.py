@@ -4,16 +4,18 @@ Each repair says what goes wrong without it and does nothing where nothing does.
 `repair_engine()` once, before `pretrain()`.
 """
 
+import queue
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
 from megatron.core import optimizer as engine_optimizer
 from megatron.core.datasets import utils as engine_datasets
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.rerun_state_machine import get_rerun_state_machine
-from megatron.training import training
+from megatron.training import get_args, training
 
 
 def repair_engine() -> None:
@@ -21,6 +23,8 @@ def repair_engine() -> None:
     skip_helper_compilation()
     make_distributed_optimizer_resumable()
     skip_steps_on_every_rank()
+    if not get_args().async_save:
+        collect_results_of_saves_here()
 
 
 def skip_helper_compilation() -> None:
@@ -55,6 +59,15 @@ def _pass_over_a_batch(data_iterator: Iterator | list[Iterator]) -> None:
         for iterator in data_iterator if isinstance(data_iterator, list) else [data_iterator]:
             for _ in range(get_num_microbatches()):
                 next(iterator)
+
+
+def collect_results_of_saves_here() -> None:
+    """Let a synchronous save hand its results over in a queue of this process.
+
+    The engine starts a server process for a queue on every rank, even where the writer is the rank itself: a copy of
+    the interpreter that takes seconds to start and stays behind, asleep, where the rank is killed.
+    """
+    filesystem_async._results_queue = queue.Queue()
 
 
 class ResumableDistributedOptimizer(distrib_optimizer.DistributedOptimizer):

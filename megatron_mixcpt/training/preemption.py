@@ -94,10 +94,15 @@ def exits_as_preempted(rank: int, save: str | None) -> Iterator[None]:
 
 
 def die_with_the_launcher() -> None:
-    """Let the kernel end this process when torchrun is killed, which could no longer do it itself.
+    """Let the kernel end this process when torchrun is killed, and the processes that it forks when it is.
 
     A rank that went on would hold its device, and write into the checkpoints of the training that is started again.
     """
-    pr_set_pdeathsig = 1
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        _die_with_the_parent()
+        os.register_at_fork(after_in_child=_die_with_the_parent)
+
+
+def _die_with_the_parent() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

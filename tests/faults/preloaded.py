@@ -1,0 +1,7 @@
+"""What a server of forked ranks imports once: the emulation, the engine and all trainings."""
+
+from megatron_mixcpt import cpu_emulation
+
+cpu_emulation.install()
+
+from megatron_mixcpt.training import cpt, dpo, sft  # noqa: E402, F401
