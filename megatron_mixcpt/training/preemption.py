@@ -21,7 +21,7 @@ from megatron.training.dist_signal_handler import DistributedSignalHandler
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# Names a file that the first rank makes when it was preempted: torchrun turns every exit code into 1.
+# Names a file where the first rank writes the signal that ended it: torchrun turns every exit code into 1.
 MARKER_VARIABLE = "MIXCPT_PREEMPTED"
 
 
@@ -89,7 +89,7 @@ def exits_as_preempted(rank: int, save: str | None) -> Iterator[None]:
             name = signal.Signals(agreed).name
             print(f"preempted by {name}: {kept}; start the same command again to go on", flush=True)
             if marker := os.environ.get(MARKER_VARIABLE):
-                Path(marker).touch()
+                Path(marker).write_text(name)
         raise SystemExit(EXIT_CODE) from exit
 
 
