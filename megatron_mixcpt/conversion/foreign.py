@@ -3,19 +3,23 @@
 The engine opens a checkpoint's index, ``.metadata``, with ``pickle.load`` and the objects beside the tensors with
 ``torch.load(weights_only=False)`` (torch/distributed/checkpoint/filesystem.py and default_planner.py). Both call
 whatever function a pickle names. So each is looked through first, inertly, and a checkpoint that names anything but
-what the engine itself saves is refused. Where a folder is not of this project's making, a line says so.
+what the engine itself saves is refused. Where a folder is not of this project's making, a warning says so.
 """
 
 import io
-from pathlib import Path
+import os
+import warnings
+from typing import TYPE_CHECKING
 
 import megatron.core  # noqa: F401 - tells torch which of the engine's classes are safe to load
 import torch
 
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME
 from megatron_mixcpt.conversion.inert_pickle import names_beyond
-from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 
 # Classes without behaviour that the engine's indexes hold beside those that are opened.
 INDEX_CLASSES = frozenset(
@@ -26,22 +30,21 @@ INDEX_CLASSES = frozenset(
 _WAY_OUT = "loading it would run what it names, so it is refused; get the checkpoint from where you trust it"
 
 
-def foreign_notice(load_dir: str | Path) -> str | None:
-    """One line for a checkpoint that this project's tools did not write, known by ``hf/source.json``; else None."""
-    if (Path(load_dir) / FOLDER_NAME / SOURCE_NAME).is_file():
-        return None
-    return (
-        f"{load_dir} was not written by megatron-mixcpt (it has no {FOLDER_NAME}/{SOURCE_NAME}): its pickles are "
-        "looked through before they are loaded, but load such checkpoints from sources you trust only"
-    )
-
-
-def check_pickles(checkpoint: MegatronCheckpoint) -> None:
+def check_pickles(checkpoint: "MegatronCheckpoint") -> None:
     """Look through all pickles of one saved iteration without running them.
+
+    The first rank warns of a checkpoint that this project's tools did not write, known by ``hf/source.json`` beside it.
 
     Raises:
         CheckpointError: one names something that the engine would not have saved, or cannot be read.
     """
+    load_dir = checkpoint.folder.parent
+    if not (load_dir / FOLDER_NAME / SOURCE_NAME).is_file() and os.environ.get("RANK", "0") == "0":
+        warnings.warn(
+            f"{load_dir} was not written by megatron-mixcpt (it has no {FOLDER_NAME}/{SOURCE_NAME}): its pickles are "
+            "looked through before they are loaded, but load such checkpoints from sources you trust only",
+            stacklevel=3,
+        )
     index = checkpoint.folder / ".metadata"
     if names := names_beyond(index.read_bytes(), INDEX_CLASSES):
         raise CheckpointError(f"{index} names {names[0]}: {_WAY_OUT}")

@@ -194,6 +194,8 @@ def rope_settings(config: HFConfig) -> dict[str, Setting]:
     for key, expected in ENGINE_LLAMA3_ROPE.items():
         if parameters.get(key) != expected:
             raise config.refuse(key, parameters.get(key), f"the engine's rope scaling has {expected} built in")
+    if "factor" not in parameters:
+        raise config.refuse("rope_type", kind, "its factor is missing")
     factor = float(parameters["factor"])
     settings["use_rope_scaling"] = Setting(True, "rope_type llama3")
     settings["rope_scaling_factor"] = Setting(factor, f"rope scaling factor {factor}")
