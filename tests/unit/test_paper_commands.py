@@ -1,0 +1,106 @@
+"""The paper's experiments as commands: every line of every row is one that our tools accept."""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from examples.paper.commands import DOMAINS, METHODS, commands
+from megatron_mixcpt.alignment.arguments import score_parser, score_settings, select_parser
+from megatron_mixcpt.data.arguments import build_parser, record_settings
+from megatron_mixcpt.evaluation.arguments import evaluate_parser, evaluate_settings
+
+
+def record_settings_of_all(arguments: argparse.Namespace) -> None:
+    """The settings of each kind; the tokenizer, which the rest needs, is not here."""
+    for kind in ("cpt", "sft", "dpo"):
+        record_settings(kind, arguments)
+
+
+PARSERS = {
+    "tools/preprocess_mixture.py": (build_parser, record_settings_of_all),
+    "tools/score_alignment.py": (score_parser, score_settings),
+    "tools/select_alignment.py": (select_parser, None),
+    "tools/evaluate.py": (evaluate_parser, evaluate_settings),
+}
+ROWS = list(product(("llama3", "qwen2"), DOMAINS, METHODS))
+
+# In a process of its own, for all trainings at once: importing the engine takes seconds and changes the process.
+PARSE = """
+import json, sys
+from megatron_mixcpt import cpu_emulation
+cpu_emulation.install()
+from megatron_mixcpt.config import DPOConfig, MixCPTConfig, SFTConfig
+from megatron_mixcpt.training.engine_arguments import config_from, explicit_arguments
+settings = {"pretrain": MixCPTConfig, "sft": SFTConfig, "dpo": DPOConfig}
+for script, flags in json.load(sys.stdin):
+    config = settings[script.split("/")[1].split("_")[0]]
+    values = explicit_arguments(flags, config)
+    config_from(values, config)
+    print("PARSED", json.dumps(values, default=str))
+"""
+
+
+def row(model: str, domain: str, method: str, strategy: str = "high") -> list[list[str]]:
+    """The words of each command of a row."""
+    lines = commands(model, domain, method, strategy, Path("my data"), Path("out"))
+    return [shlex.split(line.split(" || ")[-1]) for line in lines]
+
+
+def test_stages_of_each_method() -> None:
+    scripts = {
+        method: [next(word for word in words if "/" in word) for words in row("llama3", "math", method)]
+        for method in METHODS
+    }
+    train, sft, dpo = (f"examples/{name}_llama3.sh" for name in ("pretrain_mixcpt", "sft", "dpo"))
+    before, after = ["tools/preprocess_mixture.py", train], ["tools/convert_to_hf.py", "tools/evaluate.py"]
+    selection = ["tools/score_alignment.py", "tools/select_alignment.py", "tools/select_alignment.py"]
+    assert scripts["cpt"] == [*before, *after]
+    assert scripts["csd"] == [*before, sft, dpo, *after]
+    assert {tuple(scripts[method]) for method in METHODS if method not in ("cpt", "csd")} == {
+        (*before, *selection, sft, dpo, *after)
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tools_accept_the_flags(method: str) -> None:
+    for domain in DOMAINS:
+        for words in row("llama3", domain, method):
+            script = next(word for word in words if "/" in word)
+            if script in PARSERS:
+                parser, settings = PARSERS[script]
+                arguments = parser("").parse_args(words[words.index(script) + 1 :])
+                if settings is not None:
+                    settings(arguments)
+
+
+def test_trainers_accept_the_flags() -> None:
+    trainings = [words[1:] for each in ROWS for words in row(*each) if words[0] == "bash"]
+    # Whatever the paths are, one of them stands for all: each parse takes a tenth of a second.
+    same = [["path" if word.startswith(("out/", "my data/")) else word for word in words] for words in trainings]
+    unique = sorted({json.dumps([script, flags]) for script, *flags in same})
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE], input=f"[{','.join(unique)}]", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    values = [json.loads(line.removeprefix("PARSED ")) for line in done.stdout.splitlines() if "PARSED" in line]
+    assert len(values) == len(unique)
+    methods = {value["distillation"] for value in values if "distillation" in value}
+    assert methods == {"none", "lssd", "kd", "l2"}
+
+
+def test_what_is_written_is_what_the_next_stage_reads() -> None:
+    """Each path that a command reads below the output folder was written by an earlier one."""
+    for model, domain, method in ROWS:
+        written: set[str] = set()
+        for words in row(model, domain, method):
+            flags = dict(zip(words, words[1:], strict=False))
+            for flag in ("--load", "--mixture", "--scores", "--sft", "--dpo"):
+                if flags.get(flag, "").startswith("out/"):
+                    assert flags[flag] in written, (words, written)
+            written |= {flags[flag] for flag in ("--output", "--save") if flag in flags}
