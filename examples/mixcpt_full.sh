@@ -68,9 +68,9 @@ dpo() {
 export_aligned() { python tools/convert_to_hf.py --load "$out/dpo" --save "$aligned"; }
 
 report_aligned() {
-    python examples/quickstart/report.py --before "$model" --after "$aligned" --dtype "$dtype" \
-        --output "$out/aligned-report.txt" \
-        --text "Python code=$out/domain_heldout.jsonl" --text "general English=examples/data/general_english.jsonl"
+    evaluate "$aligned" "$out/evaluation-aligned" &&
+        python examples/quickstart/report.py --before "$out/evaluation-before" --after "$out/evaluation-aligned" \
+            --output "$out/aligned-report.txt"
 }
 
 # What the quickstart made anew is scored and aligned anew.

@@ -47,8 +47,9 @@ training() {
 export_model() { python tools/convert_to_hf.py --load "$checkpoint" --save "$exported"; }
 
 report() {
-    python examples/quickstart/report.py --before "$model" --after "$exported" --dtype "$dtype" --output "$report" \
-        --text "Python code=$heldout" --text "general English=examples/data/general_english.jsonl"
+    evaluate "$model" "$out/evaluation-before" &&
+        evaluate "$exported" "$out/evaluation-after" &&
+        python examples/quickstart/report.py --before "$out/evaluation-before" --after "$out/evaluation-after" --output "$report"
 }
 
 bash tools/setup_env.sh quickstart

@@ -27,6 +27,14 @@ train() {
     }
 }
 
+# evaluate MODEL OUTPUT: what a Hugging Face model makes of held-out code and of general English.
+evaluate() {
+    rm -rf "$2"
+    OMP_NUM_THREADS="$threads" torchrun --nproc-per-node "$ranks" tools/evaluate.py --hf-model "$1" --output "$2" \
+        --dtype "$dtype" --sequence-length 512 \
+        --perplexity "Python code=$out/domain_heldout.jsonl" "general English=examples/data/general_english.jsonl"
+}
+
 # run STAGE FUNCTION OUTPUT: does nothing where the stage is marked as done. A stage that runs makes the later ones stale.
 run() {
     local stage="$1" function="$2" output="$3" started=$SECONDS later
