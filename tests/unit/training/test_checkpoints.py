@@ -1,0 +1,80 @@
+"""``--keep-last`` on folders of whole and torn iterations, and what is settled before the engine loads."""
+
+import os
+import shutil
+import threading
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_mixcpt.conversion.convert import convert_from_hf
+from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.testing import run_distributed
+from tests.unit.conversion import tiny_hf
+
+
+def test_checkpoints_are_pruned_and_settled(tmp_path: Path) -> None:
+    convert_from_hf(tiny_hf.save("llama", tmp_path / "hf", torch.bfloat16), tmp_path / "megatron")
+    run_distributed(check_folders, 1, str(tmp_path), cpu_emulation=True)
+
+
+def check_folders(root: str) -> None:
+    release = Path(root) / "megatron" / "release"
+    check_prune(release, Path(root) / "pruned")
+    check_settle(release, Path(root) / "settled")
+
+
+def check_prune(release: Path, save: Path) -> None:
+    """Torn ones do not count; what is beyond the tracker's iteration is not this run's."""
+    from megatron_mixcpt.training.checkpoints import prune
+
+    make_iterations(release, save, tracker=40)
+    tear(save / "iter_0000030")
+    prune(save, keep_last=2)
+    join_deletions()
+    assert sorted(path.name for path in save.iterdir() if path.is_dir()) == [
+        "iter_0000020",
+        "iter_0000030",
+        "iter_0000040",
+        "iter_0000050",
+    ]
+    tear(save / "iter_0000040")
+    prune(save, keep_last=1)
+    join_deletions()
+    assert (save / "iter_0000020").is_dir(), "the only whole one up to the tracker's was deleted"
+
+
+def check_settle(release: Path, save: Path) -> None:
+    from megatron_mixcpt.training.checkpoints import resumable, settle_checkpoints
+
+    make_iterations(release, save, tracker=40)
+    shutil.copytree(save / "iter_0000010", save / ".removed-iter_0000010")
+    tear(save / "iter_0000040")
+    assert resumable(str(save)).iteration == 30
+    args = Namespace(save=str(save), load=str(save), ckpt_step=None)
+    settle_checkpoints(args)
+    assert (save / "latest_checkpointed_iteration.txt").read_text() == "30"
+    assert not (save / ".removed-iter_0000010").exists()
+    args.ckpt_step = 40
+    with pytest.raises(CheckpointError, match=r"--ckpt-step 40: .*iter_0000040 is torn"):
+        settle_checkpoints(args)
+    assert resumable(None) is None and resumable(str(save / "nowhere")) is None
+
+
+def make_iterations(release: Path, save: Path, tracker: int) -> None:
+    for number in (10, 20, 30, 40, 50):
+        shutil.copytree(release, save / f"iter_{number:07d}")
+    (save / "latest_checkpointed_iteration.txt").write_text(str(tracker))
+
+
+def tear(folder: Path) -> None:
+    data = next(path for path in sorted(folder.glob("*.distcp")) if path.stat().st_size)
+    os.truncate(data, 1)
+
+
+def join_deletions() -> None:
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
