@@ -29,6 +29,9 @@ from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
 
 _REMOVED = ".removed-"
+_DISK_ERRORS = tuple(
+    f"[Errno {number}]" for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+)
 
 
 def resumable(folder: str | None) -> MegatronCheckpoint | None:
@@ -73,6 +76,7 @@ def guard_saves(keep_last: int | None) -> None:
 
 def _guarded(save_checkpoint: Callable, keep_last: int | None) -> Callable:
     """The engine's ``save_checkpoint`` that leaves the one just loaded alone and clears a stale one before it."""
+    explained_save = _explained(save_checkpoint)
 
     @functools.wraps(save_checkpoint)
     def save(iteration: int, *rest: Any, **options: Any) -> None:
@@ -83,7 +87,7 @@ def _guarded(save_checkpoint: Callable, keep_last: int | None) -> Callable:
         if args.rank == 0 and folder.exists():
             _remove(folder)  # cut off, or of a run that was abandoned: its files and the new ones would mix
         dist.barrier()
-        _explained(save_checkpoint)(iteration, *rest, **options)
+        explained_save(iteration, *rest, **options)
         if keep_last and args.rank == 0 and not args.async_save:
             prune(Path(args.save), keep_last)
 
@@ -132,27 +136,18 @@ def _explained(function: Callable) -> Callable:
         try:
             return function(*positional, **named)
         except Exception as error:
-            args = get_args()
-            if not _is_of_the_disk(error):
+            args, reason = get_args(), _reason(error)
+            if not reason:
                 raise
             free = shutil.disk_usage(args.save).free / 2**30
             whole = choose_checkpoint(Path(args.save))
             back = f"{whole.folder.name} is whole" if whole else "no checkpoint is there yet"
             raise CheckpointError(
-                f"a checkpoint cannot be written to --save {args.save} ({free:.1f} GiB free): {_reason(error)}; {back}"
+                f"a checkpoint cannot be written to --save {args.save} ({free:.1f} GiB free): {reason}; {back}"
                 ": make room and start the same command again"
             ) from error
 
     return explained
-
-
-_DISK_ERRORS = tuple(
-    f"[Errno {number}]" for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
-)
-
-
-def _is_of_the_disk(error: BaseException) -> bool:
-    return bool(_reason(error))
 
 
 def _reason(error: BaseException) -> str:

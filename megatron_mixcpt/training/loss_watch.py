@@ -137,7 +137,7 @@ class LossWatch:
 
     def _report_spike(self, iteration: int, loss: float, limit: float) -> None:
         """On the ranks that have a part in it: the mean is above the limit, so some microbatch is."""
-        worst = [batch for batch in self._microbatches if batch.mean() > limit]
+        worst = [batch for batch in self._microbatches if batch.loss is not None and batch.mean() > limit]
         shards = parallel_state.get_tensor_model_parallel_rank() + parallel_state.get_context_parallel_rank()
         if worst and shards == 0:  # the others have the same samples
             print(

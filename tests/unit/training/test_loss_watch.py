@@ -1,6 +1,11 @@
-"""The rule for spikes of the loss, worked out by hand."""
+"""The rule for spikes of the loss, worked out by hand, and which samples a report names."""
+
+import contextlib
+import io
+from argparse import Namespace
 
 import pytest
+import torch
 
 from megatron_mixcpt.testing import run_distributed
 
@@ -29,3 +34,55 @@ def after_a_hundred(rule, pairs: int = 50):
     for loss in (1.0, 3.0) * pairs:
         rule.limit(loss)
     return rule
+
+
+def test_reports_name_the_microbatches_at_fault() -> None:
+    run_distributed(check_reports, 1, cpu_emulation=True)
+
+
+def check_reports() -> None:
+    """Steps of two microbatches of two samples each: 0 and 1, 2 and 3 in every step."""
+    from megatron.core import parallel_state
+
+    from megatron_mixcpt.errors import NumbersError
+    from megatron_mixcpt.training.loss_watch import LossWatch
+
+    parallel_state.initialize_model_parallel()
+    args = Namespace(rank=0, fp16=False, save=None)
+    watch = LossWatch(args, 6.0, lambda dataset, index: f"sample {index}")
+    for usual in (1.0, 3.0) * 10:
+        assert not step(watch, [usual, usual])
+    said = step(watch, [2.0, 100.0])
+    assert said.startswith("warning: rank 0, iteration 1: the loss 51.0000 is a spike, above 8.0000")
+    assert said.endswith("samples: [2] sample 2; [3] sample 3\n")
+    with pytest.raises(
+        NumbersError, match=r"1: the loss is nan; samples: \[0\] sample 0; \[1\] sample 1; no"
+    ):
+        step(watch, [float("nan"), 2.0])
+    with pytest.raises(NumbersError, match=r"a gradient is not finite \(.*\); samples: \[0\].*\[3\] sample 3; no"):
+        step(watch, [2.0, 2.0], RuntimeError("Rank 0: Unexpected result nan"))
+    with pytest.raises(RuntimeError, match="another"):
+        step(watch, [2.0, 2.0], RuntimeError("another"))
+
+
+def step(watch, losses: list[float], error: Exception | None = None) -> str:
+    """One training step whose microbatches have these losses, and which ends with ``error``; what it prints."""
+
+    def forward_step(data_iterator, model):
+        next(data_iterator)
+        return None, lambda output: (None, None, {"loss": torch.tensor([losses[len(done)], 1.0])})
+
+    def train_step(batches, *, iteration: int) -> tuple:
+        for _ in losses:
+            _, loss_func = watch.forward_step(forward_step)(batches, None)
+            loss_func(None)
+            done.append(None)
+        if error:
+            raise error
+        return {"loss": torch.tensor(losses).mean()}, 0
+
+    done: list[None] = []
+    batches = iter([{"sample_index": torch.tensor([0, 1])}, {"sample_index": torch.tensor([2, 3])}])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        watch.train_step(train_step)(batches, iteration=0)
+    return said.getvalue()
