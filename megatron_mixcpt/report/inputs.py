@@ -125,15 +125,22 @@ def read_evaluation(name: str, path: Path) -> Evaluation:
 
 
 def _texts(perplexity: dict[str, Any]) -> list[Score]:
-    return [
-        Score("", name, float(item["bits_per_byte"]), f"windows of {item['sequence_length']} tokens")
-        for name, item in perplexity.items()
-    ]
+    return [Score("", name, float(item["bits_per_byte"]), _measured(item)) for name, item in perplexity.items()]
+
+
+def _measured(item: dict[str, Any]) -> str:
+    stride = "" if item["stride"] == item["sequence_length"] else f", stride {item['stride']:,}"
+    return f"{item['bytes']:,} bytes in windows of {item['sequence_length']:,}{stride}"
 
 
 def _tasks(suites: dict[str, Any]) -> list[Score]:
     return [
-        Score(suite, task, 100 * float(item["value"]), f"{item['metric']}, {item['num_fewshot']}-shot")
+        Score(
+            suite,
+            task,
+            100 * float(item["value"]),
+            f"{item['metric']}, {item['num_fewshot']}-shot, {item['samples']:,} questions",
+        )
         for suite, tasks in suites.items()
         for task, item in tasks.items()
     ]

@@ -43,6 +43,7 @@ def parse_named_sets(given: Sequence[str]) -> dict[str, Path]:
 
     Raises:
         ConfigError: another form, a name that is given twice or no name for a chart, a path that is not there.
+        DataError: a path to files that hold no documents.
     """
     sets: dict[str, Path] = {}
     for text in given:
@@ -56,14 +57,18 @@ def parse_named_sets(given: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"--validation {text}: {name} is {sets[name]} already; give each set a name of its own")
         sets[name] = Path(path)
         if _preprocessed(sets[name]) is None:
-            find_sources("cpt", [path]) if Path(path).exists() else _refuse_missing(text)
+            _check_text(text, sets[name])
     return sets
 
 
-def _refuse_missing(text: str) -> None:
-    raise ConfigError(
-        f"--validation {text}: no such file or folder; give text (.txt, .jsonl, ...) or a kind of a mixture (DIR/cpt)"
-    )
+def _check_text(text: str, path: Path) -> None:
+    """Raise MixCPTError where there are no documents at ``path``, by the names of the files."""
+    if not path.exists():
+        raise ConfigError(
+            f"--validation {text}: no such file or folder; give text (.txt, .jsonl, ...) or a kind of a mixture "
+            "(DIR/cpt)"
+        )
+    find_sources("validation", [str(path)])
 
 
 def _preprocessed(path: Path) -> tuple[Path, str] | None:
@@ -110,7 +115,7 @@ def open_named_sets(
 def _folder_for(path: Path, mixture: MixtureManifest, cache: str | None) -> Path:
     """Where the tokens of ``path`` are kept."""
     digest = hashlib.sha256(f"{mixture.tokenizer.digest} {mixture.tokenizer.eos_id}".encode())
-    for source in find_sources("cpt", [str(path)]):
+    for source in find_sources("validation", [str(path)]):
         digest.update(f" {source.path.resolve()} {file_digest(source.path)}".encode())
     return Path(cache or mixture.folder / CACHE_NAME) / f"validation-{digest.hexdigest()[:16]}"
 
@@ -122,8 +127,10 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
     try:
         preprocess(PreprocessSettings({"cpt": KindSettings((str(path),))}, tokenizer), aside)
     except DataError as error:
-        what = str(error).partition("; ")[0]  # the rest is about flags of preprocessing
-        raise DataError(f"--validation {what}; mend it, or preprocess it and give a kind of the mixture") from error
+        what = str(error).partition("; ")[0].removeprefix("--cpt: ")  # the rest is about flags of preprocessing
+        raise DataError(
+            f"--validation {path}: {what}; mend it, or preprocess it and give a kind of the mixture"
+        ) from error
     try:
         aside.rename(folder)
     except OSError:  # another run was first

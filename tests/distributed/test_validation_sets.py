@@ -13,6 +13,8 @@ from tests.distributed.tiny_run import SEQ_LENGTH, flags, make_world, train
 
 SPLIT = "80,20,0"
 PP2_INTERLEAVED = ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "2"]
+TP2_IN_CHUNKS = ["--tensor-model-parallel-size", "2", "--sequence-parallel", "--loss-chunk-tokens", "24"]
+TP2_IN_CHUNKS += ["--distillation-temperature", "2.0"]  # of the divergence alone
 DP2 = ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"]
 
 
@@ -66,7 +68,9 @@ def validation_flags(world: Path) -> list[str]:
     return ["--validation", f"general={world / 'general.jsonl'}", "--validation", f"whole={world / 'mixture' / 'sft'}"]
 
 
-@pytest.mark.parametrize("layout", [PP2_INTERLEAVED, DP2], ids=["PP2 interleaved", "DP2 overlapped"])
+@pytest.mark.parametrize(
+    "layout", [PP2_INTERLEAVED, TP2_IN_CHUNKS, DP2], ids=["PP2 interleaved", "TP2 in chunks", "DP2 overlapped"]
+)
 def test_each_set_is_measured_once_from_the_start(layout: list[str], world: Path, tmp_path: Path) -> None:
     argv = [*flags(world, iterations=2), "--split", SPLIT, "--eval-interval", "1", *validation_flags(world)]
     curves = train(2, [*argv, *layout], tmp_path)
@@ -84,13 +88,12 @@ def test_each_set_is_measured_once_from_the_start(layout: list[str], world: Path
 
 
 def test_without_a_teacher_the_line_is_where_training_started(world: Path, tmp_path: Path) -> None:
-    """Tensor parallel, the loss in chunks; resumed, when the student is no longer what it started from."""
+    """Also in a resumed run, when the student is no longer what it started from."""
     save = tmp_path / "checkpoints"
     argv = [*flags(world, iterations=None), "--eval-interval", "1", *validation_flags(world)]
     argv += ["--save", str(save), "--save-interval", "1", "--distillation", "none", "--override-opt_param-scheduler"]
-    argv += ["--tensor-model-parallel-size", "2"]
-    first = train(2, [*argv, "--train-iters", "1"], tmp_path / "first")
-    second = train(2, [*argv, "--train-iters", "2", "--load", str(save)], tmp_path / "second")
+    first = train(1, [*argv, "--train-iters", "1"], tmp_path / "first")
+    second = train(1, [*argv, "--train-iters", "2", "--load", str(save)], tmp_path / "second")
     started = expected_losses(world, "llama")
     for name in ("general", "whole"):
         constant = first[f"teacher ntp loss validation-{name}"] + second[f"teacher ntp loss validation-{name}"]

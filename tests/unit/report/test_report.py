@@ -84,7 +84,7 @@ def numbers(text: str) -> list[float]:
 def test_texts_are_as_measured(page: Page) -> None:
     rows = {row[0]: row[1:] for row in page.tables["Texts, in bits per byte"]}
     assert [cell for cell in rows["model"] if "gain" not in cell] == [
-        f"{n}windows of 512 tokens" for n in ("French", "English")
+        f"{n}30 bytes in windows of 512, stride 256" for n in ("French", "English")
     ]
     assert [numbers(cell) for cell in rows["base (base)"]] == [[BASE[0]], [], [BASE[1]], []]
     for method, seeds in METHODS.items():
@@ -109,7 +109,7 @@ def test_tasks_are_in_percent_and_gain_points(page: Page) -> None:
     assert numbers(rows["cpt"][0])[0] == pytest.approx(statistics.mean(values), abs=0.0051)
     assert numbers(rows["cpt"][1])[0] == pytest.approx(statistics.mean(values) - 100 * BASE[2], abs=0.0051)
     assert numbers(rows["mixcpt"][2])[0] == 20.0
-    assert rows["model"][0] == "medicine: pubmedqaacc, 0-shot"
+    assert rows["model"][0] == "medicine: pubmedqaacc, 0-shot, 9 questions"
 
 
 def test_validation_is_held_against_the_teacher(page: Page) -> None:

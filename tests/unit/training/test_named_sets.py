@@ -48,7 +48,7 @@ def test_others_are_refused_in_one_line(
 
 
 def test_a_file_that_is_no_text_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match="picture.png: not a data file by its name"):
+    with pytest.raises(DataError, match="--validation .*picture.png: not a data file by its name"):
         parse_named_sets([f"general={folder}/picture.png"])
 
 
