@@ -11,7 +11,10 @@ from functools import wraps
 
 
 class MixCPTError(Exception):
-    """Base of the errors shown to the user without a traceback."""
+    """Base of the errors shown to the user without a traceback: one line, whatever the names in it hold."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 class ConfigError(MixCPTError):

@@ -10,6 +10,7 @@ itself, its libraries and the communication library's own buffers are not in it.
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -105,6 +106,7 @@ def train_and_write_peak(argv: list[str], folder: str) -> None:
     from megatron_mixcpt.training.cpt import main
 
     sys.stdout = open(os.devnull, "w")  # the table has the terminal to itself
+    logging.disable()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         main(argv)
     peak = peak_bytes(recorded.profiler.kineto_results.experimental_event_tree())

@@ -33,7 +33,7 @@ def bounded(cpu_seconds: float = CPU_SECONDS, extra_bytes: int = EXTRA_BYTES) ->
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
         before = signal.signal(signal.SIGVTALRM, _interrupt)
-        # Again and again, for the first exception may be raised where Python ignores it (a garbage collector's callback).
+        # Again and again, for an exception may be raised where Python ignores it (a garbage collector's callback).
         signal.setitimer(signal.ITIMER_VIRTUAL, cpu_seconds, 0.1)
     if soft == resource.RLIM_INFINITY or limit < soft:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

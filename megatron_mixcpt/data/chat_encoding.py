@@ -11,6 +11,7 @@ from a prompt that was encoded alone. The border is where the prompt with the te
 A sample that cannot be used gives a :class:`Refusal`, not an exception.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,11 +29,14 @@ REFUSALS = {
     "no_assistant_turn": "no message of the assistant",
     "no_query": "nothing stands before the assistant's message",
     "empty_response": "the assistant's message is empty",
+    "lone_surrogate": "a message holds half of a surrogate pair, which no tokenizer takes",
     "several_turns": "the two responses are not one message of the assistant each",
     "template_refuses": "the chat template does not take such a conversation",
     "too_long": "more tokens than the sequence length",
 }
 """Why a good record gives no sample in a chat template, by the name that reports give it."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 """What other data sets call the two sides, and how chat templates do."""
@@ -235,6 +239,8 @@ def _refuse(messages: Sequence[Message], turns: list[int]) -> Refusal | None:
         return _refusal("no_query")
     if any(not messages[place].content.strip() for place in turns):
         return _refusal("empty_response")
+    if any(_LONE_SURROGATE.search(text) for message in messages for text in (message.role, message.content)):
+        return _refusal("lone_surrogate")
     return None
 
 
