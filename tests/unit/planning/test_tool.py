@@ -1,0 +1,32 @@
+"""tools/plan.py as users call it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def plan(repository: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(repository / "tools/plan.py"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_flags_are_the_trainers(repository: Path) -> None:
+    flags = "--hf-model llama-3-70b --num-gpus 64 --tensor-model-parallel-size 8 --pipeline-model-parallel-size 4"
+    more = "--sequence-parallel --use-distributed-optimizer --no-gradient-accumulation-fusion --recompute-modules mlp"
+    result = plan(repository, *flags.split(), *more.split(), "--recompute-granularity", "selective")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(
+        "70.55 billion parameters, bf16, TP 8 x PP 4 x CP 1 x DP 2; 1 x 2048 tokens a microbatch"
+    )
+    assert lines[1].split() == ("stage student teacher gradients optimizer activations logits temporary peak".split())
+    assert [line.split()[0] for line in lines[2:6]] == ["0", "1", "2", "3"]
+    assert lines[6].startswith("fits: stage 0: ")
+
+
+def test_what_cannot_be_is_one_line(repository: Path) -> None:
+    result = plan(repository, "--hf-model", "qwen2-7b", "--tensor-model-parallel-size", "8")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: --tensor-model-parallel-size 8 does not divide the model's 4 query groups: choose one that does\n"
+    )
