@@ -151,7 +151,13 @@ def _explained(function: Callable) -> Callable:
 
 
 def _reason(error: BaseException) -> str:
-    """The line that names an error of the disk: the engine hands on errors of its writers as text. Empty: none does."""
+    """The line that names an error of the disk. Empty: none does.
+
+    Errors of the engine's writers arrive as text, of which the sharded writer's has nothing but its type: what the
+    type was is in the log a line before.
+    """
     lines = str(error).splitlines()
-    found = next((line.strip() for line in lines if any(number in line for number in _DISK_ERRORS)), "")
-    return found or (_reason(error.__cause__) if error.__cause__ else "")
+    known = [line.strip() for line in lines if any(number in line for number in _DISK_ERRORS)]
+    if not known and "<class 'OSError'>" in str(error):
+        known = ["an OSError of the engine's writer, above"]
+    return known[0] if known else _reason(error.__cause__) if error.__cause__ else ""

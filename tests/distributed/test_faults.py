@@ -130,6 +130,8 @@ def failing_rank(argv: list[str]) -> None:
 
 def test_a_resumed_run_with_other_settings_is_refused(undisturbed: Path, world: Path, tmp_path: Path) -> None:
     make_mixture(tmp_path / "other", world / "llama", seed=1)
+    weights_only = [*flags(world, iterations=1), "--save", str(tmp_path / "weights"), "--no-save-optim"]
+    train(1, weights_only, tmp_path / "log")
     good = command(world, undisturbed)
     wrong = {
         r"iter_0000006 is of a run with --alpha 0.8, this one has 0.5: give what it had": ["--alpha", "0.5"],
@@ -137,6 +139,9 @@ def test_a_resumed_run_with_other_settings_is_refused(undisturbed: Path, world: 
         r"--seed 1234, this one has 7": ["--seed", "7"],
         r"the mixture's content \w+, this one has": ["--mixture", str(tmp_path / "other")],
         r"the teacher \w+, this one has": ["--teacher", str(world / "llama")],
+        r"iter_0000001 was saved without the optimizer .*give it as --pretrained-checkpoint": [
+            *("--load", str(tmp_path / "weights")),
+        ],
         r"is of another architecture than the model: add_qkv_bias False": [
             *("--hf-model", str(world / "qwen2"), "--teacher", str(world / "qwen2-teacher")),
         ],

@@ -1,10 +1,12 @@
 """``--keep-last`` on folders of whole and torn iterations, and what is settled before the engine loads."""
 
+import errno
 import os
 import shutil
 import threading
 from argparse import Namespace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ def check_folders(root: str) -> None:
     release = Path(root) / "megatron" / "release"
     check_prune(release, Path(root) / "pruned")
     check_settle(release, Path(root) / "settled")
+    check_disk_errors(release, Path(root) / "full")
 
 
 def check_prune(release: Path, save: Path) -> None:
@@ -61,6 +64,21 @@ def check_settle(release: Path, save: Path) -> None:
     with pytest.raises(CheckpointError, match=r"--ckpt-step 40: .*iter_0000040 is torn"):
         settle_checkpoints(args)
     assert resumable(None) is None and resumable(str(save / "nowhere")) is None
+
+
+def check_disk_errors(release: Path, save: Path) -> None:
+    """As the system raises them, as the engine hands them on, and others, which are nobody's to explain."""
+    from megatron_mixcpt.training import checkpoints
+
+    make_iterations(release, save, tracker=40)
+    worker = RuntimeError("Worker failure: An error is caught while starting worker 0, error: <class 'OSError'>")
+    full = OSError(errno.ENOSPC, "No space left on device", "metadata.json")
+    with mock.patch.object(checkpoints, "get_args", return_value=Namespace(save=str(save))):
+        for error, reason in ((full, r"\[Errno 28\] No space left on device"), (worker, "an OSError of the engine's")):
+            with pytest.raises(CheckpointError, match=rf"{save} \(.* GiB free\): {reason}.*; iter_0000040 is whole"):
+                checkpoints._explained(mock.Mock(side_effect=error))()
+        with pytest.raises(RuntimeError, match="another"):
+            checkpoints._explained(mock.Mock(side_effect=RuntimeError("another")))()
 
 
 def make_iterations(release: Path, save: Path, tracker: int) -> None:
