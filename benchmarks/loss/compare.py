@@ -23,8 +23,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # noqa: E402
-
 from benchmarks.loss import peers  # noqa: E402
 from benchmarks.loss.measure import Measured, measure  # noqa: E402
 from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss  # noqa: E402
@@ -92,6 +90,8 @@ def measure_cell(num_tokens: int, vocab_size: int, dtype_name: str, repeats: int
 
 def engine_loss(logits: Tensor, _: Tensor, labels: Tensor) -> Tensor:
     """The engine's loss per token; overwrites float32 logits."""
+    from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # after the CPU emulation, where it is used
+
     return vocab_parallel_cross_entropy(logits.unsqueeze(1), labels.unsqueeze(1), 0.0, dist.group.WORLD).squeeze(1)
 
 
