@@ -15,6 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.training import checkpointing, get_args, training
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_mixcpt.conversion.complete_checkpoints import (
     choose_checkpoint,
@@ -135,7 +136,7 @@ def _explained(function: Callable) -> Callable:
     def explained(*positional: Any, **named: Any) -> Any:
         try:
             return function(*positional, **named)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # which derives from BaseException
             args, reason = get_args(), _reason(error)
             if not reason:
                 raise

@@ -46,8 +46,9 @@ class Drill:
         self.case, self.launcher = options.case, LAUNCHERS[options.launcher]
         self.signal = signal.Signals[options.signal]
         self.log, self.marker = folder / f"{options.case}.log", folder / f"{options.case}.preempted"
-        victims = ["rank 0", "rank 1", "everything"]
-        self.victims = [*victims, "launcher"] if options.launcher == "torchrun" else victims
+        self.victims = ["rank 0", "rank 1", "everything"]
+        if options.launcher == "torchrun":  # which takes SIGTERM on to its ranks and does not know SIGUSR1
+            self.victims = self.victims[:2] if options.signal == "SIGUSR1" else [*self.victims, "launcher"]
         self.interrupted: Counter[str] = Counter()
 
     def run(self, num_kills: int) -> None:

@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_mixcpt.conversion.convert import convert_from_hf
 from megatron_mixcpt.errors import CheckpointError
@@ -72,9 +73,14 @@ def check_disk_errors(release: Path, save: Path) -> None:
 
     make_iterations(release, save, tracker=40)
     worker = RuntimeError("Worker failure: An error is caught while starting worker 0, error: <class 'OSError'>")
+    of_a_rank = CheckpointException("write", {1: (worker, None)})
     full = OSError(errno.ENOSPC, "No space left on device", "metadata.json")
     with mock.patch.object(checkpoints, "get_args", return_value=Namespace(save=str(save))):
-        for error, reason in ((full, r"\[Errno 28\] No space left on device"), (worker, "an OSError of the engine's")):
+        for error, reason in (
+            (full, r"\[Errno 28\] No space left on device"),
+            (worker, "an OSError of the engine's"),
+            (of_a_rank, "an OSError of the engine's"),
+        ):
             with pytest.raises(CheckpointError, match=rf"{save} \(.* GiB free\): {reason}.*; iter_0000040 is whole"):
                 checkpoints._explained(mock.Mock(side_effect=error))()
         with pytest.raises(RuntimeError, match="another"):
