@@ -67,7 +67,7 @@ def main() -> None:
         codes, seconds = job.wait(timeout_s=400), time.monotonic() - begin
         losses = job.losses()
         worst = max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected))
-        lives = job.log(0).read_text(errors="replace").count("training ...")
+        lives = job.log(0).read_text(errors="replace").count("before the start of training step")
     print(
         f"| {options.hosts} x {ranks} | {options.layout} | {options.fault}, {options.away:g} s | {lives} | "
         f"{'ended well' if not any(codes) else f'exit codes {codes}'} | {worst:.1e} | {seconds:.0f} |"
