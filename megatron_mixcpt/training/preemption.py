@@ -7,6 +7,7 @@ this one asks around in the background, and a step later all ranks know.
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -99,10 +100,8 @@ def die_with_the_launcher() -> None:
     A rank that went on would hold its device, and write into the checkpoints of the training that is started again.
     """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        _die_with_the_parent()
-        os.register_at_fork(after_in_child=_die_with_the_parent)
-
-
-def _die_with_the_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        pr_set_pdeathsig = 1
+        # Looked up here: a forked process may hang in the loader.
+        die_with_the_parent = functools.partial(ctypes.CDLL(None).prctl, pr_set_pdeathsig, signal.SIGKILL)
+        die_with_the_parent()
+        os.register_at_fork(after_in_child=die_with_the_parent)

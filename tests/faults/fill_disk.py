@@ -7,6 +7,7 @@ full, looks at what the run said and left, makes room, starts the same command a
 undisturbed run's, bit for bit. Then it exports into a disk that is too small.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,7 @@ def fill_while_saving(folder: Path, save: Path) -> None:
 
 def fill_while_exporting(checkpoint: Path, disk: Path, left: int) -> None:
     """The export must end with one line, and leave no folder that looks finished."""
-    used = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
+    used = shutil.disk_usage(disk).used
     subprocess.run(["mount", "-o", f"remount,size={used + left}", str(disk)], check=True)
     tool = Path(__file__).parents[2] / "tools" / "convert_to_hf.py"
     argv = [sys.executable, str(tool), "--load", str(checkpoint), "--save", str(disk / "exported")]
