@@ -14,7 +14,7 @@ from megatron_mixcpt.report.compare import DOMAIN, GENERAL, Comparison, compare_
 from megatron_mixcpt.report.curves import CurveChart, training_charts, validation_charts
 from megatron_mixcpt.report.inputs import Inputs, methods
 from megatron_mixcpt.report.style import Picture
-from megatron_mixcpt.report.tables import ScoreTable, fas_table, mixture_table, score_table, settings_table
+from megatron_mixcpt.report.tables import ScoreTable, fas_table, mixture_table, score_table, settings_tables
 
 PAGE_NAME = "report.html"
 
@@ -66,7 +66,7 @@ def write_page(
         verdicts=verdicts,
         sections=[(heading, drawn) for heading, drawn in sections if drawn],
         evaluations=inputs.evaluations,
-        settings=settings_table(inputs.runs),
+        settings=settings_tables(inputs.runs),
         mixtures=mixture_table(inputs.mixtures),
         fas=fas_table(inputs.fas),
         notes=notes,

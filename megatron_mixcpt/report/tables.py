@@ -158,7 +158,23 @@ def _cell(spread: Spread | None, digits: int, best: bool) -> Cell:
     return Cell(f"{spread.mean:.{digits}f}", note, best)
 
 
-def settings_table(runs: Sequence[Run]) -> TextTable | None:
+def settings_tables(runs: Sequence[Run]) -> dict[str, TextTable]:
+    """What differs between the runs of each trainer, by its name; trainers without a difference are left out."""
+    by_trainer: dict[str, list[Run]] = {}
+    for run in runs:
+        by_trainer.setdefault(_trainer(run), []).append(run)
+    tables = {trainer: _settings_table(found) for trainer, found in by_trainer.items()}
+    return {trainer: table for trainer, table in tables.items() if table}
+
+
+def _trainer(run: Run) -> str:
+    """By a flag that it alone has."""
+    if "distillation" in run.log.arguments:
+        return "continual pre-training"
+    return "DPO" if "beta" in run.log.arguments else "SFT"
+
+
+def _settings_table(runs: Sequence[Run]) -> TextTable | None:
     """What differs between the methods' arguments; None where nothing does or nobody knows.
 
     Methods are the rows or the columns, whichever makes the table the narrower one.

@@ -4,6 +4,7 @@ from megatron_mixcpt.conversion.training_log import TrainingLog
 from megatron_mixcpt.report.compare import DOMAIN, GENERAL, compare_evaluations, compare_validation
 from megatron_mixcpt.report.curves import training_charts, validation_charts
 from megatron_mixcpt.report.inputs import Evaluation, Run, Score
+from megatron_mixcpt.report.tables import settings_tables
 
 
 def evaluation(name: str, **texts: float) -> Evaluation:
@@ -80,3 +81,16 @@ def test_long_curves_are_running_means() -> None:
     line = chart.lines[0]
     assert chart.smoothed == 10 and len(line.iterations) == 791
     assert abs(line.iterations - line.mean).max() < 0.51, "a mean stands in the middle of what it is of"
+
+
+def test_settings_are_compared_within_a_trainer() -> None:
+    given = {
+        "a/seed-1": {"distillation": "lssd", "seed": "1", "lr": "1"},
+        "a/seed-2": {"distillation": "lssd", "seed": "2", "lr": "1"},
+        "b/seed-1": {"distillation": "none", "seed": "1", "lr": "1"},
+        "dpo": {"beta": "0.1", "lr": "2"},
+    }
+    tables = settings_tables([Run(name, TrainingLog({}, arguments)) for name, arguments in given.items()])
+    assert list(tables) == ["continual pre-training"]
+    table = tables["continual pre-training"]
+    assert (table.headings, *table.rows) == (("run", "distillation", "seed"), ("a", "lssd", "1, 2"), ("b", "none", "1"))
