@@ -1,5 +1,6 @@
 """Processes that share a conversion, and an output that is there whole or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_mixcpt.errors import CheckpointError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -25,7 +28,11 @@ def process_group_of_torchrun() -> Iterator[int]:
 
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to write into, renamed to it at the end and removed on failure."""
+    """A folder beside ``target`` to write into, renamed to it at the end and removed on failure.
+
+    Raises:
+        CheckpointError: ``target`` exists, or the disk is full.
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists already: give a --save folder that does not")
     aside = target.with_name(f".{target.name}.partial")
@@ -36,8 +43,10 @@ def written_aside(target: Path) -> Iterator[Path]:
     try:
         yield aside
         barrier()
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise CheckpointError(f"{target} cannot be written: {error.strerror}; make room and start again") from error
         raise
     if get_rank() == 0:
         aside.rename(target)
