@@ -75,8 +75,8 @@ class MixCPTConfig(RunConfig):
     device then holds two of them."""
 
     teacher_fp8: bool = False
-    """Run the teacher's layers in 8-bit floating point, scaled by tensor, on GPUs and with a Transformer Engine that can;
-    its weights stay bfloat16. Refused elsewhere."""
+    """Run the teacher's layers in 8-bit floating point, scaled by tensor, where GPU and Transformer Engine can; its
+    weights stay bfloat16. Refused elsewhere."""
 
     loss_chunk_tokens: int = 0
     """Compute the loss straight from hidden states and output weights, with the logits of so many tokens at a time
