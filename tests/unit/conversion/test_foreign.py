@@ -6,15 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import save
 
-from megatron_mixcpt import cpu_emulation
-
-cpu_emulation.install()
-
-from torch.distributed.checkpoint import save  # noqa: E402
-
-from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint  # noqa: E402
-from megatron_mixcpt.errors import CheckpointError  # noqa: E402
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.errors import CheckpointError
 
 
 class Hostile:
