@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--train-iters", type=int, default=20, help="steps of 1,024 tokens")
+    parser.add_argument("--train-iters", type=int, default=16, help="steps of 1,024 tokens")
     args = parser.parse_args()
     make_inputs(args.output)
     evaluate(["--hf-model", args.output / "model"], args.output, "base")
