@@ -78,7 +78,7 @@ class CheckedEncoder:
         content = json.loads(files.definition)
         is_byte_level = _is_byte_level(content)
         self._reference = HuggingFaceEncoder(files, allow_special_tokens)
-        self._fast = load_fast(files, allow_special_tokens) if use_fast and is_byte_level else None
+        self._fast = load_fast(files.definition, content, allow_special_tokens) if use_fast and is_byte_level else None
         self._can_split = (
             is_byte_level and _added_tokens_stay_whole(content, allow_special_tokens) and self._try_split()
         )

@@ -22,8 +22,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
-
 DIGIT = re.compile("[0-9]")
 LAST_CODE = 0x1FFFF
 """Stands for every code point from here on: there are ideographs, no numbers and no white space."""
@@ -128,12 +126,17 @@ def isolates_digits(content: dict[str, Any]) -> bool:
     )
 
 
-def load_fast(files: TokenizerFiles, allow_special_tokens: bool) -> Encoder | None:
-    """The fast encoder of a byte-level tokenizer; None where fastokens is missing or cannot represent it."""
-    content = json.loads(files.definition)
+def load_fast(definition: str, content: dict[str, Any], allow_special_tokens: bool) -> Encoder | None:
+    """The fast encoder of a byte-level tokenizer; None where fastokens is missing or cannot represent it.
+
+    Args:
+        definition: the text of tokenizer.json.
+        content: the same, parsed.
+        allow_special_tokens: whether a special token's string in a text becomes that token.
+    """
     try:
         if isolates_digits(content):
             return DigitsEncoder(content, allow_special_tokens)
-        return FastEncoder(files.definition, allow_special_tokens)
+        return FastEncoder(definition, allow_special_tokens)
     except (ImportError, ValueError, RuntimeError):
         return None

@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFiles:
 
 
 def test_equals_hugging_face_text_by_text(files: TokenizerFiles) -> None:
-    encoder = load_fast(files, allow_special_tokens=False)
+    encoder = load_fast(files.definition, json.loads(files.definition), allow_special_tokens=False)
     assert isinstance(encoder, DigitsEncoder)
     ids, lengths = encoder.encode(TEXTS)
     expected = [encoding.ids for encoding in Tokenizer.from_str(files.definition).encode_batch(TEXTS)]
