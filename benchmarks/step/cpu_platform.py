@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.step.world import make_world  # noqa: E402
+from benchmarks.step.world import make_world, training_argv  # noqa: E402
 from megatron_mixcpt.testing import run_distributed  # noqa: E402
 
 
@@ -62,13 +62,7 @@ def train(model: str, mixture: str, options: dict, result: str) -> None:
         return profile.runcall(train_step, *args, **kwargs) if len(steps) > 1 else train_step(*args, **kwargs)
 
     training.train_step = step
-    cpt.main(
-        [
-            *("--hf-model", model, "--mixture", mixture, "--bf16", "--train-iters", str(options["steps"] + 1)),
-            *("--seq-length", str(options["seq_length"]), "--global-batch-size", str(options["microbatches"])),
-            *("--log-interval", "1000", "--num-workers", "0"),
-        ]
-    )
+    cpt.main(training_argv(model, mixture, options, options["steps"] + 1))
     stats = pstats.Stats(profile)
     platform = [entry for (file, _, _), entry in stats.stats.items() if file.endswith("cpu_emulation.py")]
     calls, seconds = sum(entry[1] for entry in platform), sum(entry[2] for entry in platform)

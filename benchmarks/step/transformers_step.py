@@ -25,7 +25,7 @@ from torch.nn.functional import log_softmax
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.loss.measure import peak_memory  # noqa: E402
-from benchmarks.step.world import make_world  # noqa: E402
+from benchmarks.step.world import make_world, training_argv  # noqa: E402
 from megatron_mixcpt.testing import run_distributed  # noqa: E402
 
 ALPHA = 0.8
@@ -88,13 +88,7 @@ def train_ours(model: str, mixture: str, options: dict, steps: int) -> list[tupl
 
     seconds: list[tuple[float, float]] = []
     training.train_step = timed(training.train_step, seconds)
-    cpt.main(
-        [
-            *("--hf-model", model, "--mixture", mixture, "--bf16", "--train-iters", str(steps)),
-            *("--seq-length", str(options["seq_length"]), "--global-batch-size", str(options["microbatches"])),
-            *("--log-interval", "1000", "--num-workers", "0"),
-        ]
-    )
+    cpt.main(training_argv(model, mixture, options, steps))
     return seconds
 
 

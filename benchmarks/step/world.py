@@ -38,6 +38,15 @@ def make_world(
     return root / "model", root / "mixture"
 
 
+def training_argv(model: str, mixture: str, options: dict, steps: int) -> list[str]:
+    """The trainer's command line for ``steps`` steps; ``options`` has ``seq_length`` and ``microbatches``."""
+    return [
+        *("--hf-model", model, "--mixture", mixture, "--bf16", "--train-iters", str(steps)),
+        *("--seq-length", str(options["seq_length"]), "--global-batch-size", str(options["microbatches"])),
+        *("--log-interval", "1000", "--num-workers", "0"),
+    ]
+
+
 def _make_mixture(folder: Path, tokenizer_dir: Path, vocab_size: int) -> None:
     """One kind, documents of 500 to 2,000 random tokens."""
     folder.mkdir()

@@ -84,15 +84,20 @@ def evaluate(model: Sequence[object], output: Path, name: str) -> None:
     """Bits per byte of the held-out texts."""
     texts = [f"{label}={output / 'texts' / 'heldout' / file}.jsonl" for label, file in HELDOUT.items()]
     texts.append("English prose=examples/data/general_english.jsonl")
-    flags = ["--sequence-length", 512, "--dtype", "bfloat16" if precision() else "float32"]
+    flags = ["--sequence-length", 512, "--dtype", dtype()]
     folder = output / "evaluations" / name
     once(folder, ["tools/evaluate.py", *model, "--perplexity", *texts, *flags, "--output", folder])
 
 
-def precision() -> list[str]:
+def dtype() -> str:
     """bfloat16 where this CPU multiplies in it: elsewhere it is emulated, slower than float32."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return ["--bf16"] if "avx512_bf16" in flags or "amx_bf16" in flags else []
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def precision() -> list[str]:
+    """The trainers' flag for :func:`dtype`."""
+    return ["--bf16"] if dtype() == "bfloat16" else []
 
 
 def once(output: Path, command: Sequence[object], log: Path | None = None) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.reproduce.first_stage import evaluate, once, precision  # noqa: E402
+from examples.reproduce.first_stage import dtype, evaluate, once, precision  # noqa: E402
 
 STRATEGIES = ("high", "low", "half", "random")
 TEMPLATE = ["--chat-template", "zephyr"]
@@ -67,9 +67,10 @@ def split(source: Path, folder: Path, kind: str, pool: int) -> None:
 
 def score(model: Path, samples: Path, part: str, output: Path, template: list[str]) -> None:
     """Scores of the instructions and preferences of ``part``; a model aligned before knows its template."""
-    dtype = "bfloat16" if precision() else "float32"
     given = [f"--{kind}={samples / f'{part}.{kind}.jsonl'}" for kind in ("sft", "dpo")]
-    once(output, ["tools/score_alignment.py", "--load", model, *given, *template, "--dtype", dtype, "--output", output])
+    once(
+        output, ["tools/score_alignment.py", "--load", model, *given, *template, "--dtype", dtype(), "--output", output]
+    )
 
 
 def align(row: str, model: Path, top_k: int, folder: Path) -> None:
