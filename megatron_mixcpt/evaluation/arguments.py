@@ -7,6 +7,7 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.evaluation.perplexity import WindowSettings
 from megatron_mixcpt.evaluation.settings import EvaluateSettings, MTBenchSettings, TaskSettings
 from megatron_mixcpt.evaluation.suites import choose_tasks, listing
+from megatron_mixcpt.named_paths import parse_named_paths
 
 
 def evaluate_parser(description: str) -> argparse.ArgumentParser:
@@ -87,7 +88,7 @@ def evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
         raise ConfigError(f"--iteration {arguments.iteration} is of a Megatron checkpoint: give --load too")
     return EvaluateSettings(
         windows=_window_settings(arguments),
-        text_sets=_text_sets(arguments.perplexity),
+        text_sets=parse_named_paths("--perplexity", arguments.perplexity),
         text_field=arguments.text_field,
         dtype=arguments.dtype,
         tasks=_task_settings(arguments),
@@ -143,15 +144,3 @@ def _window_settings(arguments: argparse.Namespace) -> WindowSettings:
     if not 1 <= stride <= arguments.sequence_length:
         raise ConfigError(f"--stride {stride}: expected 1 to --sequence-length {arguments.sequence_length}")
     return WindowSettings(arguments.sequence_length, stride, arguments.batch_tokens)
-
-
-def _text_sets(given: list[str]) -> dict[str, str]:
-    sets: dict[str, str] = {}
-    for item in given:
-        name, separator, path = item.partition("=")
-        if not (name and separator and path):
-            raise ConfigError(f"--perplexity {item}: expected NAME=PATH")
-        if name in sets:
-            raise ConfigError(f"--perplexity {item}: the name {name} is given twice; choose another")
-        sets[name] = path
-    return sets

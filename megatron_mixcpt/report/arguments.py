@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.named_paths import parse_named_paths
 from megatron_mixcpt.report.compare import check_domain, validated
 from megatron_mixcpt.report.inputs import Inputs, read_evaluation, read_fas, read_mixture, read_run
 from megatron_mixcpt.report.search import search
@@ -53,7 +54,7 @@ def gather(arguments: argparse.Namespace) -> tuple[Inputs, list[str]]:
         ("--mixture", arguments.mixture, read_mixture, inputs.mixtures),
         ("--scores", arguments.scores, read_fas, inputs.fas),
     ):
-        items.extend(read(name, path) for name, path in _named(flag, given))
+        items.extend(read(name, Path(path)) for name, path in parse_named_paths(flag, given).items())
     for folder in arguments.folders:
         problems += search(folder, inputs)
     if not (inputs.runs or inputs.evaluations or inputs.mixtures or inputs.fas):
@@ -63,18 +64,6 @@ def gather(arguments: argparse.Namespace) -> tuple[Inputs, list[str]]:
         )
     check_domain(arguments.domain or [], inputs.evaluations, inputs.runs)
     return inputs, problems
-
-
-def _named(flag: str, given: Sequence[str]) -> list[tuple[str, Path]]:
-    named: dict[str, Path] = {}
-    for text in given:
-        name, _, path = text.partition("=")
-        if not (name and path):
-            raise ConfigError(f"{flag} {text}: expected NAME=PATH")
-        if name in named:
-            raise ConfigError(f"{flag} {text}: {name} is {named[name]} already; give each a name of its own")
-        named[name] = Path(path)
-    return list(named.items())
 
 
 def choose_base(inputs: Inputs, given: str | None) -> str | None:

@@ -22,6 +22,7 @@ from megatron_mixcpt.data.settings import KindSettings, PreprocessSettings
 from megatron_mixcpt.data.sources import find_sources
 from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.named_paths import parse_named_paths
 
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -45,19 +46,12 @@ def parse_named_sets(given: Sequence[str]) -> dict[str, Path]:
         ConfigError: another form, a name that is given twice or no name for a chart, a path that is not there.
         DataError: a path to files that hold no documents.
     """
-    sets: dict[str, Path] = {}
-    for text in given:
-        name, separator, path = text.partition("=")
-        if not (separator and path and _NAME.fullmatch(name)):
-            raise ConfigError(
-                f"--validation {text}: expected NAME=PATH, such as general=data/general.jsonl, the name of letters, "
-                "digits, '.', '-' and '_'"
-            )
-        if name in sets:
-            raise ConfigError(f"--validation {text}: {name} is {sets[name]} already; give each set a name of its own")
-        sets[name] = Path(path)
-        if _preprocessed(sets[name]) is None:
-            _check_text(text, sets[name])
+    sets = {name: Path(path) for name, path in parse_named_paths("--validation", given).items()}
+    for name, path in sets.items():
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"--validation {name}={path}: name it with letters, digits, '.', '-' and '_'")
+        if _preprocessed(path) is None:
+            _check_text(f"{name}={path}", path)
     return sets
 
 

@@ -38,7 +38,7 @@ def test_what_flags_make(tmp_path):
     [
         ([], "nothing to evaluate: give --perplexity NAME=PATH, --tasks, --mt-bench or several of them"),
         (["--perplexity", "texts"], "--perplexity texts: expected NAME=PATH"),
-        (["--perplexity", "a=x", "a=y"], "--perplexity a=y: the name a is given twice; choose another"),
+        (["--perplexity", "a=x", "a=y"], "--perplexity a=y: a is x already; give each a name of its own"),
         (["--perplexity", "a=x", "--stride", "2049"], "--stride 2049: expected 1 to --sequence-length 2048"),
         (["--perplexity", "a=x", "--stride", "0"], "--stride 0: expected 1 to --sequence-length 2048"),
         (["--perplexity", "a=x", "--batch-tokens", "0"], "--batch-tokens 0: expected at least 1"),

@@ -32,7 +32,7 @@ def test_text_and_kinds_of_a_mixture_are_taken(folder: Path) -> None:
     [
         (["general.txt"], "expected NAME=PATH"),
         (["=general.txt"], "expected NAME=PATH"),
-        (["a/b=general.txt"], "the name of letters"),
+        (["a/b=general.txt"], "name it with letters"),
         (["general=nowhere.txt"], "no such file or folder"),
         (["general=mixture"], r"give one of them, .*mixture/cpt or .*mixture/sft or"),
         (["a=general.txt", "a=mixture/sft"], "a is general.txt already"),
