@@ -81,18 +81,22 @@ def places_to_cut(text: str) -> np.ndarray:
 
     Raises ValueError for characters that this Python's Unicode does not know yet: they may be numbers.
     """
-    tables = _tables()
     if text.isascii():
-        codes = np.frombuffer(text.encode("ascii"), np.uint8)
-    else:
-        codes = np.minimum(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32), LAST_CODE)
-        if tables.is_unknown[codes].any():
-            raise ValueError("characters without a category")
-    numbers = np.flatnonzero(tables.is_number[codes])
-    # Before the first two characters there are none: index 0 then stands in, which is no cut.
-    spaces = tables.is_space[codes[np.maximum(numbers - 1, 0)]] & tables.is_space[codes[np.maximum(numbers - 2, 0)]]
-    others = numbers[codes[numbers] > 127]
-    return np.sort(np.concatenate([numbers[spaces & (numbers > 1)], others, others + 1]))
+        return _digits_after_spaces(np.frombuffer(text.encode("ascii"), np.uint8))
+    codes = np.minimum(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32), LAST_CODE)
+    beyond = np.flatnonzero(codes > 127)
+    if _tables().is_unknown[codes[beyond]].any():
+        raise ValueError("characters without a category")
+    others = beyond[_tables().is_number[codes[beyond]]]
+    return np.sort(np.concatenate([_digits_after_spaces(codes), others, others + 1]))
+
+
+def _digits_after_spaces(codes: np.ndarray) -> np.ndarray:
+    """Where an ASCII digit follows two white space characters; ``codes`` are unsigned: what is below 0 wraps."""
+    digits = np.flatnonzero(codes - 48 < 10)
+    digits = digits[digits > 1]
+    is_space = _tables().is_space
+    return digits[is_space[codes[digits - 1]] & is_space[codes[digits - 2]]]
 
 
 class _Tables(NamedTuple):
