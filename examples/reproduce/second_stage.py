@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.reproduce.first_stage import dtype, evaluate, once, precision  # noqa: E402
 
-STRATEGIES = ("high", "low", "half", "random")
+ROWS = ("high", "low", "half", "random", "csd")
 TEMPLATE = ["--chat-template", "zephyr"]
 TRAINING = [
     *("--seq-length", "1024", "--global-batch-size", "8", "--epochs", "2", "--clip-grad", "1.0", "--num-workers", "0"),
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--dpo", type=Path, default="examples/data/dpo.jsonl", metavar="FILE", help="preferences")
     parser.add_argument("--pool", type=int, default=150, help="most samples of each kind to select from")
     parser.add_argument("--top-k", type=int, default=32, help="samples of each kind to align on")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seed", type=int, default=1, help="of the first stage's models")
     args = parser.parse_args()
     folder = args.output / "alignment"
@@ -50,7 +51,7 @@ def main() -> None:
     score(models["mixcpt"], folder / "samples", "pool", folder / "scores.jsonl", TEMPLATE)
     for name, model in models.items():
         score(model, folder / "samples", "heldout", folder / f"before-{name}" / "heldout.jsonl", TEMPLATE)
-    for row in (*STRATEGIES, "csd"):
+    for row in args.rows:
         align(row, models["cpt" if row == "csd" else "mixcpt"], args.top_k, folder)
         evaluate(["--load", folder / row / "dpo"], args.output, f"aligned-{row}")
     print(table(folder))
@@ -89,9 +90,12 @@ def align(row: str, model: Path, top_k: int, folder: Path) -> None:
 
 
 def table(folder: Path) -> str:
-    """One line for each model: loss of held-out responses, and how often the preferred answer is the more probable."""
+    """One line for each model that was measured: loss of held-out responses, and how often the preferred answer is the
+    more probable."""
     lines = [f"{'model':<16}{'response loss':>14}{'preferred':>11}"]
-    for row in ("before-mixcpt", *STRATEGIES, "before-cpt", "csd"):
+    for row in ("before-mixcpt", "before-cpt", *ROWS):
+        if not (folder / row / "heldout.jsonl").exists():
+            continue
         scores = [json.loads(line) for line in (folder / row / "heldout.jsonl").open(encoding="utf-8")]
         loss = statistics.mean(each["loss_given_query"] for each in scores if each["kind"] == "sft")
         preferred = statistics.mean(each["fas"] < 1 for each in scores if each["kind"] == "dpo")
