@@ -4,7 +4,7 @@
 tokenizers, and into one flat array. (It reads some tokenizers of other kinds too, but was seen to differ on those.)
 :class:`CheckedEncoder` uses it where the tokenizer is byte-level, compares a share of the texts with what
 ``tokenizers`` makes of them, and raises :class:`EncoderMismatch` at the first difference; the run then starts again
-with ``tokenizers`` alone. A single text that fastokens refuses goes to ``tokenizers`` too.
+with ``tokenizers`` alone. What fastokens refuses of a single text goes to ``tokenizers`` too.
 
 Text is text: a special token's string inside it is encoded as ordinary characters (what transformers calls
 ``split_special_tokens``), unless ``allow_special_tokens`` is set.
@@ -27,6 +27,8 @@ from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
 
 EXCERPT_CHARACTERS = 256
 PIECE_CHARACTERS = 1 << 17
+REFUSED_CHARACTERS = 1 << 12
+"""At least so many of a text go to the slow encoder where the fast one refuses something in it."""
 PROBE_LETTERS = "abcDEFghiJKLmnop"
 
 
@@ -87,7 +89,7 @@ class CheckedEncoder:
         self.num_compared = 0
         """Texts encoded by both so far."""
         self.num_refused = 0
-        """Texts so far that only the Hugging Face tokenizer took."""
+        """Texts so far of which only the Hugging Face tokenizer took a piece."""
 
     def _try_split(self) -> bool:
         whole, _ = self._reference.encode([PROBE])
@@ -121,14 +123,21 @@ class CheckedEncoder:
         return self.encode([text])[0]
 
     def _encode_one_by_one(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        parts = []
+        ids = []
         for text in texts:
             try:
-                parts.append(self._fast.encode([text]))
+                ids.append(self._fast.encode([text])[0])
             except (ValueError, RuntimeError):
                 self.num_refused += 1
-                parts.append(self._reference.encode([text]))
-        return np.concatenate([ids for ids, _ in parts]), np.concatenate([lengths for _, lengths in parts])
+                parts = pieces([text], REFUSED_CHARACTERS) if self._can_split else [text]
+                ids.append(np.concatenate([self._encode_refused(part) for part in parts]))
+        return np.concatenate(ids), np.array([len(part) for part in ids], np.int64)
+
+    def _encode_refused(self, text: str) -> np.ndarray:
+        try:
+            return self._fast.encode([text])[0]
+        except (ValueError, RuntimeError):
+            return self._reference.encode([text])[0]
 
     def compare(self, texts: list[str | LongText], starts: list[int]) -> None:
         """Encode texts with both encoders. Raises EncoderMismatch where they differ.

@@ -57,7 +57,7 @@ class PartWorker:
         result.num_compared = self._encoder.num_compared - compared
         result.notes = self._reader.take_notes(part.kind)
         if num_refused := self._encoder.num_refused - refused:
-            result.notes["encoded by the Hugging Face tokenizer alone"] = num_refused
+            result.notes["encoded in part by the Hugging Face tokenizer"] = num_refused
         return result
 
     def compare_first(self, part: Part, num_samples: int) -> int:

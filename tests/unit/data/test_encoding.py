@@ -83,6 +83,16 @@ def test_texts_the_fast_encoder_refuses_go_to_the_other(files) -> None:
     assert encoder.num_refused == 1
 
 
+def test_only_the_refused_piece_of_a_text_goes_to_the_other(files, monkeypatch) -> None:
+    monkeypatch.setattr(encoding, "REFUSED_CHARACTERS", 20)
+    encoder = CheckedEncoder(files["lacking"], False)
+    text = "the fox and the bird " * 9 + "bell \x07 rings " + "over the fox " * 9
+    slow, encode = [], encoder._reference.encode
+    monkeypatch.setattr(encoder._reference, "encode", lambda texts: slow.extend(texts) or encode(texts))
+    assert ids_of(encoder, [text, "over"]) == reference_ids(files["lacking"], [text, "over"])
+    assert "\x07" in slow[0] and len(slow) == 1 and len(slow[0]) < 50
+
+
 def test_a_single_difference_is_found(files, monkeypatch) -> None:
     encoder = CheckedEncoder(files["gpt2"], False)
     encoder.compare(["the fox", "x" * 1000], [0, 77])
