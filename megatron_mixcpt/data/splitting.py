@@ -20,6 +20,7 @@ import numpy as np
 WORD_END = re.compile(
     r"[^\W_](?= [^\W\d_])"  # a letter or number, a space, a letter
     r"|[A-Za-z](?=[0-9])"
+    r"|[A-Za-z0-9](?=[,.:;])"  # tables of numbers have no other
     r"|(?<=[^\s_])\n(?=[^\W_])"  # a single line end before a letter or number
     r"|[\u3040-\u30ff\u4e00-\u9fff](?=[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f])"  # kana or ideograph, punctuation
 )
