@@ -7,9 +7,9 @@ Without ``--input`` the corpus is the Python code that this machine has: the sta
 packages. Each row is a process of its own, with one thread per process. ``MB/s`` is megabytes of text over seconds net
 of start-up, where start-up is the same command on a corpus of one document: ``wall`` counts seconds on the clock,
 ``CPU`` processor seconds of all processes, which other work on the machine disturbs less. Medians of the repeats, with
-the smallest and largest wall rate; ``memory`` is the largest sum of proportional set sizes, in MiB. Megatron's own
-``tools/preprocess_data.py`` is not in megatron-core's wheel; the first row does what it does, one document at a time:
-JSON, transformers' tokenizer, and the engine's ``IndexedDatasetBuilder``.
+the smallest and largest wall rate; ``memory`` is the largest sum of proportional set sizes, in MiB, of one more run.
+Megatron's own ``tools/preprocess_data.py`` is not in megatron-core's wheel; the first row does what it does, one
+document at a time: JSON, transformers' tokenizer, and the engine's ``IndexedDatasetBuilder``.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def line_of(row: Row, corpora: dict[str, tuple[Path, int]], repeats: int, output
     start_cpu = statistics.median(each.cpu for each in starts)
     walls = sorted(size / 1e6 / (each.wall - start) for each in wholes)
     cpu = statistics.median(size / 1e6 / (each.cpu - start_cpu) for each in wholes)
-    memory = max(each.memory for each in wholes)
+    memory = measure(row.command(path), output, watch_memory=True).memory
     rate = f"{statistics.median(walls):.1f} ({walls[0]:.1f} to {walls[-1]:.1f})"
     return f"| {row.label} | {size / 1e6:.0f} | {start:.2f} | {rate} | {cpu:.1f} | {memory:.0f} |"
 
