@@ -4,8 +4,9 @@
     python -m tests.multihost.drill --hosts 4 --layout PP2_DP2 --fault cable --away 20
 
 kill: every process of the last host dies at once, and its command is started again ``--away`` seconds later; cable: its
-network is cut for so long. Prints a row of a table: what was tried, how often training began, how far its losses are
-from those of the same ranks on one host, and how many seconds the job took.
+network is cut for so long. Where all commands end with an error they are started again once, as a supervisor would.
+Prints a row of a table: what was tried, how often training began, how far its losses are from those of the same ranks
+on one host, and how many seconds the job took.
 """
 
 import argparse
@@ -61,16 +62,19 @@ def main() -> None:
         folder.mkdir()
         begin = time.monotonic()
         job = Job(hosts, world, folder, layout, ranks_per_host=ranks, iterations=options.iterations)
-        for host in range(options.hosts):
-            job.start(host)
+        job.start_all()
         disturb(job, options.fault, options.away)
+        if again := all(job.wait(timeout_s=400)):
+            job.start_all()
         codes, seconds = job.wait(timeout_s=400), time.monotonic() - begin
+        if any(codes):
+            raise SystemExit(f"error: exit codes {codes}: {job.ends_of_logs()}")
         losses = job.losses()
         worst = max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected))
         lives = job.log(0).read_text(errors="replace").count("before the start of training step")
     print(
         f"| {options.hosts} x {ranks} | {options.layout} | {options.fault}, {options.away:g} s | {lives} | "
-        f"{'ended well' if not any(codes) else f'exit codes {codes}'} | {worst:.1e} | {seconds:.0f} |"
+        f"{'all started again, ' if again else ''}ended well | {worst:.1e} | {seconds:.0f} |"
     )
 
 

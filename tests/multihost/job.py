@@ -63,6 +63,11 @@ class Job:
         command += ["--local-addr", address[host], str(ROOT / "tools/pretrain_mixcpt.py"), *self.argv, *self._save]
         self.agents[host] = self.hosts.start(host, command, self.log(host), ENVIRONMENT)
 
+    def start_all(self) -> None:
+        """Run the command of every host."""
+        for host in range(len(self.hosts.addresses)):
+            self.start(host)
+
     def log(self, host: int) -> Path:
         """What the processes of a host print."""
         return self.folder / f"host{host}.txt"

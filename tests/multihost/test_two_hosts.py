@@ -20,8 +20,7 @@ def test_a_host_dies_and_returns(tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     with Hosts(2) as hosts:
         job = Job(hosts, world, tmp_path / "job", LAYOUT, ranks_per_host=1, iterations=ITERATIONS)
-        job.start(0)
-        job.start(1)
+        job.start_all()
         job.wait_for_iteration(3, timeout_s=150)
         assert hosts.kill(1) >= 2  # the agent and its rank
         job.start(1)
