@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from benchmarks.evaluation.beside_lm_eval import directly
 from megatron_mixcpt.testing import run_distributed
 from tests.distributed.tiny_run import VOCAB_SIZE, build_model
 from tests.unit.data.tiny_tokenizer import TRAINING_TEXTS, save_tiny_tokenizer
@@ -87,26 +88,6 @@ def write(path: Path, rows: list[dict]) -> None:
 
 
 PAIRS = [{"question_1": text, "question_2": QUESTIONS[0], "label": place % 2} for place, text in enumerate(QUESTIONS)]
-
-
-def directly(model: object, folder: Path, task: str, num_fewshot: int) -> dict:
-    """What lm-eval makes of a task whose JSONL files it reads itself."""
-    import lm_eval
-    import lm_eval.tasks
-
-    theirs = Path(lm_eval.tasks.__file__).parent / task
-    ours = Path(__file__).parents[2] / "megatron_mixcpt" / "evaluation" / "tasks"
-    files = {"test": str(folder / f"{task}.jsonl"), "train": str(folder / f"{task}.fewshot.jsonl")}
-    local = {"dataset_path": "json", "dataset_name": None, "test_split": "test", "fewshot_split": "train"}
-    local["dataset_kwargs"] = {"data_files": files, "cache_dir": str(folder / "cache")}
-    return lm_eval.simple_evaluate(
-        model=model,
-        tasks=[{"group": "local", "task": [{"task": task, **local}]}],
-        task_manager=lm_eval.tasks.TaskManager(
-            include_defaults=False, include_path=str(theirs if theirs.is_dir() else ours)
-        ),
-        num_fewshot=num_fewshot,
-    )
 
 
 @pytest.fixture(scope="module")
