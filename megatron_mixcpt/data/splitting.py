@@ -26,7 +26,7 @@ WORD_END = re.compile(
 )
 PROBE = (
     "The first word's end. it'll be x = [1, 22, 333]\n\n  for i in  range(9)\tdo  Done é ü 好 THE END of\r\n a b\nc "
-    "a1b22c333 F00d ½ Д ж ß\n7\nx.\ny,\nz 日本語、好。ですか?はい,è\n"
+    "a1b22c333 F00d ½ Д ж ß\n7\nx.\ny,\nz 3.14 1,000 12:30 a.b;c 日本語、好。ですか?はい,è\n"
 )
 LONG_WORD = re.compile(r"[A-Za-z]+")
 
