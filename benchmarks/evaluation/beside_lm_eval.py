@@ -5,7 +5,7 @@
 
 ``--task-data`` holds ``TASK.jsonl`` and ``TASK.fewshot.jsonl`` with the fields that the tasks' YAML files name. lm-eval
 reads them by itself; the model and its type are the same, so that every answer has to be equal, letter for letter.
-Seconds are those of a process from its start to its end: reading the model is in them.
+Reading the model is in the seconds; the tool's are a process's, lm-eval runs in this one.
 """
 
 import argparse
@@ -37,10 +37,12 @@ def main() -> None:
 
 def row(task: str, given: argparse.Namespace) -> str:
     """One line of the table."""
+    from lm_eval.models.huggingface import HFLM
+
     started = time.monotonic()
     found, answers = through_the_tool(task, given)
     between = time.monotonic()
-    model = {"pretrained": given.hf_model, "dtype": given.dtype, "device": "cpu", "batch_size": 8}
+    model = HFLM(pretrained=given.hf_model, dtype=given.dtype, device="cpu", batch_size=8)
     direct = directly(model, given.task_data.resolve(), task, given.num_fewshot, given.task_limit)
     ended = time.monotonic()
     wanted = [sample["resps"] for sample in json.loads(json.dumps(direct["samples"][task], default=str))]
@@ -66,14 +68,10 @@ def through_the_tool(task: str, given: argparse.Namespace) -> tuple[dict, list]:
     return suite[task], [json.loads(line)["resps"] for line in lines]
 
 
-def directly(model: dict | object, folder: Path, task: str, num_fewshot: int, limit: int | None = None) -> dict:
-    """What lm-eval makes of a task whose JSONL files it reads itself.
-
-    ``model`` is one of lm-eval's models, or the arguments of its ``HFLM``.
-    """
+def directly(model: object, folder: Path, task: str, num_fewshot: int, limit: int | None = None) -> dict:
+    """What lm-eval, with one of its models, makes of a task whose JSONL files it reads itself."""
     import lm_eval
     import lm_eval.tasks
-    from lm_eval.models.huggingface import HFLM
 
     theirs = Path(lm_eval.tasks.__file__).parent / task
     ours = ROOT / "megatron_mixcpt" / "evaluation" / "tasks"
@@ -81,7 +79,7 @@ def directly(model: dict | object, folder: Path, task: str, num_fewshot: int, li
     local = {"dataset_path": "json", "dataset_name": None, "test_split": "test", "fewshot_split": "train"}
     local["dataset_kwargs"] = {"data_files": files, "cache_dir": str(folder / "cache")}
     return lm_eval.simple_evaluate(
-        model=HFLM(**model) if isinstance(model, dict) else model,
+        model=model,
         tasks=[{"group": "local", "task": [{"task": task, **local}]}],
         task_manager=lm_eval.tasks.TaskManager(
             include_defaults=False, include_path=str(theirs if theirs.is_dir() else ours)
