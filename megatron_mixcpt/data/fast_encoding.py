@@ -24,7 +24,7 @@ import numpy as np
 
 DIGIT = re.compile("[0-9]")
 LAST_CODE = 0x1FFFF
-"""Stands for every code point from here on: there are ideographs, no numbers and no white space."""
+"""Stands for every code point from here on: there are ideographs, no numbers."""
 
 
 class Encoder(Protocol):
