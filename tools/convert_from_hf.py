@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from megatron_mixcpt.conversion.convert import convert_from_hf
-from megatron_mixcpt.conversion.ranks import process_group_of_torchrun
 from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.jobs.ranks import process_group_of_torchrun
 
 
 @exit_on_user_error

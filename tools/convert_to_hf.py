@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from megatron_mixcpt.conversion.convert import convert_to_hf
-from megatron_mixcpt.conversion.ranks import process_group_of_torchrun
 from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.jobs.ranks import process_group_of_torchrun
 
 
 @exit_on_user_error

@@ -22,12 +22,12 @@ from megatron_mixcpt.alignment.score_files import ScoreFiles, count_lines
 from megatron_mixcpt.alignment.settings import ScoreSettings
 from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.chat_format import choose_template
-from megatron_mixcpt.data.progress import LOG_SECONDS
 from megatron_mixcpt.data.samples import RecordMaker
 from megatron_mixcpt.data.sources import Source, find_sources
-from megatron_mixcpt.data.work_folder import lock, start_or_resume
 from megatron_mixcpt.evaluation.model_source import ModelSource
 from megatron_mixcpt.evaluation.runner import ForwardRunner
+from megatron_mixcpt.jobs.progress import LOG_SECONDS
+from megatron_mixcpt.jobs.work_folder import lock, start_or_resume
 
 NOT_FINITE = Refusal("not_finite", "the model's losses are not finite positive numbers")
 

@@ -27,11 +27,11 @@ from megatron_mixcpt.conversion.model_folder import (
     read_config,
     read_model_folder,
 )
-from megatron_mixcpt.conversion.ranks import barrier, get_rank, get_world_size, written_aside
 from megatron_mixcpt.conversion.rules import Rule
 from megatron_mixcpt.conversion.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, TensorShape
-from megatron_mixcpt.conversion.training_log import logged_figures
 from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.jobs.ranks import barrier, get_rank, get_world_size, written_aside
+from megatron_mixcpt.training_log import logged_figures
 
 PADDED = (EMBEDDING, OUTPUT_LAYER)
 

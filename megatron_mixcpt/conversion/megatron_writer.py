@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from tqdm import tqdm
 
 from megatron_mixcpt.conversion.megatron_layout import COMMON_STATE, FORMAT_NAME, TRACKER_NAME, Place
-from megatron_mixcpt.conversion.ranks import get_rank, get_world_size
+from megatron_mixcpt.jobs.ranks import get_rank, get_world_size
 
 FORMAT = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
 CHECKPOINT_VERSION = 3.0  # query, key and value in the engine's present order

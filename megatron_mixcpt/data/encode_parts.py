@@ -10,10 +10,10 @@ from megatron_mixcpt.data.part_files import PartResult
 from megatron_mixcpt.data.part_worker import NUM_COMPARED_FIRST, PartWorker
 from megatron_mixcpt.data.parts import Part
 from megatron_mixcpt.data.pool import compare_first, run_part, worker_pool
-from megatron_mixcpt.data.progress import Progress
 from megatron_mixcpt.data.settings import PreprocessSettings
 from megatron_mixcpt.data.sources import Source
 from megatron_mixcpt.errors import DataError
+from megatron_mixcpt.jobs.progress import Progress
 
 
 @dataclass(frozen=True)

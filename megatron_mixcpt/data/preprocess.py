@@ -19,8 +19,8 @@ from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.data.settings import PreprocessSettings
 from megatron_mixcpt.data.source_counts import FinishedPart, SourceCounts, open_part
 from megatron_mixcpt.data.sources import Source, find_sources
-from megatron_mixcpt.data.work_folder import lock, refuse_other, restart_without_fast, start_or_resume
 from megatron_mixcpt.errors import DataError
+from megatron_mixcpt.jobs.work_folder import lock, refuse_other, restart_without_fast, start_or_resume
 
 WORK_NAME = ".work"
 REJECTS_NAME = "rejects.jsonl.gz"

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from megatron_mixcpt.data.progress import LOG_SECONDS
 from megatron_mixcpt.data.readers import read_records
 from megatron_mixcpt.data.records import Document, FieldNames
 from megatron_mixcpt.errors import CheckpointError, DataError
 from megatron_mixcpt.evaluation.batches import ScoredSequence
 from megatron_mixcpt.evaluation.runner import ForwardRunner
+from megatron_mixcpt.jobs.progress import LOG_SECONDS
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase

@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 
-from megatron_mixcpt.conversion.training_log import TrainingLog, log_folder, read_log
 from megatron_mixcpt.data.manifest import MixtureManifest
 from megatron_mixcpt.errors import DataError
+from megatron_mixcpt.training_log import TrainingLog, log_folder, read_log
 
 _SEED = re.compile(r"(.+?)[/._ -]*seed[-_ ]?(\d+)")
 RESULTS_NAME = "results.json"

@@ -204,8 +204,8 @@ def check_refusals(argv: list[str], world: Path) -> None:
 
     from megatron_mixcpt.alignment.score_files import ScoreFiles
     from megatron_mixcpt.data.sources import find_sources
-    from megatron_mixcpt.data.work_folder import start_or_resume
     from megatron_mixcpt.errors import ConfigError
+    from megatron_mixcpt.jobs.work_folder import start_or_resume
 
     if dist.get_rank() == 0:
         files = ScoreFiles(Path(argv[argv.index("--output") + 1]))

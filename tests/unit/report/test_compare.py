@@ -1,10 +1,10 @@
 """What is averaged and held against what, where not everybody has every score."""
 
-from megatron_mixcpt.conversion.training_log import TrainingLog
 from megatron_mixcpt.report.compare import DOMAIN, GENERAL, compare_evaluations, compare_validation
 from megatron_mixcpt.report.curves import training_charts, validation_charts
 from megatron_mixcpt.report.inputs import Evaluation, Run, Score
 from megatron_mixcpt.report.tables import settings_tables
+from megatron_mixcpt.training_log import TrainingLog
 
 
 def evaluation(name: str, **texts: float) -> Evaluation:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mixcpt.conversion.ranks import written_aside
 from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.jobs.ranks import written_aside
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
