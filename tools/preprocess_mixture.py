@@ -10,8 +10,8 @@ formats and all options are explained in docs/data.md.
 
 from pathlib import Path
 
-from megatron_mixcpt.data.arguments import build_parser, listing, settings_from
-from megatron_mixcpt.data.preprocess import describe_plan, preprocess
+from megatron_mixcpt.data.preprocessing.arguments import build_parser, listing, settings_from
+from megatron_mixcpt.data.preprocessing.run import describe_plan, preprocess
 from megatron_mixcpt.errors import exit_on_user_error
 
 

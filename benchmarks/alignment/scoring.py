@@ -31,10 +31,10 @@ from megatron_mixcpt.alignment.arguments import score_parser, score_settings  # 
 from megatron_mixcpt.alignment.fas import sequences_of  # noqa: E402
 from megatron_mixcpt.alignment.samples import NumberedRow, make_sample, read_parts  # noqa: E402
 from megatron_mixcpt.alignment.score import score_part  # noqa: E402
-from megatron_mixcpt.data.chat_encoding import ChatEncoder  # noqa: E402
-from megatron_mixcpt.data.chat_format import choose_template, load_tokenizer  # noqa: E402
-from megatron_mixcpt.data.samples import RecordMaker  # noqa: E402
-from megatron_mixcpt.data.sources import find_sources  # noqa: E402
+from megatron_mixcpt.data.chat.encoding import ChatEncoder  # noqa: E402
+from megatron_mixcpt.data.chat.templates import choose_template, load_tokenizer  # noqa: E402
+from megatron_mixcpt.data.preprocessing.sample_maker import RecordMaker  # noqa: E402
+from megatron_mixcpt.data.reading.sources import find_sources  # noqa: E402
 from megatron_mixcpt.evaluation.batches import ScoredSequence  # noqa: E402
 from megatron_mixcpt.evaluation.model_source import ModelSource  # noqa: E402
 from megatron_mixcpt.evaluation.runner import ForwardRunner  # noqa: E402

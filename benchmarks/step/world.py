@@ -8,8 +8,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from megatron_mixcpt.data.indexed import token_type_for, write_index
-from megatron_mixcpt.data.manifest import KindSummary, MixtureManifest, TokenizerIdentity, file_digest, tokenizer_digest
+from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
+from megatron_mixcpt.data.mixture.manifest import (
+    KindSummary,
+    MixtureManifest,
+    TokenizerIdentity,
+    file_digest,
+    tokenizer_digest,
+)
 
 NUM_DOCUMENTS = 400
 

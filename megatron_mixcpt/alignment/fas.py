@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from megatron_mixcpt.data.chat_encoding import EncodedPair, EncodedResponse
+from megatron_mixcpt.data.chat.encoding import EncodedPair, EncodedResponse
 from megatron_mixcpt.evaluation.batches import ScoredSequence
 
 Encoded = EncodedResponse | EncodedPair

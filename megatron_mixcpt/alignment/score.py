@@ -20,10 +20,10 @@ from megatron_mixcpt.alignment.fas import figures, sequences_of
 from megatron_mixcpt.alignment.samples import PART_SAMPLES, NumberedRow, Sample, make_sample, read_parts
 from megatron_mixcpt.alignment.score_files import ScoreFiles, count_lines
 from megatron_mixcpt.alignment.settings import ScoreSettings
-from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
-from megatron_mixcpt.data.chat_format import choose_template
-from megatron_mixcpt.data.samples import RecordMaker
-from megatron_mixcpt.data.sources import Source, find_sources
+from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
+from megatron_mixcpt.data.chat.templates import choose_template
+from megatron_mixcpt.data.preprocessing.sample_maker import RecordMaker
+from megatron_mixcpt.data.reading.sources import Source, find_sources
 from megatron_mixcpt.evaluation.model_source import ModelSource
 from megatron_mixcpt.evaluation.runner import ForwardRunner
 from megatron_mixcpt.jobs.progress import LOG_SECONDS

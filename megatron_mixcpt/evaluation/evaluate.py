@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_mixcpt.data.chat_format import choose_template
+from megatron_mixcpt.data.chat.templates import choose_template
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.evaluation.arguments import evaluate_parser, evaluate_settings
 from megatron_mixcpt.evaluation.benchmarks import (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from megatron_mixcpt.data.chat_format import choose_template, render
+from megatron_mixcpt.data.chat.templates import choose_template, render
 from megatron_mixcpt.data.records import Message
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.evaluation.benchmarks import TaskScore

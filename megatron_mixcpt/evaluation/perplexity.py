@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from megatron_mixcpt.data.readers import read_records
+from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.records import Document, FieldNames
 from megatron_mixcpt.errors import CheckpointError, DataError
 from megatron_mixcpt.evaluation.batches import ScoredSequence

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_mixcpt.data.readers import is_blank, parse, read_blocks
+from megatron_mixcpt.data.reading.readers import is_blank, parse, read_blocks
+from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.records import BadRecord
-from megatron_mixcpt.data.sources import find_sources
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.evaluation.suites import OURS, BenchmarkTask
 

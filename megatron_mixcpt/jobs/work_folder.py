@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt import __version__
-from megatron_mixcpt.data.sources import Source
+from megatron_mixcpt.data.reading.sources import Source
 from megatron_mixcpt.errors import ConfigError, DataError
 
 

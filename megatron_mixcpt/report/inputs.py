@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from megatron_mixcpt.data.manifest import MixtureManifest
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.training_log import TrainingLog, log_folder, read_log
 

@@ -8,7 +8,7 @@ of ``mixcpt/seed-1``.
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_mixcpt.data.manifest import MANIFEST_NAME
+from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME
 from megatron_mixcpt.errors import ConfigError, MixCPTError
 from megatron_mixcpt.report.inputs import RESULTS_NAME, Inputs, read_evaluation, read_fas, read_mixture, read_run
 from megatron_mixcpt.training_log import find_log_folders

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_mixcpt.data.manifest import KindSummary
+from megatron_mixcpt.data.mixture.manifest import KindSummary
 from megatron_mixcpt.report.charts import signed
 from megatron_mixcpt.report.compare import SIDES, Column, Comparison, Spread
 from megatron_mixcpt.report.inputs import Mixture, Run, ScoresFile, method_of, methods

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from megatron_mixcpt.config import AlignmentConfig, RunConfig
 from megatron_mixcpt.conversion.model_folder import refuse_contradictions
-from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
-from megatron_mixcpt.data.chat_format import choose_template, load_tokenizer
-from megatron_mixcpt.data.packed_dataset import PackedRows, Sample, num_positions
-from megatron_mixcpt.data.packing import PackedBatches, pack_batches
-from megatron_mixcpt.data.readers import read_records
+from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
+from megatron_mixcpt.data.chat.templates import choose_template, load_tokenizer
+from megatron_mixcpt.data.datasets.packed_rows import PackedRows, Sample, num_positions
+from megatron_mixcpt.data.datasets.packing import PackedBatches, pack_batches
+from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.records import Record
 from megatron_mixcpt.data.sample_id import sample_id
 from megatron_mixcpt.errors import ConfigError, DataError

@@ -1,7 +1,7 @@
 """What a run of SFT or DPO is about to do, in a few lines: printed before training, and all that ``--dry-run`` does."""
 
-from megatron_mixcpt.data.chat_encoding import REFUSALS
-from megatron_mixcpt.data.packed_dataset import num_positions
+from megatron_mixcpt.data.chat.encoding import REFUSALS
+from megatron_mixcpt.data.datasets.packed_rows import num_positions
 from megatron_mixcpt.training.alignment_arguments import AlignmentRun
 
 

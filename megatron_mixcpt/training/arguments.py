@@ -13,8 +13,14 @@ from typing import Any
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder, refuse_contradictions
-from megatron_mixcpt.data.manifest import MixtureManifest
-from megatron_mixcpt.data.mixture import MixturePlan, parse_epochs, parse_kind_values, plan_mixture, split_fractions
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+from megatron_mixcpt.data.mixture.plan import (
+    MixturePlan,
+    parse_epochs,
+    parse_kind_values,
+    plan_mixture,
+    split_fractions,
+)
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.training.checkpoints import resumable
 from megatron_mixcpt.training.engine_arguments import (

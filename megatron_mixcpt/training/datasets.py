@@ -10,9 +10,13 @@ from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.training.global_vars import get_tokenizer
 from torch.utils.data import Dataset
 
-from megatron_mixcpt.data.blend import build_mixture_datasets, build_validation_sets, build_whole_set
-from megatron_mixcpt.data.manifest import MixtureManifest
-from megatron_mixcpt.data.mixture import MixturePlan
+from megatron_mixcpt.data.datasets.mixture_datasets import (
+    build_mixture_datasets,
+    build_validation_sets,
+    build_whole_set,
+)
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+from megatron_mixcpt.data.mixture.plan import MixturePlan
 from megatron_mixcpt.training.named_sets import NamedSet
 from megatron_mixcpt.training.validation import PaddedSamples
 

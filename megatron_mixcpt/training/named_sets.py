@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_mixcpt.data.blend import CACHE_NAME
-from megatron_mixcpt.data.manifest import KINDS, MANIFEST_NAME, MixtureManifest, file_digest
-from megatron_mixcpt.data.preprocess import preprocess
-from megatron_mixcpt.data.settings import KindSettings, PreprocessSettings
-from megatron_mixcpt.data.sources import find_sources
-from megatron_mixcpt.data.tokenizer_files import TokenizerFiles
+from megatron_mixcpt.data.datasets.mixture_datasets import CACHE_NAME
+from megatron_mixcpt.data.mixture.manifest import KINDS, MANIFEST_NAME, MixtureManifest, file_digest
+from megatron_mixcpt.data.preprocessing.run import preprocess
+from megatron_mixcpt.data.preprocessing.settings import KindSettings, PreprocessSettings
+from megatron_mixcpt.data.reading.sources import find_sources
+from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.named_paths import parse_named_paths
 

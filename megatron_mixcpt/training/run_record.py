@@ -12,8 +12,8 @@ from typing import Any
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.hf_metadata import metadata_digest
-from megatron_mixcpt.data.manifest import MixtureManifest
-from megatron_mixcpt.data.mixture import MixturePlan
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+from megatron_mixcpt.data.mixture.plan import MixturePlan
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.training.checkpoints import resumable
 

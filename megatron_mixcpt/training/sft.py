@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from megatron_mixcpt.config import SFTConfig
-from megatron_mixcpt.data.chat_encoding import ChatEncoder, Refusal
-from megatron_mixcpt.data.packed_dataset import Sample, conversation_sample
+from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
+from megatron_mixcpt.data.datasets.packed_rows import Sample, conversation_sample
 from megatron_mixcpt.data.records import Conversation
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.training.alignment import train_alignment

@@ -16,9 +16,9 @@ import torch
 from megatron.training import get_args, training
 from torch.utils.data import Dataset
 
-from megatron_mixcpt.data.blend import held_out_sequences
-from megatron_mixcpt.data.manifest import MixtureManifest
-from megatron_mixcpt.data.mixture import MixturePlan
+from megatron_mixcpt.data.datasets.mixture_datasets import held_out_sequences
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+from megatron_mixcpt.data.mixture.plan import MixturePlan
 from megatron_mixcpt.errors import ConfigError
 
 # Microbatches of one evaluation step for each pipeline stage: few of the stages' turns are then spent waiting.

@@ -39,9 +39,9 @@ def engine_dataset_config(split: str = "100,0,0", **options: Any) -> "GPTDataset
 
 def first_batch(world: Path) -> tuple[Tensor, Tensor]:
     """The tokens [b, s + 1] of the first global batch, as the samples' order has them, and each sample's kind [b]."""
-    from megatron_mixcpt.data.blend import build_mixture_datasets
-    from megatron_mixcpt.data.manifest import MixtureManifest
-    from megatron_mixcpt.data.mixture import plan_mixture
+    from megatron_mixcpt.data.datasets.mixture_datasets import build_mixture_datasets
+    from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+    from megatron_mixcpt.data.mixture.plan import plan_mixture
 
     manifest = MixtureManifest.load(world / "mixture")
     plan = plan_mixture(manifest, sequence_length=SEQ_LENGTH, epochs=1)

@@ -203,7 +203,7 @@ def check_refusals(argv: list[str], world: Path) -> None:
     import torch.distributed as dist
 
     from megatron_mixcpt.alignment.score_files import ScoreFiles
-    from megatron_mixcpt.data.sources import find_sources
+    from megatron_mixcpt.data.reading.sources import find_sources
     from megatron_mixcpt.errors import ConfigError
     from megatron_mixcpt.jobs.work_folder import start_or_resume
 

@@ -30,9 +30,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def held_out_samples(world: Path) -> dict[str, Tensor]:
     """Each kind's held-out sequences [n, s + 1], and all of the kind sft as ``whole``."""
-    from megatron_mixcpt.data.blend import build_validation_sets, build_whole_set
-    from megatron_mixcpt.data.manifest import MixtureManifest
-    from megatron_mixcpt.data.mixture import plan_mixture
+    from megatron_mixcpt.data.datasets.mixture_datasets import build_validation_sets, build_whole_set
+    from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+    from megatron_mixcpt.data.mixture.plan import plan_mixture
 
     manifest = MixtureManifest.load(world / "mixture")
     plan = plan_mixture(manifest, sequence_length=SEQ_LENGTH, split=SPLIT)

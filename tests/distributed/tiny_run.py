@@ -7,8 +7,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from megatron_mixcpt.data.indexed import token_type_for, write_index
-from megatron_mixcpt.data.manifest import KindSummary, MixtureManifest, TokenizerIdentity, file_digest, tokenizer_digest
+from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
+from megatron_mixcpt.data.mixture.manifest import (
+    KindSummary,
+    MixtureManifest,
+    TokenizerIdentity,
+    file_digest,
+    tokenizer_digest,
+)
 from megatron_mixcpt.testing import run_distributed
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 

@@ -18,10 +18,10 @@ from megatron_mixcpt.conversion.chat_template_file import save_chat_template
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.model_folder import ARCHITECTURES, read_config
 from megatron_mixcpt.conversion.safetensors_folder import INDEX_NAME, SafetensorsFolder
-from megatron_mixcpt.data.filters import RowFilter
-from megatron_mixcpt.data.indexed import INDEX_MAGIC, check_dataset
-from megatron_mixcpt.data.manifest import MANIFEST_NAME, MixtureManifest
-from megatron_mixcpt.data.readers import read_records
+from megatron_mixcpt.data.mixture.indexed import INDEX_MAGIC, check_dataset
+from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
+from megatron_mixcpt.data.reading.readers import read_records
+from megatron_mixcpt.data.reading.row_filter import RowFilter
 from tests.faults.fuzz_inputs import JSON, Draw, damaged, dumped, mutated, nested
 from tests.faults.fuzz_templates import CANARY, chat_template
 

@@ -8,10 +8,10 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from megatron_mixcpt.data import chat_format
-from megatron_mixcpt.data.bounded import bounded
-from megatron_mixcpt.data.chat_encoding import ChatEncoder
-from megatron_mixcpt.data.chat_format import choose_template, load_tokenizer
+from megatron_mixcpt.data.chat import templates as chat_format
+from megatron_mixcpt.data.chat.bounded import bounded
+from megatron_mixcpt.data.chat.encoding import ChatEncoder
+from megatron_mixcpt.data.chat.templates import choose_template, load_tokenizer
 from megatron_mixcpt.data.records import Message
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mixcpt.data import parts
-from megatron_mixcpt.data.arguments import build_parser, settings_from
-from megatron_mixcpt.data.preprocess import preprocess
+from megatron_mixcpt.data.preprocessing.arguments import build_parser, settings_from
+from megatron_mixcpt.data.preprocessing.parts import plan as parts
+from megatron_mixcpt.data.preprocessing.run import preprocess
 from megatron_mixcpt.errors import ConfigError, DataError
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 

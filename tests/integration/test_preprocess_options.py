@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_mixcpt.data import fast_encoding, parts
-from megatron_mixcpt.data.arguments import build_parser, settings_from
-from megatron_mixcpt.data.manifest import MixtureManifest
-from megatron_mixcpt.data.preprocess import preprocess
-from megatron_mixcpt.data.sources import find_sources
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+from megatron_mixcpt.data.preprocessing.arguments import build_parser, settings_from
+from megatron_mixcpt.data.preprocessing.parts import plan as parts
+from megatron_mixcpt.data.preprocessing.run import preprocess
+from megatron_mixcpt.data.reading.sources import find_sources
+from megatron_mixcpt.data.tokens import fast_encoder as fast_encoding
 from megatron_mixcpt.errors import DataError
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
@@ -84,7 +85,7 @@ def test_wrong_fast_encoder_is_replaced_for_the_whole_run(
         return (ids + ("fox 1234," in "".join(texts)), lengths)
 
     monkeypatch.setattr(fast_encoding.FastEncoder, "encode", wrong)
-    monkeypatch.setattr("megatron_mixcpt.data.part_worker.COMPARED_SHARE", 1.0)
+    monkeypatch.setattr("megatron_mixcpt.data.preprocessing.parts.worker.COMPARED_SHARE", 1.0)
     for workers in (1, 2):
         output = tmp_path / f"mended{workers}"
         manifest = run(tokenizer_dir, output, "--cpt", data, workers=workers)
@@ -98,7 +99,7 @@ def test_the_first_thousand_texts_are_compared_wherever_parts_end(
 ) -> None:
     data = write(tmp_path / "a.jsonl", *({"text": f"the fox {number}, the dog"} for number in range(1500)))
     monkeypatch.setattr(parts, "PART_BYTES", 10_000)
-    monkeypatch.setattr("megatron_mixcpt.data.part_worker.COMPARED_SHARE", 0.0)
+    monkeypatch.setattr("megatron_mixcpt.data.preprocessing.parts.worker.COMPARED_SHARE", 0.0)
     for workers in (1, 2):
         manifest = run(tokenizer_dir, tmp_path / f"out{workers}", "--cpt", data, workers=workers)
         assert manifest.tokenizer.compared_texts == 1000

@@ -40,7 +40,7 @@ LEAVES = {"config", "errors", "named_paths"}  # errors imports nothing of ours, 
 THIRD_PARTIES = {"errors": set(), "losses": {"torch"}, "cpu_emulation": {"torch"}}
 MAY_IMPORT_ENGINE_TRAINING = {"training", "evaluation", "testing"}
 # Preparing data is a job for machines without the engine; its start must not cost the import of torch either.
-PREPROCESS_ENTRY = "megatron_mixcpt.data.preprocess"
+PREPROCESS_ENTRY = "megatron_mixcpt.data.preprocessing.run"
 # Comes with a GPU's software, and is imported only where the engine has found it.
 ON_GPUS = {"transformer_engine"}
 # Module names that differ from the distribution's name in pyproject.toml.
@@ -169,7 +169,7 @@ def test_preprocessing_loads_neither_torch_nor_the_engine() -> None:
     [
         ("megatron_mixcpt.losses.kd", "megatron_mixcpt.training.cpt", "may not import layer 'training'"),
         ("megatron_mixcpt.losses.kd", "megatron.core.parallel_state", r"may import \['torch'\]"),
-        ("megatron_mixcpt.data.mixture", "megatron.training.get_args", "megatron.core only"),
+        ("megatron_mixcpt.data.mixture.plan", "megatron.training.get_args", "megatron.core only"),
         ("megatron_mixcpt.errors", "megatron_mixcpt.config.CPTConfig", "may not import layer 'config'"),
         ("megatron_mixcpt.config", "megatron_mixcpt.losses.lssd", "may not import layer 'losses'"),
         ("tools.preprocess_mixture", "tools.helpers", "nothing imports tools"),

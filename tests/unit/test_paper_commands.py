@@ -12,7 +12,7 @@ import pytest
 
 from examples.paper.commands import DOMAINS, METHODS, commands
 from megatron_mixcpt.alignment.arguments import score_parser, score_settings, select_parser
-from megatron_mixcpt.data.arguments import build_parser, record_settings
+from megatron_mixcpt.data.preprocessing.arguments import build_parser, record_settings
 from megatron_mixcpt.evaluation.arguments import evaluate_parser, evaluate_settings
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_mixcpt.alignment.fas import figures, sequences_of
-from megatron_mixcpt.data.chat_encoding import EncodedPair, EncodedResponse
+from megatron_mixcpt.data.chat.encoding import EncodedPair, EncodedResponse
 
 
 def ids(*numbers: int) -> np.ndarray:

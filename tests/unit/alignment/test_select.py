@@ -11,7 +11,7 @@ import pytest
 
 from megatron_mixcpt.alignment.select import Selection, select_alignment
 from megatron_mixcpt.alignment.strategies import STRATEGIES, pick
-from megatron_mixcpt.data.readers import read_records
+from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.records import Conversation
 from megatron_mixcpt.errors import ConfigError, DataError
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from megatron_mixcpt.data.preprocessing.unify import unified_text
 from megatron_mixcpt.data.records import BadRecord, FieldNames, Message, PreferencePair, to_record
-from megatron_mixcpt.data.unify import unified_text
 
 
 def text_of(kind: str, row: object, **names: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from megatron_mixcpt.data.chat_format import BUILT_IN_TEMPLATES
+from megatron_mixcpt.data.chat.templates import BUILT_IN_TEMPLATES
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.evaluation import judge as judge_module
 from megatron_mixcpt.evaluation.judge import Judge, rating_of

@@ -66,9 +66,9 @@ def check_documents_stand_alone(root: str) -> None:
 
 def packed_sample(mixture: Path) -> dict:
     """A training sequence with its document boundaries, from the engine's own dataset."""
-    from megatron_mixcpt.data.blend import build_mixture_datasets
-    from megatron_mixcpt.data.manifest import MixtureManifest
-    from megatron_mixcpt.data.mixture import plan_mixture
+    from megatron_mixcpt.data.datasets.mixture_datasets import build_mixture_datasets
+    from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+    from megatron_mixcpt.data.mixture.plan import plan_mixture
 
     manifest = MixtureManifest.load(mixture)
     config = engine_dataset_config(create_attention_mask=False, inter_document_masking=True)

@@ -71,7 +71,7 @@ def test_text_is_tokenized_once_and_anew_when_it_changed(folder: Path) -> None:
 def check_tokenized(root: str) -> None:
     import torch.distributed as dist
 
-    from megatron_mixcpt.data.manifest import MixtureManifest
+    from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 
     folder = Path(root)
     mixture = MixtureManifest.load(folder / "mixture")

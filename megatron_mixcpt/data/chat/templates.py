@@ -1,0 +1,201 @@
+"""Which chat template a run speaks: the tokenizer's own, a built-in one by name, or a Jinja file.
+
+Rendering is transformers' own (``apply_chat_template``, in its sandbox), within bounds of time and memory. What is
+added here is that *text is text*: a special token's string inside a message (``<|im_end|>``) is told apart from the
+template's own, so that a record cannot end its turn itself. A private-use character is put into such strings before
+rendering, which survives in the rendered text; ``chat_encoding.py`` takes it out again where it encodes them as text.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_mixcpt.data.chat.bounded import bounded
+from megatron_mixcpt.data.records import Message
+from megatron_mixcpt.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerBase
+
+BUILT_IN_TEMPLATES = {
+    "llama3": (
+        "{% for message in messages %}"
+        "{% if loop.first %}{{ bos_token or '' }}{% endif %}"
+        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim }}"
+        "{{ '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    ),
+    "chatml": (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "zephyr": (
+        "{% for message in messages %}"
+        "{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+    ),
+}
+"""As Meta-Llama-3-Instruct, Qwen2-Instruct (without its default system message) and Zephyr write their turns."""
+
+NEEDED_TOKENS = {
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "zephyr": (),
+}
+"""Control tokens that a tokenizer must have: as pieces of text they would be no ends of turns."""
+
+MAX_CHARACTERS = 1 << 20
+"""A template may write so many characters, and twenty times as many as the messages have."""
+
+PRIVATE_USE = range(0xF0000, 0x10FFFE)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template and what to call it in messages."""
+
+    name: str
+    """``the tokenizer's own``, a built-in name, or the file's path."""
+    text: str
+    """Jinja."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text, in hexadecimal."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+
+
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a Hugging Face folder; no code in it is run.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigError: it names no end of sequence.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its readers meet
+        first_line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{folder}: no readable tokenizer ({first_line}); copy its files again") from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{folder}: the tokenizer names no eos_token; add it to tokenizer_config.json")
+    return tokenizer
+
+
+def choose_template(tokenizer: "PreTrainedTokenizerBase", given: str | None) -> ChatTemplate:
+    """The template that ``--chat-template`` asks for: a built-in name, a file, or None for the tokenizer's own.
+
+    Raises ConfigError where there is none, or its control tokens are not in the tokenizer's vocabulary.
+    """
+    names = ", ".join(BUILT_IN_TEMPLATES)
+    if given is None:
+        try:
+            return _check(tokenizer, ChatTemplate("the tokenizer's own", tokenizer.get_chat_template()))
+        except ValueError as error:
+            raise ConfigError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template, as base models do; "
+                f"name one with --chat-template ({names}, or a Jinja file)"
+            ) from error
+    if given not in BUILT_IN_TEMPLATES:
+        return _check(tokenizer, ChatTemplate(given, _read(Path(given), names)))
+    if missing := [token for token in NEEDED_TOKENS[given] if token not in tokenizer.get_added_vocab()]:
+        raise ConfigError(
+            f"--chat-template {given}: the tokenizer of {tokenizer.name_or_path} has no {', '.join(missing)}; "
+            f"take another template ({names}, or a Jinja file)"
+        )
+    return ChatTemplate(given, BUILT_IN_TEMPLATES[given])
+
+
+def _read(path: Path, names: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--chat-template {path}: neither a built-in one ({names}) nor a readable file") from error
+
+
+def _check(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> ChatTemplate:
+    """The template, once it has rendered a question and an answer. Raises ConfigError with its line."""
+    from jinja2 import TemplateError
+
+    messages = [Message("user", "question"), Message("assistant", "answer")]
+    try:
+        rendered = render(tokenizer, template, messages)
+    except TemplateError as error:
+        place = f"{template.name}:{error.lineno}" if getattr(error, "lineno", None) else template.name
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{place}: the chat template cannot be rendered ({reason}); mend it, or name another"
+        ) from error
+    if "question" not in rendered or "answer" not in rendered:
+        raise ConfigError(f"{template.name}: the chat template leaves messages out; it renders {rendered[:200]!r}")
+    return template
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    generation_prompt: bool = False,
+) -> str:
+    """The conversation as the template writes it.
+
+    Raises jinja2.TemplateError where the template does, and for whatever else comes of running it.
+    """
+    from jinja2 import TemplateError
+
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        with bounded():
+            text = tokenizer.apply_chat_template(
+                turns, chat_template=template.text, add_generation_prompt=generation_prompt, tokenize=False
+            )
+    except TemplateError:
+        raise
+    except Exception as error:  # Python's own, out of what the template computes, or the bounds
+        detail = " ".join(str(error).split())
+        raise TemplateError(f"{type(error).__name__}: {detail}" if detail else type(error).__name__) from error
+    if len(text) > MAX_CHARACTERS + 20 * sum(len(message.content) for message in messages):
+        raise TemplateError(f"it writes {len(text):,} characters")
+    return text
+
+
+class SpecialTokens:
+    """The control tokens of a tokenizer, found in text as the tokenizer finds them."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        tokens = [
+            token for token in tokenizer.added_tokens_decoder.values() if token.special and len(token.content) > 1
+        ]
+        tokens.sort(key=lambda token: len(token.content), reverse=True)
+        self._ids = [tokenizer.convert_tokens_to_ids(token.content) for token in tokens]
+        blanks = [(r"\s*" * token.lstrip, r"\s*" * token.rstrip) for token in tokens]
+        parts = [
+            f"({left}{re.escape(token.content)}{right})" for token, (left, right) in zip(tokens, blanks, strict=True)
+        ]
+        self._pattern = re.compile("|".join(parts) or "(?!)")  # (?!) matches nothing
+
+    def find(self, text: str) -> list[tuple[int, int, int]]:
+        """(start, end, token id) of each special token in ``text``, with the blanks that it swallows."""
+        return [(*match.span(), self._ids[match.lastindex - 1]) for match in self._pattern.finditer(text)]
+
+    def broken(self, text: str, mark: str) -> str:
+        """``text`` with ``mark`` inside each special token's string, which is none any more."""
+        return self._pattern.sub(lambda match: _break(match[0], mark), text)
+
+
+def _break(token: str, mark: str) -> str:
+    """Put ``mark`` behind the first character that is not blank."""
+    place = len(token) - len(token.lstrip()) + 1
+    return token[:place] + mark + token[place:]
+
+
+def unused_mark(messages: Sequence[Message]) -> str:
+    """A private-use character that no message contains."""
+    used = {character for message in messages for text in (message.role, message.content) for character in text}
+    return next(chr(code) for code in PRIVATE_USE if chr(code) not in used)

@@ -1,0 +1,164 @@
+"""The engine's datasets for a :class:`~megatron_mixcpt.data.mixture.plan.MixturePlan`.
+
+Each kind becomes a ``GPTDataset`` over its training split with exactly as many sequences as the plan says, and an
+*exhaustive* ``BlendedDataset`` draws each of them once, interleaved in proportion (``size=None`` with whole-number
+weights; megatron/core/datasets/blended_dataset.py). The engine's usual way, weights plus a size, asks each kind for
+half a percent more than its share, which starts another pass and repeats some sequences while others stay unseen.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from megatron.core.datasets.blended_dataset import BlendedDataset
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.utils import Split
+
+from megatron_mixcpt.data.mixture.indexed import read_lengths
+from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
+from megatron_mixcpt.data.mixture.plan import MixturePlan, sequences_in, split_documents
+from megatron_mixcpt.errors import ConfigError
+
+CACHE_NAME = "cache"
+"""Folder in the mixture's for what is made from it and can be made again."""
+
+Built = BlendedDataset | None
+"""A dataset, or None where it is not built on this rank or would be empty."""
+
+
+def build_mixture_datasets(
+    manifest: MixtureManifest,
+    plan: MixturePlan,
+    config: GPTDatasetConfig,
+    *,
+    num_valid_sequences: int,
+    is_built_on_rank: Callable[[], bool] = lambda: True,
+) -> tuple[Built, Built]:
+    """Build the training and the validation dataset of a run. Every rank must call this.
+
+    The training dataset has exactly ``plan.num_sequences`` sequences. The validation dataset has
+    ``num_valid_sequences``, the kinds in proportion to their held-out tokens, passing over them as often as that takes.
+    ``config.sequence_length`` must be the plan's. ``config.path_to_cache`` is **changed**, to a folder inside it (in
+    the mixture's, where it is None) whose name depends on the mixture and the split: the engine tells its cached
+    indices apart by neither, and would reuse stale ones after the mixture was made again.
+    """
+    assert config.sequence_length == plan.sequence_length, (config.sequence_length, plan.sequence_length)
+    _set_cache(manifest, plan.split, config)
+    train = {kind.kind: kind.num_sequences for kind in plan.kinds}
+    valid = share_out(num_valid_sequences, held_out_tokens(manifest, plan))
+    return (
+        _blend(manifest, plan, config, train, Split.train, is_built_on_rank),
+        _blend(manifest, plan, config, valid, Split.valid, is_built_on_rank),
+    )
+
+
+def build_validation_sets(
+    manifest: MixtureManifest,
+    plan: MixturePlan,
+    config: GPTDatasetConfig,
+    *,
+    is_built_on_rank: Callable[[], bool] = lambda: True,
+) -> dict[str, GPTDataset | None]:
+    """One validation dataset per kind, each passing once over its held-out samples, by name of the kind.
+
+    For the engine's ``--multiple-validation-sets --full-validation``. Kinds whose held-out samples are fewer
+    tokens than one sequence are left out. Every rank must call this; see :func:`build_mixture_datasets` for ``config``.
+    """
+    _set_cache(manifest, plan.split, config)
+    return {
+        kind: _gpt_dataset(manifest, plan.split, config, kind, count, Split.valid, is_built_on_rank)
+        for kind, count in held_out_sequences(manifest, plan).items()
+        if count > 0
+    }
+
+
+def build_whole_set(manifest: MixtureManifest, kind: str, config: GPTDatasetConfig) -> GPTDataset | None:
+    """A validation dataset of all samples of one kind, each whole sequence once. Every rank must call this.
+
+    ``config.path_to_cache`` is **changed** as in :func:`build_mixture_datasets`.
+
+    Raises:
+        ConfigError: the samples are less than one sequence.
+    """
+    num_sequences = sequences_in(manifest.kinds[kind].tokens, config.sequence_length)
+    if num_sequences == 0:
+        raise ConfigError(
+            f"{manifest.prefix(kind)}: {manifest.kinds[kind].tokens} tokens are less than one sequence of "
+            f"{config.sequence_length}: give more text, or a smaller --seq-length"
+        )
+    _set_cache(manifest, "all samples", config)
+    return _gpt_dataset(manifest, None, config, kind, num_sequences, Split.valid, lambda: True)
+
+
+def held_out_sequences(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
+    """Whole sequences in each planned kind's validation split."""
+    held_out = held_out_tokens(manifest, plan)
+    return {kind: sequences_in(tokens, plan.sequence_length) for kind, tokens in held_out.items()}
+
+
+def held_out_tokens(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
+    """Tokens of each planned kind's validation split."""
+    tokens = {}
+    for kind in plan.kinds:
+        lengths = read_lengths(Path(f"{manifest.prefix(kind.kind)}.idx"))
+        valid = split_documents(len(lengths), plan.split)[1]
+        tokens[kind.kind] = int(lengths[valid].sum(dtype=np.int64))
+    return tokens
+
+
+def share_out(total: int, parts: dict[str, int]) -> dict[str, int]:
+    """Split ``total`` into whole numbers in proportion to ``parts``; they sum to ``total`` unless all parts are 0."""
+    ends, whole, taken = 0, sum(parts.values()), {}
+    for name, part in parts.items():
+        start = total * ends // max(whole, 1)
+        ends += part
+        taken[name] = total * ends // max(whole, 1) - start
+    return taken
+
+
+def _set_cache(manifest: MixtureManifest, split: str, config: GPTDatasetConfig) -> None:
+    base = Path(config.path_to_cache or manifest.folder / CACHE_NAME)
+    content = (manifest.folder / MANIFEST_NAME).read_bytes() + split.encode()
+    name = hashlib.sha256(content).hexdigest()[:16]
+    if base.name != name:
+        config.path_to_cache = str(base / name)
+
+
+def _blend(
+    manifest: MixtureManifest,
+    plan: MixturePlan,
+    config: GPTDatasetConfig,
+    num_sequences: dict[str, int],
+    split: Split,
+    is_built_on_rank: Callable[[], bool],
+) -> Built:
+    """An exhaustive blend of ``num_sequences`` of each kind; None where that is nothing or not on this rank."""
+    wanted = {kind: count for kind, count in num_sequences.items() if count > 0}
+    parts = [_gpt_dataset(manifest, plan.split, config, kind, wanted[kind], split, is_built_on_rank) for kind in wanted]
+    if not parts:
+        return None
+    counts = list(wanted.values())
+    return BlendedMegatronDatasetBuilder.build_generic_dataset(
+        BlendedDataset, is_built_on_rank, True, parts, counts, None, config
+    )
+
+
+def _gpt_dataset(
+    manifest: MixtureManifest,
+    parts: str | None,
+    config: GPTDatasetConfig,
+    kind: str,
+    num_sequences: int,
+    split: Split,
+    is_built_on_rank: Callable[[], bool],
+) -> GPTDataset | None:
+    """``num_sequences`` of the samples that ``parts`` gives to ``split``; of all samples where it is None."""
+    prefix = manifest.prefix(kind)
+    documents = GPTDataset.build_low_level_dataset(prefix, config)
+    everything = np.arange(len(documents), dtype=np.int32)
+    chosen = everything if parts is None else split_documents(len(documents), parts)[split.value]
+    return BlendedMegatronDatasetBuilder.build_generic_dataset(
+        GPTDataset, is_built_on_rank, True, documents, prefix, chosen, num_sequences, split, config
+    )

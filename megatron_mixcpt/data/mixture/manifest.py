@@ -1,0 +1,212 @@
+"""mixture.json: what a folder of datasets holds, what it was made from, and with which tokenizer.
+
+The preprocessing writes it last, so a folder that has it is complete. Training reads it to find the datasets, to plan
+an epoch (``mixture.py``) and to refuse a model whose tokenizer is not the one the tokens were made with::
+
+    manifest = MixtureManifest.load(Path("data/mixture"))
+    manifest.check_tokenizer(Path("models/llama-3-8b"))
+    manifest.prefix("cpt")        # "data/mixture/cpt", what the engine calls a dataset's path
+    manifest.kinds["cpt"].tokens
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_origin
+
+from megatron_mixcpt.data.mixture.indexed import check_dataset
+from megatron_mixcpt.errors import CheckpointError, DataError
+
+MANIFEST_NAME = "mixture.json"
+FORMAT = 1
+KINDS = ("cpt", "sft", "dpo")
+TOKENIZER_FILE_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal, as ``sha256sum`` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tokenizer_digest(tokenizer_dir: Path | str) -> str:
+    """The identity of a tokenizer: sha256, in hexadecimal, of the file or files that decide its token ids.
+
+    That is tokenizer.json, or else tokenizer.model, or else vocab.json and merges.txt. The chat template and
+    tokenizer_config.json do not count: they do not change what plain text encodes to, and export rewrites them.
+    Raises CheckpointError where the folder holds none of these.
+    """
+    for names in TOKENIZER_FILE_SETS:
+        paths = [Path(tokenizer_dir) / name for name in names]
+        if all(path.is_file() for path in paths):
+            if len(paths) == 1:
+                return file_digest(paths[0])
+            return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
+    wanted = ", ".join(" + ".join(names) for names in TOKENIZER_FILE_SETS)
+    raise CheckpointError(f"{tokenizer_dir}: no tokenizer there (looked for {wanted}); give a Hugging Face folder")
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """Which tokenizer made the tokens."""
+
+    path: str
+    digest: str
+    """What :func:`tokenizer_digest` says of its folder."""
+    eos_token: str
+    eos_id: int
+    """The token id that ends each sample."""
+    vocab_size: int
+    """One more than the largest token id, added tokens included."""
+    encoder: str = ""
+    """The library that encoded, with its version."""
+    compared_texts: int = 0
+    """Texts that were encoded by the Hugging Face tokenizer as well, and gave the same tokens."""
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """One input file."""
+
+    path: str
+    size: int
+    """In bytes."""
+    sha256: str
+    records: int
+    """Rows read: ``samples`` plus everything in ``rejects``."""
+    samples: int
+    tokens: int
+    """Tokens of its samples, each sample's end of sequence included."""
+    rejects: dict[str, int] = field(default_factory=dict)
+    """Rows that gave no sample, by reason."""
+
+
+@dataclass(frozen=True)
+class KindSummary:
+    """One dataset of the mixture: ``<kind>.bin`` and ``<kind>.idx``."""
+
+    samples: int
+    tokens: int
+    """Each sample's end of sequence included."""
+    records: int
+    rejects: dict[str, int]
+    """Rows that gave no sample, by reason."""
+    special_strings: int
+    """Samples in which a special token's string stands as text."""
+    sources: tuple[SourceSummary, ...]
+    bin_sha256: str
+    idx_sha256: str
+    notes: dict[str, int] = field(default_factory=dict)
+    """How often each optional step was applied, such as the removal of a chat template."""
+
+
+@dataclass(frozen=True)
+class MixtureManifest:
+    """The contents of mixture.json, and the folder it lies in."""
+
+    folder: Path
+    tool_version: str
+    tokenizer: TokenizerIdentity
+    settings: dict[str, Any]
+    kinds: dict[str, KindSummary]
+    """Only the kinds that were given; in the order cpt, sft, dpo."""
+
+    def prefix(self, kind: str) -> str:
+        """The path of a kind's dataset without .bin or .idx, as the engine's ``IndexedDataset`` wants it."""
+        return str(self.folder / kind)
+
+    def check_tokenizer(self, tokenizer_dir: Path | str) -> None:
+        """Raise CheckpointError unless ``tokenizer_dir`` holds the tokenizer that made this mixture's tokens."""
+        digest = tokenizer_digest(tokenizer_dir)
+        if digest != self.tokenizer.digest:
+            raise CheckpointError(
+                f"{tokenizer_dir}: its tokenizer (digest {digest[:12]}) is not the one of {self.folder} "
+                f"({self.tokenizer.path}, digest {self.tokenizer.digest[:12]}); "
+                f"preprocess again with --tokenizer {tokenizer_dir}"
+            )
+
+    def summary(self) -> str:
+        """What the mixture holds, for a terminal."""
+        lines = [f"{'kind':<5}{'records':>14}{'rejected':>12}{'samples':>14}{'tokens':>18}"]
+        for kind, summary in self.kinds.items():
+            rejected = summary.records - summary.samples
+            lines.append(f"{kind:<5}{summary.records:>14,}{rejected:>12,}{summary.samples:>14,}{summary.tokens:>18,}")
+            lines += [f"       {count:,} rejected: {reason}" for reason, count in summary.rejects.items()]
+            lines += [f"       {count:,} samples: {note}" for note, count in summary.notes.items()]
+            if summary.special_strings:
+                lines.append(f"       {summary.special_strings:,} samples hold a special token's string, kept as text")
+        identity = self.tokenizer
+        lines.append(f"encoded by {identity.encoder}, {identity.compared_texts:,} texts compared with Hugging Face")
+        lines.append(f"written to {self.folder}")
+        return "\n".join(lines)
+
+    def save(self) -> None:
+        """Write mixture.json aside and rename it into place."""
+        content = {"format": FORMAT} | {item.name: getattr(self, item.name) for item in fields(self)}
+        content["folder"] = None
+        content["tokenizer"] = asdict(self.tokenizer)
+        content["kinds"] = {kind: asdict(summary) for kind, summary in self.kinds.items()}
+        del content["folder"]
+        aside = self.folder / f"{MANIFEST_NAME}.tmp"
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.rename(self.folder / MANIFEST_NAME)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "MixtureManifest":
+        """Read mixture.json and check that each dataset it names is there and whole.
+
+        Raises DataError where the folder is not a finished mixture, or where a dataset differs from its description.
+        """
+        path = Path(folder) / MANIFEST_NAME
+        manifest = cls._parse(path, cls._read(path))
+        for kind, summary in manifest.kinds.items():
+            found = check_dataset(Path(manifest.prefix(kind)))
+            if found != (summary.samples, summary.tokens):
+                raise DataError(
+                    f"{manifest.prefix(kind)}.idx: {found[0]} samples with {found[1]} tokens where {path} says "
+                    f"{summary.samples} with {summary.tokens}; run tools/preprocess_mixture.py again"
+                )
+        return manifest
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{path}: no such file, so {path.parent} is no finished mixture; "
+                "make one with tools/preprocess_mixture.py"
+            ) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); run tools/preprocess_mixture.py again") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise DataError(f"{path}: not a mixture of format {FORMAT}; run tools/preprocess_mixture.py again")
+        return content
+
+    @classmethod
+    def _parse(cls, path: Path, content: dict[str, Any]) -> "MixtureManifest":
+        try:
+            kinds = {}
+            for kind in KINDS:
+                if kind in content["kinds"]:
+                    summary = dict(content["kinds"][kind])
+                    summary["sources"] = tuple(SourceSummary(**source) for source in summary["sources"])
+                    kinds[kind] = KindSummary(**summary)
+            tokenizer = TokenizerIdentity(**content["tokenizer"])
+            for part in (tokenizer, *kinds.values(), *(source for kind in kinds.values() for source in kind.sources)):
+                _check_types(part)
+            return cls(path.parent, content["tool_version"], tokenizer, content["settings"], kinds)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: damaged ({error}); run tools/preprocess_mixture.py again") from error
+
+
+def _check_types(part: TokenizerIdentity | SourceSummary | KindSummary) -> None:
+    """Raise TypeError where a field is not of the type that it is declared with."""
+    for item in fields(part):
+        value, wanted = getattr(part, item.name), get_origin(item.type) or item.type
+        is_good = type(value) is wanted
+        if wanted is dict and is_good:
+            is_good = all(type(count) is int for count in value.values())
+        if not is_good:
+            raise TypeError(f"{item.name} is {ascii(value)[:40]}")

@@ -1,0 +1,133 @@
+"""The samples of a part, in batches; what gives no sample is written to the part's rejects on the way."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from megatron_mixcpt.data.long_text import LongText
+from megatron_mixcpt.data.preprocessing.decontaminate import read_test_sets
+from megatron_mixcpt.data.preprocessing.parts.files import SegmentCounts
+from megatron_mixcpt.data.preprocessing.parts.plan import Part, Segment
+from megatron_mixcpt.data.preprocessing.sample_maker import Dropped, Sample, SampleMaker
+from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
+from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks, record_fields
+from megatron_mixcpt.data.reading.sources import Source
+from megatron_mixcpt.data.records import BadRecord
+from megatron_mixcpt.errors import DataError
+
+BATCH_CHARACTERS = 1 << 17  # small enough that texts and tokens are still in the cache when they are used next
+BATCH_TEXTS = 1024
+
+Batch = list[tuple[int, Sample]]
+"""Lines, counted within a segment from 1, and their samples. Only the last is perhaps a long text."""
+
+
+class PartReader:
+    """Reads parts. What it holds is let go as early as can be, for a single row may be 100 MB."""
+
+    def __init__(self, settings: PreprocessSettings, sources: list[Source]):
+        self._settings = settings
+        self._sources = sources
+        test_sets = None
+        if settings.decontaminate:
+            test_sets = read_test_sets(list(settings.decontaminate), settings.decontaminate_words)
+        self._makers = {kind: SampleMaker(kind, settings, test_sets) for kind in settings.kinds}
+
+    def take_notes(self, kind: str) -> dict[str, int]:
+        """What was done to the samples of a kind since this was last called, counted by name."""
+        notes = dict(self._makers[kind].notes)
+        self._makers[kind].notes.clear()
+        return notes
+
+    def batches(self, part: Part, segments: list[SegmentCounts], rejects: TextIO) -> Iterator[Batch]:
+        """The samples of a part. Appends counts to ``segments``, one for each segment of the part.
+
+        Raises DataError at the first bad record where the settings say so.
+        """
+        for index, segment in enumerate(part.segments):
+            segments.append(SegmentCounts())
+            batch, size = [], 0
+            for line, sample in self._samples(index, segment, segments[-1], rejects):
+                batch.append((line, sample))
+                size += len(sample.text)
+                is_full = size >= BATCH_CHARACTERS or len(batch) >= BATCH_TEXTS or isinstance(sample.text, LongText)
+                del sample
+                if is_full:
+                    yield batch
+                    batch, size = [], 0
+            if batch:
+                yield batch
+
+    def _samples(
+        self, index: int, segment: Segment, counts: SegmentCounts, rejects: TextIO
+    ) -> Iterator[tuple[int, Sample]]:
+        source = self._sources[segment.source]
+        maker = self._makers[source.kind]
+        for line, content in self._contents(source, segment, counts):
+            try:
+                sample = maker.make(content)
+            except (BadRecord, Dropped) as error:
+                self._reject(source, segment, index, line, error, rejects)
+                continue
+            finally:
+                del content
+            counts.samples += 1
+            yield line, sample
+            del sample
+
+    def _contents(self, source: Source, segment: Segment, counts: SegmentCounts) -> Iterator[tuple[int, Any]]:
+        """Each record's line and parsed content, or the BadRecord that stands for it."""
+        maker = self._makers[source.kind]
+        fields = record_fields(source.kind, self._settings.kinds[source.kind].names) | maker.extra_fields
+        keep_long = source.kind == "cpt" and not maker.extra_fields
+        for rows in read_blocks(source, fields, segment.start, segment.end, keep_long):
+            for index in range(len(rows)):
+                row, rows[index] = rows[index], b""
+                counts.lines += 1
+                if is_blank(source, row):
+                    continue
+                counts.records += 1
+                content = _parsed(source, row, keep_long)
+                del row
+                yield counts.lines, content
+                del content
+
+    def _reject(
+        self,
+        source: Source,
+        segment: Segment,
+        index: int,
+        line: int,
+        error: BadRecord | Dropped,
+        rejects: TextIO,
+    ) -> None:
+        if isinstance(error, BadRecord) and not self._settings.skip_bad_records:
+            line += lines_before(source, segment)
+            way_out = "mend it, or go on without such records with --on-bad-record skip"
+            raise DataError(f"{source.path}:{line}: {error.detail}; {way_out}") from error
+        record = {"segment": index, "line": line, "reason": error.reason, "detail": error.detail}
+        rejects.write(json.dumps(record) + "\n")
+
+
+def _parsed(source: Source, row: Row, keep_long: bool) -> Any:
+    try:
+        return parse(source, row, keep_long)
+    except BadRecord as error:
+        return error
+
+
+def lines_before(source: Source, segment: Segment) -> int:
+    """Lines of a source that lie before a segment; for a message to the user, since it reads them again."""
+    if segment.start == 0:
+        return 0
+    if source.format != "jsonl":
+        from pyarrow.parquet import read_metadata
+
+        metadata = read_metadata(source.path)
+        return sum(metadata.row_group(group).num_rows for group in range(segment.start))
+    with open(source.path, "rb") as file:
+        left, count = segment.start, 0
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            count += block.count(b"\n")
+            left -= len(block)
+        return count + (not block.endswith(b"\n"))

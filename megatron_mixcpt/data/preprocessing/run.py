@@ -1,0 +1,153 @@
+"""From input files to a finished mixture: plan, encode part by part, merge, describe.
+
+Everything is written into ``OUTPUT/.work`` and renamed into place at the end, mixture.json last. A run that was
+killed goes on from its finished parts when started again with the same arguments; the result is the same to the byte.
+"""
+
+import gzip
+import io
+import shutil
+from pathlib import Path
+
+from megatron_mixcpt import __version__
+from megatron_mixcpt.data.mixture.manifest import (
+    MANIFEST_NAME,
+    KindSummary,
+    MixtureManifest,
+    TokenizerIdentity,
+    file_digest,
+)
+from megatron_mixcpt.data.preprocessing.merge import merge_kind
+from megatron_mixcpt.data.preprocessing.parts.encode import encode_parts
+from megatron_mixcpt.data.preprocessing.parts.plan import Part, plan_parts
+from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
+from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts, open_part
+from megatron_mixcpt.data.reading.sources import Source, find_sources
+from megatron_mixcpt.data.records import REJECT_REASONS
+from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, limit_encoder_threads
+from megatron_mixcpt.errors import DataError
+from megatron_mixcpt.jobs.work_folder import lock, refuse_other, restart_without_fast, start_or_resume
+
+WORK_NAME = ".work"
+REJECTS_NAME = "rejects.jsonl.gz"
+
+
+def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1) -> MixtureManifest:
+    """Write the mixture that ``settings`` describe into folder ``output`` and return its manifest.
+
+    A folder that holds it already is left as it is. Raises DataError on bad input, on a full disk, and where the
+    folder holds another mixture or another run is writing it; no file has a final name before all of them are whole.
+    """
+    sources = [source for kind in settings.kinds for source in find_sources(kind, list(settings.kinds[kind].paths))]
+    limit_encoder_threads()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with lock(output):
+            if (output / MANIFEST_NAME).exists():
+                return _finished_before(settings, sources, output)
+            return _run(settings, sources, output, num_workers)
+    except OSError as error:
+        what = error.strerror or error
+        raise DataError(f"--output {output}: cannot be written ({what}); mend that, then run again to go on") from error
+
+
+def describe_plan(settings: PreprocessSettings, output: Path) -> str:
+    """What :func:`preprocess` would read and write, as text. Reads no file's contents. Raises DataError."""
+    lines = []
+    for kind, chosen in settings.kinds.items():
+        sources = find_sources(kind, list(chosen.paths))
+        megabytes = sum(source.size for source in sources) / 1e6
+        lines.append(f"{kind}: {len(sources)} file(s), {megabytes:,.1f} MB -> {output / kind}.bin and .idx")
+        lines += [f"  {source.path} ({source.format}{source.compression}, {source.size:,} bytes)" for source in sources]
+    tokenizer = settings.tokenizer
+    lines.append(f"tokenizer: {tokenizer.folder}, {tokenizer.vocab_size:,} tokens, end {tokenizer.eos_token!r}")
+    return "\n".join(lines)
+
+
+def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_workers: int) -> MixtureManifest:
+    work = output / WORK_NAME
+    start_or_resume(work, settings.described(), sources, output)
+    parts = plan_parts(sources)
+    try:
+        encoded = encode_parts(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())
+    except EncoderMismatch as mismatch:
+        print(f"{mismatch} differs from the Hugging Face tokenizer on this text: starting again without it", flush=True)
+        restart_without_fast(work)
+        encoded = encode_parts(settings, sources, parts, work, num_workers, use_fast=False)
+    kinds, finished = _merge(settings, sources, encoded.digests, parts, work)
+    _check_rejects(settings, kinds)
+    identity = _identity(settings, finished, encoded.num_compared_later)
+    manifest = MixtureManifest(output, __version__, identity, settings.described(), kinds)
+    _publish(manifest, work)
+    return manifest
+
+
+def _finished_before(settings: PreprocessSettings, sources: list[Source], output: Path) -> MixtureManifest:
+    manifest = MixtureManifest.load(output)
+    summaries = [(kind, source) for kind, summary in manifest.kinds.items() for source in summary.sources]
+    before = [[kind, source.path, source.size, source.sha256] for kind, source in summaries]
+    now = [[source.kind, str(source.path), source.size, file_digest(source.path)] for source in sources]
+    refuse_other(
+        {"tool version": manifest.tool_version, "settings": manifest.settings, "sources": before},
+        {"tool version": manifest.tool_version, "settings": settings.described(), "sources": now},
+        output,
+    )
+    shutil.rmtree(output / WORK_NAME, ignore_errors=True)
+    print(f"{output} is finished already: nothing to do", flush=True)
+    return manifest
+
+
+def _merge(
+    settings: PreprocessSettings, sources: list[Source], digests: list[str], parts: list[Part], work: Path
+) -> tuple[dict[str, KindSummary], list[FinishedPart]]:
+    """Join the parts into one dataset for each kind, in the work folder."""
+    kinds: dict[str, KindSummary] = {}
+    finished = [open_part(part, work) for part in parts]
+    with open(work / REJECTS_NAME, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+        rejects = io.TextIOWrapper(packed, "utf-8")
+        for kind in settings.kinds:
+            chosen = [part for part in finished if part.part.kind == kind]
+            kinds[kind] = merge_kind(kind, chosen, SourceCounts(sources, digests), settings, work, rejects)
+        rejects.flush()
+    return kinds, finished
+
+
+def _identity(settings: PreprocessSettings, finished: list[FinishedPart], num_compared_later: int) -> TokenizerIdentity:
+    tokenizer = settings.tokenizer
+    return TokenizerIdentity(
+        path=str(tokenizer.folder),
+        digest=tokenizer.digest,
+        eos_token=tokenizer.eos_token,
+        eos_id=tokenizer.eos_id,
+        vocab_size=tokenizer.vocab_size,
+        encoder=", ".join(sorted({part.result.encoder for part in finished})),
+        compared_texts=num_compared_later + sum(part.result.num_compared for part in finished),
+    )
+
+
+def _check_rejects(settings: PreprocessSettings, kinds: dict[str, KindSummary]) -> None:
+    """Raise DataError where a kind has no sample, or lost too many records for being bad."""
+    for kind, summary in kinds.items():
+        num_bad = sum(count for reason, count in summary.rejects.items() if reason in REJECT_REASONS)
+        if num_bad > settings.max_rejects * summary.records:
+            raise DataError(
+                f"--{kind}: {num_bad} of {summary.records} records are bad ({num_bad / summary.records:.2%}: "
+                f"{_counted(summary.rejects)}), more than --max-rejects {settings.max_rejects:.2%}; "
+                "mend the files, or allow more"
+            )
+        if summary.samples == 0:
+            found = _counted(summary.rejects) or "no record at all"
+            num_files = len(summary.sources)
+            raise DataError(f"--{kind}: no sample in {num_files} file(s): {found}; check paths and field names")
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+
+
+def _publish(manifest: MixtureManifest, work: Path) -> None:
+    """Give every file its final name, the manifest last."""
+    for name in [f"{kind}.{suffix}" for kind in manifest.kinds for suffix in ("bin", "idx")] + [REJECTS_NAME]:
+        (work / name).replace(manifest.folder / name)
+    manifest.save()
+    shutil.rmtree(work)

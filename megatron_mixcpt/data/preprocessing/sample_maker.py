@@ -1,0 +1,132 @@
+"""A row becomes the text of a sample, or the reason why it does not: convert, filter, take templates off, unify, draw.
+
+What a row passes, in this order: the preset's conversion and the filter, the record's shape, the chat templates, the
+unified format, the drawn fraction, the test sets. Duplicates and limits on tokens come when all samples are there.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_mixcpt.data.long_text import LongText, slices
+from megatron_mixcpt.data.preprocessing.decontaminate import TestSets
+from megatron_mixcpt.data.preprocessing.settings import KindSettings, PreprocessSettings
+from megatron_mixcpt.data.preprocessing.unify import unified_text
+from megatron_mixcpt.data.reading.embedded_templates import TemplateRule, strip_templates
+from megatron_mixcpt.data.reading.presets import preset_for
+from megatron_mixcpt.data.reading.row_filter import RowFilter
+from megatron_mixcpt.data.records import BadRecord, Record, to_record
+
+DROP_REASONS = {
+    "filtered": "does not fulfil the filter",
+    "not_drawn": "not in the fraction to keep",
+    "contaminated": "shares a long run of words with a test set",
+    "duplicate": "the text of an earlier sample",
+    "near_duplicate": "almost the text of an earlier sample",
+    "too_few_tokens": "fewer tokens than --min-tokens",
+    "over_max_tokens": "after the last that fits into the tokens asked for",
+}
+"""Why a good record gives no sample, by the name that rejects and manifest give it."""
+
+
+ASCII_SPACE = " \t\n\r\x0b\x0c"
+HASHED_AT_ONCE = 1 << 20  # characters
+
+
+class Dropped(Exception):
+    """A good record that is left out because the user asked for it: ``reason`` is a key of ``DROP_REASONS``."""
+
+    def __init__(self, reason: str, detail: str | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail or DROP_REASONS[reason]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The text of a sample, and 128 bits that are the same for texts taken as equal."""
+
+    text: str | LongText
+    digest: bytes
+
+
+class RecordMaker:
+    """Makes records of one kind from rows; ``notes`` counts the chat templates taken off, by name."""
+
+    def __init__(self, kind: str, settings: KindSettings, template_rules: tuple[TemplateRule, ...]):
+        preset = preset_for(kind, settings.preset)
+        condition = settings.filter or preset.filter
+        self._kind = kind
+        self._names = settings.names
+        self._convert = preset.convert
+        self._filter = RowFilter(condition, f"--{kind}-filter") if condition else None
+        self._rules = template_rules
+        self.notes: Counter[str] = Counter()
+        read = set(preset.reads) | (self._filter.fields if self._filter else set())
+        self.extra_fields = frozenset(name.partition(".")[0] for name in read) | read
+        """Columns needed beyond those of the record itself."""
+
+    def make(self, content: Any) -> Record:
+        """The record of a parsed row. Raises BadRecord for one that cannot be used, Dropped for one that is not wanted.
+
+        A BadRecord in place of the content is raised.
+        """
+        if isinstance(content, BadRecord):
+            raise content
+        if self._convert and isinstance(content, dict):
+            content = self._convert(content)
+        if self._filter and isinstance(content, dict) and not self._filter(content):
+            raise Dropped("filtered")
+        record = to_record(self._kind, content, self._names)
+        if self._rules:
+            record, applied = strip_templates(record, self._rules)
+            for name in applied:
+                self.notes[f"template {name}"] += 1
+        return record
+
+
+class SampleMaker:
+    """Makes samples of one kind; ``notes`` counts what was done to them, by name."""
+
+    def __init__(self, kind: str, settings: PreprocessSettings, test_sets: TestSets | None):
+        chosen = settings.kinds[kind]
+        self._records = RecordMaker(kind, chosen, settings.template_rules)
+        self._below = round(chosen.fraction * 2**64)
+        self._test_sets = test_sets
+        self.notes = self._records.notes
+        self.extra_fields = self._records.extra_fields
+        """Columns needed beyond those of the record itself."""
+
+    def make(self, content: Any) -> Sample:
+        """The sample of a parsed row. Raises as :meth:`RecordMaker.make` does."""
+        record = self._records.make(content)
+        text = unified_text(record)
+        digest = self._digest(text)
+        if int.from_bytes(digest[16:24], "little") >= self._below:
+            raise Dropped("not_drawn")
+        if self._test_sets and (found := self._test_sets.shared_words(text)):
+            raise Dropped("contaminated", found)
+        return Sample(text, digest[:16])
+
+    @staticmethod
+    def _digest(text: str | LongText) -> bytes:
+        """sha256 of a text less outer white space, with plain line ends. Raises BadRecord."""
+        digest, space, has_begun, is_empty, place = hashlib.sha256(), "", False, True, 0
+        for piece in slices(text, HASHED_AT_ONCE):
+            found = space + piece if has_begun else piece.lstrip(ASCII_SPACE)
+            content = found.rstrip(ASCII_SPACE)
+            space = found[len(content) :]  # perhaps the text's end; else it is hashed with what follows
+            has_begun = has_begun or bool(content)
+            if "\r" in content:
+                content = content.replace("\r\n", "\n")
+            is_empty = is_empty and (not content or content.isspace())
+            try:
+                digest.update(content.encode("utf-8"))
+            except UnicodeEncodeError as error:
+                detail = f"half of a surrogate pair near character {place + error.start + 1}"
+                raise BadRecord("lone_surrogate", detail) from error
+            place += len(piece)
+        if is_empty:
+            raise BadRecord("empty", "the text is empty")
+        return digest.digest()

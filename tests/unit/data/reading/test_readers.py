@@ -1,0 +1,146 @@
+"""Files become rows: every format, ranges that cover each line once, and damage that is named."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from megatron_mixcpt.data.reading.readers import parse_json, read_blocks, read_records
+from megatron_mixcpt.data.reading.sources import find_sources
+from megatron_mixcpt.data.records import BadRecord
+from megatron_mixcpt.errors import DataError
+
+TEXTS = [f"text {number} é" for number in range(50)]
+JSONL = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+
+
+def texts_of(*paths: Path) -> list[str]:
+    return [record.text for record in read_records("cpt", [str(path) for path in paths])]
+
+
+def write_all_formats(folder: Path) -> list[Path]:
+    table = pa.table({"text": TEXTS, "unused": list(range(50))})
+    (folder / "a.jsonl").write_bytes(JSONL)
+    (folder / "b.json.gz").write_bytes(gzip.compress(JSONL))
+    (folder / "c.jsonl.zst").write_bytes(zstandard.compress(JSONL[:99]) + zstandard.compress(JSONL[99:]))
+    pq.write_table(table, folder / "d.parquet", row_group_size=7)
+    with pa.OSFile(str(folder / "e.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=11)
+    return sorted(folder.iterdir())
+
+
+def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
+    paths = write_all_formats(tmp_path)
+    assert len(paths) == 5
+    for path in paths:
+        assert texts_of(path) == TEXTS, path
+    assert texts_of(tmp_path) == TEXTS * 5
+    assert texts_of(tmp_path / "[ab].*") == TEXTS * 2
+
+
+def test_plain_text_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"three"))
+    assert texts_of(tmp_path) == ["one\n\ntwo\n", "three"]
+
+
+def test_folder_saved_by_datasets_is_read_in_its_own_order(tmp_path: Path) -> None:
+    for name, text in (("data-1.arrow", "second"), ("data-0.arrow", "first"), ("old.arrow", "not listed")):
+        table = pa.table({"text": [text]})
+        with pa.OSFile(str(tmp_path / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    files = [{"filename": "data-0.arrow"}, {"filename": "data-1.arrow"}]
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": files}))
+    assert texts_of(tmp_path) == ["first", "second"]
+
+
+@pytest.mark.parametrize("content", [JSONL, JSONL.removesuffix(b"\n"), JSONL.replace(b"\n", b"\r\n"), b"\n\n" + JSONL])
+def test_byte_ranges_cover_each_line_once(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    [source] = find_sources("cpt", [str(path)])
+    whole = [row for rows in read_blocks(source) for row in rows]
+    for size in (1, 7, 64, 1000):
+        bounds = [*range(0, len(content), size), len(content)]
+        ranges = zip(bounds, bounds[1:], strict=False)
+        parts = [row for start, end in ranges for rows in read_blocks(source, None, start, end) for row in rows]
+        assert parts == whole
+
+
+def test_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + JSONL)
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfplain")
+    assert texts_of(tmp_path) == [*TEXTS, "plain"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_cut_compressed_file_is_named(tmp_path: Path, suffix: str) -> None:
+    packed = gzip.compress(JSONL) if suffix == "gz" else zstandard.compress(JSONL)
+    path = tmp_path / f"a.jsonl.{suffix}"
+    for end in (len(packed) - 1, len(packed) // 2):
+        path.write_bytes(packed[:end])
+        with pytest.raises(DataError, match=f"{path}: cannot be read to its end"):
+            texts_of(path)
+
+
+def test_damaged_tables_are_named(tmp_path: Path) -> None:
+    for path in write_all_formats(tmp_path)[3:]:
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(DataError, match=f"{path}: cannot be read"):
+            texts_of(path)
+
+
+def test_bad_record_is_named_by_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": 3}\n')
+    with pytest.raises(DataError, match=f'{path}:3: "text" is a number'):
+        texts_of(path)
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["missing.jsonl"], "no such file or folder"),
+        (["missing*.jsonl"], "no such file or folder"),
+        (["notes.md"], "not a data file by its name"),
+        (["empty"], "holds no data file"),
+        (["a.jsonl", "./a.jsonl"], "given twice"),
+    ],
+)
+def test_paths_that_cannot_be_used(tmp_path: Path, monkeypatch, paths: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.md").touch()
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(DataError, match=message):
+        find_sources("cpt", paths)
+
+
+def test_plain_text_is_for_documents_only(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(DataError, match="give it to --cpt"):
+        find_sources("sft", [str(tmp_path / "a.txt")])
+
+
+@pytest.mark.parametrize("line", [b'{"x": NaN}', b'{"x": 123456789012345678901234567890}', b'{"x": "\\ud800"}'])
+def test_json_that_python_takes_is_taken(line: bytes) -> None:
+    assert "x" in parse_json(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"x": ', "invalid_json"),
+        (b'{"x": "\xff"}', "not_utf8"),
+        (b"[" * 100_000, "invalid_json"),
+        (b"", "invalid_json"),
+    ],
+)
+def test_json_that_nobody_takes(line: bytes, reason: str) -> None:
+    with pytest.raises(BadRecord) as caught:
+        parse_json(line)
+    assert caught.value.reason == reason
