@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from megatron_mixcpt.conversion.architectures.rules import Rule
 from megatron_mixcpt.conversion.export_files import metadata_folder, write_card, write_config
 from megatron_mixcpt.conversion.hf_metadata import copy_files, copy_hf_metadata
 from megatron_mixcpt.conversion.megatron_layout import Place, place_of
@@ -27,7 +28,6 @@ from megatron_mixcpt.conversion.model_folder import (
     read_config,
     read_model_folder,
 )
-from megatron_mixcpt.conversion.rules import Rule
 from megatron_mixcpt.conversion.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.jobs.ranks import barrier, get_rank, get_world_size, written_aside

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from megatron_mixcpt.conversion.hf_config import FREE_ARGUMENTS, Architecture, HFConfig, engine_settings
-from megatron_mixcpt.conversion.llama import LLAMA
-from megatron_mixcpt.conversion.mistral import MISTRAL
-from megatron_mixcpt.conversion.mixtral import MIXTRAL
-from megatron_mixcpt.conversion.phi3 import PHI3
-from megatron_mixcpt.conversion.qwen2 import QWEN2
-from megatron_mixcpt.conversion.qwen3 import QWEN3
-from megatron_mixcpt.conversion.qwen3_moe import QWEN3_MOE
-from megatron_mixcpt.conversion.rules import Dimensions, Rule, dimensions
+from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS, Architecture, HFConfig, engine_settings
+from megatron_mixcpt.conversion.architectures.llama import LLAMA
+from megatron_mixcpt.conversion.architectures.mistral import MISTRAL
+from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
+from megatron_mixcpt.conversion.architectures.phi3 import PHI3
+from megatron_mixcpt.conversion.architectures.qwen2 import QWEN2
+from megatron_mixcpt.conversion.architectures.qwen3 import QWEN3
+from megatron_mixcpt.conversion.architectures.qwen3_moe import QWEN3_MOE
+from megatron_mixcpt.conversion.architectures.rules import Dimensions, Rule, dimensions
+from megatron_mixcpt.conversion.architectures.smollm3 import SMOLLM3
 from megatron_mixcpt.conversion.safetensors_folder import SafetensorsFolder, read_json
-from megatron_mixcpt.conversion.smollm3 import SMOLLM3
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 
 ARCHITECTURES = {

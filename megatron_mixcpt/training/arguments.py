@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt.config import MixCPTConfig
-from megatron_mixcpt.conversion.hf_config import FREE_ARGUMENTS
+from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder, refuse_contradictions
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import (

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from megatron_mixcpt.conversion.llama import LLAMA
+from megatron_mixcpt.conversion.architectures.llama import LLAMA
+from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
 from megatron_mixcpt.conversion.load import ExpertParallel, _fill, checkpoint_name
-from megatron_mixcpt.conversion.mixtral import MIXTRAL
 from megatron_mixcpt.conversion.model_folder import read_model_folder
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf

@@ -1,8 +1,8 @@
 """Qwen3: Llama's layers with a norm on each query and key head, and a head size of its own."""
 
-from megatron_mixcpt.conversion.hf_config import Architecture
-from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
-from megatron_mixcpt.conversion.rules import Rename, Rule
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
+from megatron_mixcpt.conversion.architectures.rules import Rename, Rule
 
 QK_NORM: tuple[Rule, ...] = (
     Rename(ENGINE + "self_attention.q_layernorm.weight", HF + "self_attn.q_norm.weight", ("head",)),

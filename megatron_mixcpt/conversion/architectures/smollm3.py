@@ -1,7 +1,7 @@
 """SmolLM3: Llama's layers, some of them (every fourth) without rotary embedding."""
 
-from megatron_mixcpt.conversion.hf_config import Architecture, HFConfig
-from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, MLP
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, MLP
 
 
 def layers_without_rope(config: HFConfig) -> dict[str, list[int]]:

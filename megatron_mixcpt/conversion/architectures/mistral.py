@@ -1,7 +1,7 @@
 """Mistral (without a sliding window in use) and the models that share its architecture: Llama's layers."""
 
-from megatron_mixcpt.conversion.hf_config import Architecture
-from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, MLP
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, MLP
 
 MISTRAL = Architecture(
     name="MistralForCausalLM",

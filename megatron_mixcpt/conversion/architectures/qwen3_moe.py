@@ -1,10 +1,10 @@
 """Qwen3-MoE: Qwen3's attention and a mixture of small experts in every layer."""
 
-from megatron_mixcpt.conversion.hf_config import Architecture, HFConfig
-from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, ENGINE, HF
-from megatron_mixcpt.conversion.mixtral import ENGINE_EXPERT, ROUTER_ARGUMENTS
-from megatron_mixcpt.conversion.qwen3 import QK_NORM
-from megatron_mixcpt.conversion.rules import MergeGateUp, Rename, Rule
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF
+from megatron_mixcpt.conversion.architectures.mixtral import ENGINE_EXPERT, ROUTER_ARGUMENTS
+from megatron_mixcpt.conversion.architectures.qwen3 import QK_NORM
+from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
 
 HF_EXPERT = HF + "mlp.experts.{expert}."
 

@@ -1,8 +1,8 @@
 """Qwen2 and Qwen2.5: Llama's layers with a bias on query, key and value."""
 
-from megatron_mixcpt.conversion.hf_config import Architecture
-from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
-from megatron_mixcpt.conversion.rules import MergeQKV, Rule
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
+from megatron_mixcpt.conversion.architectures.rules import MergeQKV, Rule
 
 QKV_BIAS: tuple[Rule, ...] = (
     MergeQKV(

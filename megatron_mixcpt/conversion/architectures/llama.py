@@ -1,7 +1,7 @@
 """Llama (2, 3, 3.1, 3.2, 3.3) and the models that share its architecture, such as SmolLM2."""
 
-from megatron_mixcpt.conversion.hf_config import Architecture
-from megatron_mixcpt.conversion.rules import MergeGateUp, MergeQKV, Rename, Rule
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture
+from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, MergeQKV, Rename, Rule
 
 ENGINE = "decoder.layers.{layer}."
 HF = "model.layers.{layer}."

@@ -1,8 +1,8 @@
 """Phi-3 and Phi-4 (without longrope or a sliding window in use): Llama's layers, stored with fused projections."""
 
-from megatron_mixcpt.conversion.hf_config import Architecture
-from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
-from megatron_mixcpt.conversion.rules import MergeGateUp, MergeQKV, Rename, Rule
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
+from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, MergeQKV, Rename, Rule
 
 FUSED_QKV, FUSED_GATE_UP = HF + "self_attn.qkv_proj.weight", HF + "mlp.gate_up_proj.weight"
 

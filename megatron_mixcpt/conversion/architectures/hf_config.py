@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_mixcpt.conversion.config_types import wrong_value
-from megatron_mixcpt.conversion.rules import Rule
+from megatron_mixcpt.conversion.architectures.config_types import wrong_value
+from megatron_mixcpt.conversion.architectures.rules import Rule
 from megatron_mixcpt.errors import ConfigError
 
 # The engine hard-codes these in megatron/core/models/common/embeddings/rotary_pos_embedding.py (_apply_scaling).

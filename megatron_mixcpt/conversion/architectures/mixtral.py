@@ -1,8 +1,8 @@
 """Mixtral: Llama's attention and a mixture of experts, whose router takes the softmax of the chosen experts' scores."""
 
-from megatron_mixcpt.conversion.hf_config import Architecture
-from megatron_mixcpt.conversion.llama import ATTENTION, EMBEDDINGS, ENGINE, HF
-from megatron_mixcpt.conversion.rules import MergeGateUp, Rename, Rule
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF
+from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
 
 ENGINE_EXPERT, HF_EXPERT = ENGINE + "mlp.experts.{expert}.", HF + "block_sparse_moe.experts.{expert}."
 
