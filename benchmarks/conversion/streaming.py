@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
-from megatron_mixcpt.conversion.model_folder import read_config
+from megatron_mixcpt.conversion.hf_model_folder import read_config
 from megatron_mixcpt.conversion.safetensors_writer import SafetensorsWriter, TensorShape
 
 TOOLS = Path(__file__).parents[2] / "tools"

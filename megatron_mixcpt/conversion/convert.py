@@ -14,12 +14,9 @@ import torch
 from tqdm import tqdm
 
 from megatron_mixcpt.conversion.architectures.rules import Rule
-from megatron_mixcpt.conversion.export_files import metadata_folder, write_card, write_config
+from megatron_mixcpt.conversion.hf_export_files import metadata_folder, write_card, write_config
 from megatron_mixcpt.conversion.hf_metadata import copy_files, copy_hf_metadata
-from megatron_mixcpt.conversion.megatron_layout import Place, place_of
-from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
-from megatron_mixcpt.conversion.megatron_writer import TensorSource, write_release
-from megatron_mixcpt.conversion.model_folder import (
+from megatron_mixcpt.conversion.hf_model_folder import (
     CONFIG_NAME,
     EMBEDDING,
     OUTPUT_LAYER,
@@ -28,6 +25,9 @@ from megatron_mixcpt.conversion.model_folder import (
     read_config,
     read_model_folder,
 )
+from megatron_mixcpt.conversion.megatron_layout import Place, place_of
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.conversion.megatron_writer import TensorSource, write_release
 from megatron_mixcpt.conversion.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.jobs.ranks import barrier, get_rank, get_world_size, written_aside

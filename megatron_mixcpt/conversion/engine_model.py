@@ -21,9 +21,9 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
-from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 
 # Where a mixture of experts keeps a norm of its own before the router, as Transformer Engine's layers do.

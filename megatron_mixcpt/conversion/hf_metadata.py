@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_mixcpt.conversion.chat_template_file import save_chat_template
-from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan, read_model_folder
-from megatron_mixcpt.conversion.safetensors_folder import read_json
+from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
+from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, read_model_folder
+from megatron_mixcpt.conversion.safetensors_reader import read_json
 from megatron_mixcpt.errors import CheckpointError
 
 FOLDER_NAME = "hf"

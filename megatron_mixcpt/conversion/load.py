@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_mixcpt.conversion.architectures.rules import Rule
-from megatron_mixcpt.conversion.model_folder import EMBEDDING, OUTPUT_LAYER, HFModel
+from megatron_mixcpt.conversion.hf_model_folder import EMBEDDING, OUTPUT_LAYER, HFModel
 from megatron_mixcpt.errors import CheckpointError
 
 if TYPE_CHECKING:  # an import here would come before the CPU emulation's install()

@@ -44,7 +44,9 @@ class MegatronCheckpoint:
         self._storage = metadata.storage_data
         self._tensors = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
         if engine_loads:
-            from megatron_mixcpt.conversion.foreign import check_pickles  # takes the engine, which reading does without
+            from megatron_mixcpt.conversion.megatron_for_engine import (
+                check_pickles,  # takes the engine, which reading does without
+            )
 
             check_pickles(self)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoTokenizer
 
-from megatron_mixcpt.conversion.model_folder import EMBEDDING, OUTPUT_LAYER, HFModel
+from megatron_mixcpt.conversion.hf_model_folder import EMBEDDING, OUTPUT_LAYER, HFModel
 
 NEAR_ZERO = 0.05  # of the median row norm; the smallest row of SmolLM2-135M, where every token was trained, is at 0.57
 CHUNK_ROWS = 16384

@@ -19,8 +19,8 @@ from megatron_mixcpt.conversion.engine_model import (
     load_on_this_rank,
     transformer_config,
 )
+from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
-from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from megatron_mixcpt.conversion.engine_ranks import start_ranks
+from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
-from megatron_mixcpt.conversion.model_folder import read_model_folder
 from megatron_mixcpt.conversion.preflight import check_hf_model
 from megatron_mixcpt.conversion.verify import TOLERANCES, ForwardComparison, compare_bits, compare_forward
 from megatron_mixcpt.errors import CheckpointError, ConfigError, exit_on_user_error

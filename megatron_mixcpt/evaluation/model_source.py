@@ -14,8 +14,8 @@ from megatron_mixcpt.conversion.engine_model import (
     transformer_config,
 )
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME
+from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, read_config, read_model_folder
 from megatron_mixcpt.conversion.megatron_layout import find_iteration
-from megatron_mixcpt.conversion.model_folder import HFModel, ModelPlan, read_config, read_model_folder
 from megatron_mixcpt.data.chat.templates import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 

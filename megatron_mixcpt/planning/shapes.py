@@ -75,7 +75,7 @@ def model_shape(hf_model: str) -> ModelShape:
 
 
 def _shape_of_folder(folder: str) -> ModelShape:
-    from megatron_mixcpt.conversion.model_folder import read_config  # takes torch, which a preset needs not
+    from megatron_mixcpt.conversion.hf_model_folder import read_config  # takes torch, which a preset needs not
 
     plan = read_config(folder)
     arguments = plan.engine_arguments

@@ -16,7 +16,7 @@ from megatron.core.datasets.utils import Split
 from tqdm import tqdm
 
 from megatron_mixcpt.config import AlignmentConfig, RunConfig
-from megatron_mixcpt.conversion.model_folder import refuse_contradictions
+from megatron_mixcpt.conversion.hf_model_folder import refuse_contradictions
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.chat.templates import choose_template, load_tokenizer
 from megatron_mixcpt.data.datasets.packed_rows import PackedRows, Sample, num_positions

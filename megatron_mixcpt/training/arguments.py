@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
-from megatron_mixcpt.conversion.model_folder import HFModel, read_model_folder, refuse_contradictions
+from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder, refuse_contradictions
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import (
     MixturePlan,

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron.training import checkpointing, get_args, training
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_mixcpt.conversion.complete_checkpoints import (
+from megatron_mixcpt.conversion.megatron_iterations import (
     choose_checkpoint,
     iteration_folder,
     iteration_folders,

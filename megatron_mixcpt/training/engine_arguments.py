@@ -17,7 +17,7 @@ from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.training.argument_utils import ArgumentGroupFactory
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
 
-from megatron_mixcpt.conversion.model_folder import ModelPlan
+from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
 from megatron_mixcpt.errors import ConfigError
 
 Settings = Mapping[str, Any]

@@ -19,7 +19,7 @@ from megatron.training import get_args, training
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from megatron_mixcpt.conversion.complete_checkpoints import choose_checkpoint
+from megatron_mixcpt.conversion.megatron_iterations import choose_checkpoint
 from megatron_mixcpt.errors import CheckpointError, NumbersError
 
 DescribeSample = Callable[[Dataset, int], str]

@@ -82,8 +82,8 @@ def check_model(folder: Path, save_dir: Path) -> None:
     from megatron.training.checkpointing import load_checkpoint, save_checkpoint
 
     from megatron_mixcpt.conversion.engine_model import build_engine_model, transformer_config
+    from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
     from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
-    from megatron_mixcpt.conversion.model_folder import read_model_folder
 
     hf_model = read_model_folder(folder / "hf")
     model = build_engine_model(hf_model, transformer_config(hf_model)).eval()

@@ -56,7 +56,7 @@ def said(folder: Path) -> str:
 
 def fill_while_saving(folder: Path, save: Path) -> None:
     """The run must end with the remedy and leave a whole checkpoint."""
-    from megatron_mixcpt.conversion.complete_checkpoints import choose_checkpoint
+    from megatron_mixcpt.conversion.megatron_iterations import choose_checkpoint
 
     check(train(folder, save) != 0, "the disk was large enough")
     message = said(folder)

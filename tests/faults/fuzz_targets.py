@@ -14,10 +14,10 @@ from unittest import mock
 from hypothesis import strategies as st
 
 from megatron_mixcpt.alignment import select
-from megatron_mixcpt.conversion.chat_template_file import save_chat_template
+from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
+from megatron_mixcpt.conversion.hf_model_folder import ARCHITECTURES, read_config
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
-from megatron_mixcpt.conversion.model_folder import ARCHITECTURES, read_config
-from megatron_mixcpt.conversion.safetensors_folder import INDEX_NAME, SafetensorsFolder
+from megatron_mixcpt.conversion.safetensors_reader import INDEX_NAME, SafetensorsFolder
 from megatron_mixcpt.data.mixture.indexed import INDEX_MAGIC, check_dataset
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.reading.readers import read_records

@@ -5,8 +5,8 @@ import torch
 
 from megatron_mixcpt.conversion.architectures.llama import LLAMA
 from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
+from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
 from megatron_mixcpt.conversion.load import ExpertParallel, _fill, checkpoint_name
-from megatron_mixcpt.conversion.model_folder import read_model_folder
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_mixcpt.conversion.model_folder import read_model_folder
+from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
 from megatron_mixcpt.conversion.preflight import Preflight, check_hf_model
 from tests.unit.conversion import tiny_hf
 

@@ -42,7 +42,7 @@ def check_documents_stand_alone(root: str) -> None:
         load_on_this_rank,
         transformer_config,
     )
-    from megatron_mixcpt.conversion.model_folder import read_model_folder
+    from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
     from megatron_mixcpt.training.batch import get_batch
 
     parallel_state.initialize_model_parallel()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_mixcpt.conversion.complete_checkpoints import choose_checkpoint, why_torn, write_tracker
 from megatron_mixcpt.conversion.convert import convert_from_hf
+from megatron_mixcpt.conversion.megatron_iterations import choose_checkpoint, why_torn, write_tracker
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_mixcpt.conversion.model_folder import read_config, read_model_folder, refuse_contradictions
+from megatron_mixcpt.conversion.hf_model_folder import read_config, read_model_folder, refuse_contradictions
 from megatron_mixcpt.errors import CheckpointError, ConfigError, MixCPTError
 from tests.unit.conversion import tiny_hf
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from megatron_mixcpt.conversion.chat_template_file import save_chat_template
+from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_mixcpt.conversion.safetensors_folder import INDEX_NAME, SINGLE_NAME, SafetensorsFolder
+from megatron_mixcpt.conversion.safetensors_reader import INDEX_NAME, SINGLE_NAME, SafetensorsFolder
 from megatron_mixcpt.errors import CheckpointError
 
 TENSORS = {

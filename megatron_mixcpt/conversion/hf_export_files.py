@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME, metadata_digest
+from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, ModelPlan
 from megatron_mixcpt.conversion.model_card import model_card
-from megatron_mixcpt.conversion.model_folder import CONFIG_NAME, ModelPlan
-from megatron_mixcpt.conversion.safetensors_folder import read_json
+from megatron_mixcpt.conversion.safetensors_reader import read_json
 from megatron_mixcpt.errors import CheckpointError
 
 

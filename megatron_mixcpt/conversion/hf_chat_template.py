@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_mixcpt.conversion.safetensors_folder import read_json
+from megatron_mixcpt.conversion.safetensors_reader import read_json
 
 TEMPLATE_NAME = "chat_template.jinja"
 

@@ -24,7 +24,7 @@ from megatron_mixcpt.conversion.architectures.qwen3 import QWEN3
 from megatron_mixcpt.conversion.architectures.qwen3_moe import QWEN3_MOE
 from megatron_mixcpt.conversion.architectures.rules import Dimensions, Rule, dimensions
 from megatron_mixcpt.conversion.architectures.smollm3 import SMOLLM3
-from megatron_mixcpt.conversion.safetensors_folder import SafetensorsFolder, read_json
+from megatron_mixcpt.conversion.safetensors_reader import SafetensorsFolder, read_json
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 
 ARCHITECTURES = {
