@@ -35,9 +35,9 @@ from megatron_mixcpt.data.chat.encoding import ChatEncoder  # noqa: E402
 from megatron_mixcpt.data.chat.templates import choose_template, load_tokenizer  # noqa: E402
 from megatron_mixcpt.data.preprocessing.sample_maker import RecordMaker  # noqa: E402
 from megatron_mixcpt.data.reading.sources import find_sources  # noqa: E402
-from megatron_mixcpt.evaluation.batches import ScoredSequence  # noqa: E402
-from megatron_mixcpt.evaluation.model_source import ModelSource  # noqa: E402
-from megatron_mixcpt.evaluation.runner import ForwardRunner  # noqa: E402
+from megatron_mixcpt.inference.batches import ScoredSequence  # noqa: E402
+from megatron_mixcpt.inference.model_source import ModelSource  # noqa: E402
+from megatron_mixcpt.inference.runner import ForwardRunner  # noqa: E402
 
 
 def main() -> None:

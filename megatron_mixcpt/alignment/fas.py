@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from megatron_mixcpt.data.chat.encoding import EncodedPair, EncodedResponse
-from megatron_mixcpt.evaluation.batches import ScoredSequence
+from megatron_mixcpt.inference.batches import ScoredSequence
 
 Encoded = EncodedResponse | EncodedPair
 

@@ -1,7 +1,7 @@
 """Score instruction and preference samples by how well a model speaks their format already, in one pass, forward only.
 
 Rows are taken in parts. Every rank encodes the same part, ahead of the model; the model's ranks share its batches
-(``evaluation/runner.py``); rank 0 puts the part's lines aside (``score_files.py``). A run that was killed goes on after
+(``inference/runner.py``); rank 0 puts the part's lines aside (``score_files.py``). A run that was killed goes on after
 its last whole part.
 """
 
@@ -24,8 +24,8 @@ from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.chat.templates import choose_template
 from megatron_mixcpt.data.preprocessing.sample_maker import RecordMaker
 from megatron_mixcpt.data.reading.sources import Source, find_sources
-from megatron_mixcpt.evaluation.model_source import ModelSource
-from megatron_mixcpt.evaluation.runner import ForwardRunner
+from megatron_mixcpt.inference.model_source import ModelSource
+from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.progress import LOG_SECONDS
 from megatron_mixcpt.jobs.work_folder import lock, start_or_resume
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megatron_mixcpt.alignment.arguments import score_parser, score_settings
 from megatron_mixcpt.alignment.score import score_alignment
 from megatron_mixcpt.errors import exit_on_user_error
-from megatron_mixcpt.evaluation.model_source import ModelSource
+from megatron_mixcpt.inference.model_source import ModelSource
 
 ABOUT = """Score instruction and preference samples: the format alignment score and the response's perplexity.
 

@@ -12,15 +12,15 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from megatron_mixcpt.conversion.convert import check_checkpoint, place_in
-from megatron_mixcpt.conversion.engine_model import (
+from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.inference.engine_model import (
     build_engine_model,
     forward_through_stages,
     load_megatron_weights,
     load_on_this_rank,
     transformer_config,
 )
-from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder
-from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from megatron_mixcpt.conversion.convert import convert_to_hf
 from megatron_mixcpt.data.chat.templates import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.evaluation.code_runner import check_isolation
-from megatron_mixcpt.evaluation.model_source import ModelSource
 from megatron_mixcpt.evaluation.settings import TaskSettings
 from megatron_mixcpt.evaluation.suites import BenchmarkTask
 from megatron_mixcpt.evaluation.task_data import load_task
+from megatron_mixcpt.inference.model_source import ModelSource
 
 if TYPE_CHECKING:  # lm-eval is an extra, transformers takes seconds to import
     from lm_eval.models.huggingface import HFLM

@@ -23,7 +23,6 @@ from megatron_mixcpt.evaluation.benchmarks import (
     run_tasks,
 )
 from megatron_mixcpt.evaluation.judge import Judge
-from megatron_mixcpt.evaluation.model_source import ModelSource
 from megatron_mixcpt.evaluation.mt_bench import NAME as MT_BENCH
 from megatron_mixcpt.evaluation.mt_bench import Question, read_questions, run_mt_bench
 from megatron_mixcpt.evaluation.perplexity import TextSet, measure_perplexity
@@ -36,8 +35,9 @@ from megatron_mixcpt.evaluation.results import (
     table,
     write_results,
 )
-from megatron_mixcpt.evaluation.runner import ForwardRunner
 from megatron_mixcpt.evaluation.settings import EvaluateSettings
+from megatron_mixcpt.inference.model_source import ModelSource
+from megatron_mixcpt.inference.runner import ForwardRunner
 
 ABOUT = """Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, benchmark tasks, MT-Bench.
 

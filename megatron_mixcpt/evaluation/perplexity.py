@@ -19,8 +19,8 @@ from tqdm import tqdm
 from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.records import Document, FieldNames
 from megatron_mixcpt.errors import CheckpointError, DataError
-from megatron_mixcpt.evaluation.batches import ScoredSequence
-from megatron_mixcpt.evaluation.runner import ForwardRunner
+from megatron_mixcpt.inference.batches import ScoredSequence
+from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.progress import LOG_SECONDS
 
 if TYPE_CHECKING:  # transformers takes seconds to import

@@ -19,8 +19,8 @@ from typing import Any
 
 from megatron_mixcpt import __version__
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.evaluation.model_source import ModelSource
 from megatron_mixcpt.evaluation.perplexity import Perplexity, WindowSettings
+from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.jobs.ranks import written_aside
 
 FILE_NAME = "results.json"

@@ -25,7 +25,7 @@ from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.records import Record
 from megatron_mixcpt.data.sample_id import sample_id
 from megatron_mixcpt.errors import ConfigError, DataError
-from megatron_mixcpt.evaluation.model_source import ModelSource
+from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.training.checkpoints import resumable
 from megatron_mixcpt.training.engine_arguments import (
     check_packed_rows,

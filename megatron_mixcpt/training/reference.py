@@ -16,8 +16,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_mixcpt.data.datasets.packed_rows import Document
-from megatron_mixcpt.evaluation.batches import ScoredSequence
-from megatron_mixcpt.evaluation.runner import ForwardRunner
+from megatron_mixcpt.inference.batches import ScoredSequence
+from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.training.alignment_arguments import AlignmentRun
 
 

@@ -81,9 +81,9 @@ def check_model(folder: Path, save_dir: Path) -> None:
     from megatron.core import parallel_state
     from megatron.training.checkpointing import load_checkpoint, save_checkpoint
 
-    from megatron_mixcpt.conversion.engine_model import build_engine_model, transformer_config
     from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
     from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
+    from megatron_mixcpt.inference.engine_model import build_engine_model, transformer_config
 
     hf_model = read_model_folder(folder / "hf")
     model = build_engine_model(hf_model, transformer_config(hf_model)).eval()
@@ -121,7 +121,7 @@ def forget(model: torch.nn.Module) -> None:
 
 def compare(model: torch.nn.Module, expected_logits: torch.Tensor) -> None:
     """The last pipeline stage's logits, without the vocabulary's padding, equal the expected ones."""
-    from megatron_mixcpt.conversion.engine_model import forward_through_stages
+    from megatron_mixcpt.inference.engine_model import forward_through_stages
 
     logits = forward_through_stages(model, TOKENS)
     if logits is not None:

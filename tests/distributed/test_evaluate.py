@@ -179,7 +179,7 @@ def measure(argv: list[str], tp_size: int = 1, pp_size: int = 1) -> dict[str, di
     """What the tool does between parsing its flags and writing, within a process group that is there already."""
     from megatron_mixcpt.evaluation.arguments import evaluate_parser, evaluate_settings
     from megatron_mixcpt.evaluation.evaluate import measure_text_sets
-    from megatron_mixcpt.evaluation.model_source import ModelSource
+    from megatron_mixcpt.inference.model_source import ModelSource
 
     given = evaluate_parser("").parse_args(argv)
     source = ModelSource.open(hf_model=given.hf_model, load=given.load, iteration=given.iteration)

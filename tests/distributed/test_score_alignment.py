@@ -165,7 +165,7 @@ def score(argv: list[str]) -> None:
     """What the tool does after parsing its flags, within a process group that is there already."""
     from megatron_mixcpt.alignment.arguments import score_parser, score_settings
     from megatron_mixcpt.alignment.score import score_alignment
-    from megatron_mixcpt.evaluation.model_source import ModelSource
+    from megatron_mixcpt.inference.model_source import ModelSource
 
     given = score_parser("").parse_args(argv)
     sizes = {"tp_size": given.tensor_model_parallel_size, "pp_size": given.pipeline_model_parallel_size}
@@ -179,7 +179,7 @@ def check_interrupted(argv: list[str], folder: Path) -> None:
 
     from megatron.core import parallel_state
 
-    from megatron_mixcpt.evaluation.runner import ForwardRunner
+    from megatron_mixcpt.inference.runner import ForwardRunner
 
     whole = ForwardRunner.sequence_log_probs
     calls = []
@@ -221,7 +221,7 @@ def count_parts_scored(argv: list[str]) -> int:
     """Score, and say for how many parts the model ran."""
     from unittest import mock
 
-    from megatron_mixcpt.evaluation.runner import ForwardRunner
+    from megatron_mixcpt.inference.runner import ForwardRunner
 
     whole = ForwardRunner.sequence_log_probs
     with mock.patch.object(ForwardRunner, "sequence_log_probs", autospec=True, side_effect=whole) as run:

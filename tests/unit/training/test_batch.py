@@ -36,13 +36,13 @@ def test_documents_of_a_sequence_are_read_as_if_each_stood_alone(tmp_path: Path)
 def check_documents_stand_alone(root: str) -> None:
     from megatron.core import parallel_state
 
-    from megatron_mixcpt.conversion.engine_model import (
+    from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
+    from megatron_mixcpt.inference.engine_model import (
         build_engine_model,
         forward_through_stages,
         load_on_this_rank,
         transformer_config,
     )
-    from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
     from megatron_mixcpt.training.batch import get_batch
 
     parallel_state.initialize_model_parallel()

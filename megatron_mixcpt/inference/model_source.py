@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from megatron_mixcpt.conversion.engine_model import (
-    build_engine_model,
-    load_megatron_weights,
-    load_on_this_rank,
-    transformer_config,
-)
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, read_config, read_model_folder
 from megatron_mixcpt.conversion.megatron_layout import find_iteration
 from megatron_mixcpt.data.chat.templates import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError, ConfigError
+from megatron_mixcpt.inference.engine_model import (
+    build_engine_model,
+    load_megatron_weights,
+    load_on_this_rank,
+    transformer_config,
+)
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_mixcpt.evaluation.batches import IGNORED, MAX_PADDING, ScoredSequence, make_batch, plan_batches
+from megatron_mixcpt.inference.batches import IGNORED, MAX_PADDING, ScoredSequence, make_batch, plan_batches
 
 
 @pytest.mark.parametrize("seed", range(4))

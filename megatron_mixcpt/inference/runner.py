@@ -12,10 +12,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_mixcpt.conversion.engine_model import forward_through_stages
-from megatron_mixcpt.conversion.engine_ranks import start_ranks
-from megatron_mixcpt.evaluation.batches import ScoredSequence, TokenBatch, make_batch, plan_batches
-from megatron_mixcpt.evaluation.model_source import ModelSource
+from megatron_mixcpt.inference.batches import ScoredSequence, TokenBatch, make_batch, plan_batches
+from megatron_mixcpt.inference.engine_model import forward_through_stages
+from megatron_mixcpt.inference.model_source import ModelSource
+from megatron_mixcpt.inference.parallel_groups import start_ranks
 from megatron_mixcpt.losses.dpo import vocab_parallel_log_probs
 
 
