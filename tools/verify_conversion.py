@@ -13,7 +13,7 @@ from megatron_mixcpt import cpu_emulation
 
 cpu_emulation.install()
 
-from megatron_mixcpt.conversion.verify_tool import main  # noqa: E402 - Megatron is imported after the emulation
+from megatron_mixcpt.verification.tool import main  # noqa: E402 - Megatron is imported after the emulation
 
 if __name__ == "__main__":
     main()

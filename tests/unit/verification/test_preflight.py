@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
-from megatron_mixcpt.conversion.preflight import Preflight, check_hf_model
+from megatron_mixcpt.verification.preflight import Preflight, check_hf_model
 from tests.unit.conversion import tiny_hf
 
 

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 
 from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
-from megatron_mixcpt.conversion.preflight import check_hf_model
-from megatron_mixcpt.conversion.verify import TOLERANCES, ForwardComparison, compare_bits, compare_forward
 from megatron_mixcpt.errors import CheckpointError, ConfigError, exit_on_user_error
 from megatron_mixcpt.inference.parallel_groups import start_ranks
+from megatron_mixcpt.verification.compare import TOLERANCES, ForwardComparison, compare_bits, compare_forward
+from megatron_mixcpt.verification.preflight import check_hf_model
 
 SAMPLE_TEXT = """The tides are caused by the gravitational pull of the Moon and, to a lesser degree, of the Sun. Twice a
 day the sea rises along most coasts, and twice it falls; around new and full moon the two bodies pull in line, and the
