@@ -21,8 +21,8 @@ from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.training.alignment_arguments import AlignmentRun
 from megatron_mixcpt.training.alignment_loss import LossFunc
 from megatron_mixcpt.training.batch import Batch, get_batch
-from megatron_mixcpt.training.engine import build_model_config, train
-from megatron_mixcpt.training.validation import PaddedSamples
+from megatron_mixcpt.training.engine.launch import build_model_config, train
+from megatron_mixcpt.training.engine.whole_validation import PaddedSamples
 
 
 class Rows(NamedTuple):

@@ -26,8 +26,7 @@ from megatron_mixcpt.data.records import Record
 from megatron_mixcpt.data.sample_id import sample_id
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.inference.model_source import ModelSource
-from megatron_mixcpt.training.checkpoints import resumable
-from megatron_mixcpt.training.engine_arguments import (
+from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
     config_from,
@@ -39,8 +38,9 @@ from megatron_mixcpt.training.engine_arguments import (
     refuse_decided,
     without_flags,
 )
-from megatron_mixcpt.training.run_record import check_resumes
-from megatron_mixcpt.training.validation import validation_settings
+from megatron_mixcpt.training.engine.checkpoints import resumable
+from megatron_mixcpt.training.engine.run_record import check_resumes
+from megatron_mixcpt.training.engine.whole_validation import validation_settings
 
 # The paper's settings of format alignment (appendix), where they do not depend on the model.
 RECIPE_DEFAULTS = {

@@ -22,8 +22,7 @@ from megatron_mixcpt.data.mixture.plan import (
     split_fractions,
 )
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.training.checkpoints import resumable
-from megatron_mixcpt.training.engine_arguments import (
+from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
     config_from,
@@ -34,9 +33,10 @@ from megatron_mixcpt.training.engine_arguments import (
     parse_engine_args,
     refuse_decided,
 )
+from megatron_mixcpt.training.engine.checkpoints import resumable
+from megatron_mixcpt.training.engine.run_record import check_resumes, mixture_record
+from megatron_mixcpt.training.engine.whole_validation import held_out_kinds, validation_names, validation_settings
 from megatron_mixcpt.training.named_sets import parse_named_sets
-from megatron_mixcpt.training.run_record import check_resumes, mixture_record
-from megatron_mixcpt.training.validation import held_out_kinds, validation_names, validation_settings
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
 RECIPE_DEFAULTS = {

@@ -25,9 +25,9 @@ from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.inference.engine_model import load_on_this_rank
 from megatron_mixcpt.training.arguments import Run, parse_run
 from megatron_mixcpt.training.batch import get_batch
-from megatron_mixcpt.training.checkpoints import resumable
 from megatron_mixcpt.training.datasets import IndexedSamples, dataset_provider, set_identities
-from megatron_mixcpt.training.engine import build_model_config, prepare_environment, start_distributed, train
+from megatron_mixcpt.training.engine.checkpoints import resumable
+from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
 from megatron_mixcpt.training.forgetting import ForgettingMeter, show_forgetting
 from megatron_mixcpt.training.l2 import L2Anchor
 from megatron_mixcpt.training.loss import TokensPerSecond, mixcpt_loss_func

@@ -13,7 +13,7 @@ from megatron_mixcpt.training.alignment import Rows, train_alignment
 from megatron_mixcpt.training.alignment_arguments import AlignmentRun, parse_alignment_run
 from megatron_mixcpt.training.alignment_loss import LossFunc, dpo_loss_func
 from megatron_mixcpt.training.alignment_summary import describe
-from megatron_mixcpt.training.engine import prepare_environment, start_distributed
+from megatron_mixcpt.training.engine.launch import prepare_environment, start_distributed
 from megatron_mixcpt.training.reference import ReferenceSums, precompute_reference
 
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 1e-7. Both ends of a pair share a row.

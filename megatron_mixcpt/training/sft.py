@@ -13,7 +13,7 @@ from megatron_mixcpt.training.alignment import train_alignment
 from megatron_mixcpt.training.alignment_arguments import parse_alignment_run
 from megatron_mixcpt.training.alignment_loss import sft_loss_func
 from megatron_mixcpt.training.alignment_summary import describe
-from megatron_mixcpt.training.engine import prepare_environment, start_distributed
+from megatron_mixcpt.training.engine.launch import prepare_environment, start_distributed
 
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 5e-7.
 DEFAULTS = {"lr": 5e-6}

@@ -21,7 +21,7 @@ from megatron.training.arguments import parse_and_validate_args  # noqa: E402
 from megatron.training.training import destroy_global_state  # noqa: E402
 
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec  # noqa: E402
-from megatron_mixcpt.training.engine_repairs import repair_engine  # noqa: E402
+from megatron_mixcpt.training.engine.repairs import repair_engine  # noqa: E402
 
 os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # the engine asks for it wherever there is tensor parallelism
 

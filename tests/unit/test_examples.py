@@ -40,7 +40,7 @@ import json, os, runpy, sys
 example = runpy.run_path(sys.argv[1])
 from megatron_mixcpt import config
 from megatron_mixcpt.training import recipe
-from megatron_mixcpt.training.engine_arguments import explicit_arguments
+from megatron_mixcpt.training.engine.arguments import explicit_arguments
 stage = os.path.basename(sys.argv[1]).split("_")[0].upper()
 paths = recipe.PRETRAIN_PATHS if stage == "PRETRAIN" else getattr(recipe, stage + "_PATHS")
 settings = config.MixCPTConfig if stage == "PRETRAIN" else getattr(config, stage + "Config")

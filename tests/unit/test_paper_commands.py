@@ -36,7 +36,7 @@ import json, sys
 from megatron_mixcpt import cpu_emulation
 cpu_emulation.install()
 from megatron_mixcpt.config import DPOConfig, MixCPTConfig, SFTConfig
-from megatron_mixcpt.training.engine_arguments import config_from, explicit_arguments
+from megatron_mixcpt.training.engine.arguments import config_from, explicit_arguments
 settings = {"pretrain": MixCPTConfig, "sft": SFTConfig, "dpo": DPOConfig}
 for script, flags in json.load(sys.stdin):
     config = settings[script.split("/")[1].split("_")[0]]

@@ -57,7 +57,7 @@ def test_the_flag_may_be_repeated() -> None:
 
 
 def check_repeated() -> None:
-    from megatron_mixcpt.training.engine_arguments import explicit_arguments
+    from megatron_mixcpt.training.engine.arguments import explicit_arguments
 
     argv = ["--validation", "a=x", "b=y", "--alpha", "0.5", "--validation", "c=z"]
     assert explicit_arguments(argv, MixCPTConfig)["validation"] == ["a=x", "b=y", "c=z"]

@@ -18,12 +18,12 @@ from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicato
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
-from megatron_mixcpt.training.checkpoints import guard_saves, settle_checkpoints
-from megatron_mixcpt.training.engine_repairs import repair_engine
-from megatron_mixcpt.training.loss_watch import DescribeSample, watch_numbers
+from megatron_mixcpt.training.engine.checkpoints import guard_saves, settle_checkpoints
+from megatron_mixcpt.training.engine.loss_watch import DescribeSample, watch_numbers
+from megatron_mixcpt.training.engine.preemption import die_with_the_launcher, exits_as_preempted, listen_for_preemption
+from megatron_mixcpt.training.engine.repairs import repair_engine
+from megatron_mixcpt.training.engine.whole_validation import measure_each_set_once_from_the_start
 from megatron_mixcpt.training.model import StudentTeacherModelConfig
-from megatron_mixcpt.training.preemption import die_with_the_launcher, exits_as_preempted, listen_for_preemption
-from megatron_mixcpt.training.validation import measure_each_set_once_from_the_start
 
 
 def prepare_environment() -> None:

@@ -14,7 +14,7 @@ def check_skipping() -> None:
     from megatron.core.rerun_state_machine import RerunDataIterator, RerunMode, initialize_rerun_state_machine
     from megatron.training import training
 
-    from megatron_mixcpt.training.engine_repairs import skip_steps_on_every_rank
+    from megatron_mixcpt.training.engine.repairs import skip_steps_on_every_rank
 
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=2)
     init_num_microbatches_calculator(0, None, 4, 1, 1)

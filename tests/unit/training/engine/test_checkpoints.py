@@ -32,7 +32,7 @@ def check_folders(root: str) -> None:
 
 def check_prune(release: Path, save: Path) -> None:
     """Torn ones do not count; what is beyond the tracker's iteration is not this run's."""
-    from megatron_mixcpt.training.checkpoints import prune
+    from megatron_mixcpt.training.engine.checkpoints import prune
 
     make_iterations(release, save, tracker=40)
     tear(save / "iter_0000030")
@@ -51,7 +51,7 @@ def check_prune(release: Path, save: Path) -> None:
 
 
 def check_settle(release: Path, save: Path) -> None:
-    from megatron_mixcpt.training.checkpoints import resumable, settle_checkpoints
+    from megatron_mixcpt.training.engine.checkpoints import resumable, settle_checkpoints
 
     make_iterations(release, save, tracker=40)
     shutil.copytree(save / "iter_0000010", save / ".removed-iter_0000010")
@@ -69,7 +69,7 @@ def check_settle(release: Path, save: Path) -> None:
 
 def check_disk_errors(release: Path, save: Path) -> None:
     """As the system raises them, as the engine hands them on, and others, which are nobody's to explain."""
-    from megatron_mixcpt.training import checkpoints
+    from megatron_mixcpt.training.engine import checkpoints
 
     make_iterations(release, save, tracker=40)
     worker = RuntimeError("Worker failure: An error is caught while starting worker 0, error: <class 'OSError'>")

@@ -15,7 +15,7 @@ from megatron_mixcpt.conversion.hf_metadata import metadata_digest
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import MixturePlan
 from megatron_mixcpt.errors import CheckpointError, ConfigError
-from megatron_mixcpt.training.checkpoints import resumable
+from megatron_mixcpt.training.engine.checkpoints import resumable
 
 Record = dict[str, Any]
 """Name of a setting, as a user knows it -> a plain value."""

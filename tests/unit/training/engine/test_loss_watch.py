@@ -16,7 +16,7 @@ def test_spike_rule() -> None:
 
 def check_spike_rule() -> None:
     """Losses 1 and 3 in turn have mean 2 and standard deviation 1: with six sigma everything above 8 is a spike."""
-    from megatron_mixcpt.training.loss_watch import SpikeRule
+    from megatron_mixcpt.training.engine.loss_watch import SpikeRule
 
     rule = SpikeRule(6.0)
     assert rule.limit(100.0) is None, "nothing is known yet"
@@ -45,7 +45,7 @@ def check_reports() -> None:
     from megatron.core import parallel_state
 
     from megatron_mixcpt.errors import NumbersError
-    from megatron_mixcpt.training.loss_watch import LossWatch
+    from megatron_mixcpt.training.engine.loss_watch import LossWatch
 
     parallel_state.initialize_model_parallel()
     args = Namespace(rank=0, fp16=False, save=None)
