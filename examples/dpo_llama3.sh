@@ -24,7 +24,7 @@ from megatron_mixcpt import cpu_emulation
 cpu_emulation.install()  # before Megatron is imported; does nothing where there is a GPU
 
 from megatron_mixcpt.training.recipe import DPO_PATHS, run_recipe
-from megatron_mixcpt.training.dpo import main
+from megatron_mixcpt.training.alignment.dpo import main
 
 DEFAULTS = """
     --chat-template llama3 --epochs 2 --global-batch-size 128 --beta 0.01

@@ -24,7 +24,7 @@ from megatron_mixcpt import cpu_emulation
 cpu_emulation.install()  # before Megatron is imported; does nothing where there is a GPU
 
 from megatron_mixcpt.training.recipe import SFT_PATHS, run_recipe
-from megatron_mixcpt.training.sft import main
+from megatron_mixcpt.training.alignment.sft import main
 
 DEFAULTS = """
     --chat-template chatml --epochs 2 --global-batch-size 128

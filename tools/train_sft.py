@@ -11,7 +11,7 @@ from megatron_mixcpt import cpu_emulation
 
 cpu_emulation.install()  # where no GPU is, and before the engine is imported
 
-from megatron_mixcpt.training.sft import main  # noqa: E402
+from megatron_mixcpt.training.alignment.sft import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -66,7 +66,8 @@ def train(world_size: int, stage: str, argv: list[str], log_dir: Path) -> dict[s
 
 def train_rank(stage: str, argv: list[str]) -> None:
     """On each rank: what tools/train_sft.py and tools/train_dpo.py do."""
-    from megatron_mixcpt.training import dpo, sft
+    from megatron_mixcpt.training.alignment import dpo
+from megatron_mixcpt.training.alignment import sft
 
     {"sft": sft, "dpo": dpo}[stage].main(argv)
 
@@ -151,8 +152,8 @@ def refusals_of(argvs: list[list[str]], output: str) -> None:
 
     from megatron_mixcpt.config import SFTConfig
     from megatron_mixcpt.errors import MixCPTError
-    from megatron_mixcpt.training.alignment_arguments import parse_alignment_run
-    from megatron_mixcpt.training.sft import DEFAULTS, encode
+    from megatron_mixcpt.training.alignment.arguments import parse_alignment_run
+    from megatron_mixcpt.training.alignment.sft import DEFAULTS, encode
 
     said = []
     for argv in argvs:

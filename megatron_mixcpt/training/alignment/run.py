@@ -18,8 +18,8 @@ from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.data.datasets.packed_rows import PackedRows
 from megatron_mixcpt.distillation.alignment_heads import AlignmentTargets, LogProbsHead
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
-from megatron_mixcpt.training.alignment_arguments import AlignmentRun
-from megatron_mixcpt.training.alignment_loss import LossFunc
+from megatron_mixcpt.training.alignment.arguments import AlignmentRun
+from megatron_mixcpt.training.alignment.loss import LossFunc
 from megatron_mixcpt.training.batch import Batch, get_batch
 from megatron_mixcpt.training.engine.launch import build_model_config, train
 from megatron_mixcpt.training.engine.whole_validation import PaddedSamples

@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron_mixcpt.data.datasets.packed_rows import Document
 from megatron_mixcpt.inference.batches import ScoredSequence
 from megatron_mixcpt.inference.runner import ForwardRunner
-from megatron_mixcpt.training.alignment_arguments import AlignmentRun
+from megatron_mixcpt.training.alignment.arguments import AlignmentRun
 
 
 class ReferenceSums(NamedTuple):

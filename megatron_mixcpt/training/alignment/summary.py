@@ -2,7 +2,7 @@
 
 from megatron_mixcpt.data.chat.encoding import REFUSALS
 from megatron_mixcpt.data.datasets.packed_rows import num_positions
-from megatron_mixcpt.training.alignment_arguments import AlignmentRun
+from megatron_mixcpt.training.alignment.arguments import AlignmentRun
 
 
 def describe(run: AlignmentRun) -> str:

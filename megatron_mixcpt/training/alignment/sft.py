@@ -9,10 +9,10 @@ from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.datasets.packed_rows import Sample, conversation_sample
 from megatron_mixcpt.data.records import Conversation
 from megatron_mixcpt.errors import exit_on_user_error
-from megatron_mixcpt.training.alignment import train_alignment
-from megatron_mixcpt.training.alignment_arguments import parse_alignment_run
-from megatron_mixcpt.training.alignment_loss import sft_loss_func
-from megatron_mixcpt.training.alignment_summary import describe
+from megatron_mixcpt.training.alignment.arguments import parse_alignment_run
+from megatron_mixcpt.training.alignment.loss import sft_loss_func
+from megatron_mixcpt.training.alignment.run import train_alignment
+from megatron_mixcpt.training.alignment.summary import describe
 from megatron_mixcpt.training.engine.launch import prepare_environment, start_distributed
 
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 5e-7.

@@ -9,12 +9,12 @@ from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.datasets.packed_rows import Sample, num_positions, pair_sample
 from megatron_mixcpt.data.records import PreferencePair
 from megatron_mixcpt.errors import exit_on_user_error
-from megatron_mixcpt.training.alignment import Rows, train_alignment
-from megatron_mixcpt.training.alignment_arguments import AlignmentRun, parse_alignment_run
-from megatron_mixcpt.training.alignment_loss import LossFunc, dpo_loss_func
-from megatron_mixcpt.training.alignment_summary import describe
+from megatron_mixcpt.training.alignment.arguments import AlignmentRun, parse_alignment_run
+from megatron_mixcpt.training.alignment.loss import LossFunc, dpo_loss_func
+from megatron_mixcpt.training.alignment.reference import ReferenceSums, precompute_reference
+from megatron_mixcpt.training.alignment.run import Rows, train_alignment
+from megatron_mixcpt.training.alignment.summary import describe
 from megatron_mixcpt.training.engine.launch import prepare_environment, start_distributed
-from megatron_mixcpt.training.reference import ReferenceSums, precompute_reference
 
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 1e-7. Both ends of a pair share a row.
 DEFAULTS = {"lr": 5e-7, "seq_length": 4096}
