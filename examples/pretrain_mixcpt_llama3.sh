@@ -24,7 +24,7 @@ from megatron_mixcpt import cpu_emulation
 
 cpu_emulation.install()  # before Megatron is imported; does nothing where there is a GPU
 
-from megatron_mixcpt.training.cpt import main
+from megatron_mixcpt.training.pretraining.cpt import main
 from megatron_mixcpt.training.recipe import run_recipe
 
 DEFAULTS = """

@@ -103,7 +103,7 @@ def train_and_write_peak(argv: list[str], folder: str) -> None:
     import torch.distributed as dist
     from torch.profiler import ProfilerActivity, profile
 
-    from megatron_mixcpt.training.cpt import main
+    from megatron_mixcpt.training.pretraining.cpt import main
 
     sys.stdout = open(os.devnull, "w")  # the table has the terminal to itself
     logging.disable()

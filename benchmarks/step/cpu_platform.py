@@ -53,7 +53,7 @@ def train(model: str, mixture: str, options: dict, result: str) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     from megatron.training import training
 
-    from megatron_mixcpt.training import cpt
+    from megatron_mixcpt.training.pretraining import cpt
 
     profile, steps, train_step = cProfile.Profile(), [], training.train_step
 

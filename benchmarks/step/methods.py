@@ -111,7 +111,8 @@ def train_rank(argv: list[str], num_threads: int, num_rounds: int, profile: bool
     torch.set_num_threads(num_threads)
     from megatron.training import training
 
-    from megatron_mixcpt.training import batch, cpt
+    from megatron_mixcpt.training import batch
+from megatron_mixcpt.training.pretraining import cpt
 
     runs = []
     parse_run = cpt.parse_run

@@ -84,7 +84,7 @@ def train_ours(model: str, mixture: str, options: dict, steps: int) -> list[tupl
     """Wall and processor seconds of each of the engine's training steps."""
     from megatron.training import training
 
-    from megatron_mixcpt.training import cpt
+    from megatron_mixcpt.training.pretraining import cpt
 
     seconds: list[tuple[float, float]] = []
     training.train_step = timed(training.train_step, seconds)

@@ -36,7 +36,7 @@ def run_recipe(main: Callable[[Sequence[str]], None], defaults: str, paths: Path
     """Call a training entry with the recipe's flags, the environment's paths and the command line, the last winning.
 
     Args:
-        main: an entry such as ``megatron_mixcpt.training.cpt.main``.
+        main: an entry such as ``megatron_mixcpt.training.pretraining.cpt.main``.
         defaults: flags as in a shell; ``#`` begins a comment.
         paths: what the entry needs.
     """

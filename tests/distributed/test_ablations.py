@@ -38,7 +38,7 @@ def count_forwards(argv: list[str], expected_teacher: int) -> None:
     """Train, and count the engine's forward passes with and without gradients."""
     from megatron.core.models.gpt import GPTModel
 
-    from megatron_mixcpt.training.cpt import main
+    from megatron_mixcpt.training.pretraining.cpt import main
 
     counts = {True: 0, False: 0}
     forward = GPTModel.forward

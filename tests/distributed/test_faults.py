@@ -123,7 +123,7 @@ def failure(argv: list[str]) -> str:
 
 def failing_rank(argv: list[str]) -> None:
     """What the tool does, its errors not yet turned into an exit code."""
-    from megatron_mixcpt.training.cpt import main
+    from megatron_mixcpt.training.pretraining.cpt import main
 
     main.__wrapped__(argv)
 
@@ -158,7 +158,7 @@ def refusals_of(argvs: list[list[str]], output: str) -> None:
     from megatron.training.global_vars import destroy_global_vars
 
     from megatron_mixcpt.errors import MixCPTError
-    from megatron_mixcpt.training.arguments import parse_run
+    from megatron_mixcpt.training.pretraining.arguments import parse_run
 
     os.environ |= {"WORLD_SIZE": "2", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}  # the layout is TP2; nothing is started
     said = []

@@ -17,7 +17,7 @@ def test_mistakes_are_one_clear_line(tmp_path: Path) -> None:
 
 
 def check_refusals(root: str) -> None:
-    from megatron_mixcpt.training.arguments import parse_run
+    from megatron_mixcpt.training.pretraining.arguments import parse_run
 
     world = Path(root)
     for argv, message in (*wrong_flags(world), *broken_folders(world)):
@@ -40,7 +40,7 @@ def check_length_of_run(world: Path) -> None:
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
     from megatron.training.global_vars import destroy_global_vars
 
-    from megatron_mixcpt.training.arguments import parse_run
+    from megatron_mixcpt.training.pretraining.arguments import parse_run
 
     without = flags(world, iterations=None)
     by_kind = ["--epochs", "cpt=1,sft=3"]
@@ -133,7 +133,7 @@ def rewrite(path: Path, **values: object) -> None:
 
 def check_world_size(world: Path) -> None:
     """Three ranks cannot hold a model of two."""
-    from megatron_mixcpt.training.arguments import parse_run
+    from megatron_mixcpt.training.pretraining.arguments import parse_run
 
     os.environ["WORLD_SIZE"] = "3"
     try:

@@ -113,6 +113,6 @@ def train(world_size: int, argv: list[str], log_dir: Path) -> dict[str, list[flo
 
 def train_rank(argv: list[str]) -> None:
     """On each rank: what tools/pretrain_mixcpt.py does."""
-    from megatron_mixcpt.training.cpt import main
+    from megatron_mixcpt.training.pretraining.cpt import main
 
     main(argv)

@@ -167,7 +167,7 @@ def test_preprocessing_loads_neither_torch_nor_the_engine() -> None:
 @pytest.mark.parametrize(
     ("module", "imported", "reason"),
     [
-        ("megatron_mixcpt.losses.kd", "megatron_mixcpt.training.cpt", "may not import layer 'training'"),
+        ("megatron_mixcpt.losses.kd", "megatron_mixcpt.training.pretraining.cpt", "may not import layer 'training'"),
         ("megatron_mixcpt.losses.kd", "megatron.core.parallel_state", r"may import \['torch'\]"),
         ("megatron_mixcpt.data.mixture.plan", "megatron.training.get_args", "megatron.core only"),
         ("megatron_mixcpt.errors", "megatron_mixcpt.config.CPTConfig", "may not import layer 'config'"),
@@ -180,6 +180,6 @@ def test_an_upward_import_is_found(module: str, imported: str, reason: str) -> N
 
 
 def test_a_downward_import_is_allowed() -> None:
-    assert violation("megatron_mixcpt.training.cpt", "megatron.training.pretrain") is None
-    assert violation("megatron_mixcpt.training.cpt", "megatron_mixcpt.losses.lssd") is None
+    assert violation("megatron_mixcpt.training.pretraining.cpt", "megatron.training.pretrain") is None
+    assert violation("megatron_mixcpt.training.pretraining.cpt", "megatron_mixcpt.losses.lssd") is None
     assert violation("megatron_mixcpt.losses.kd", "megatron_mixcpt.losses.lssd") is None

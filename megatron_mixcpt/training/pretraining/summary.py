@@ -3,7 +3,7 @@
 import argparse
 
 from megatron_mixcpt.config import MixCPTConfig
-from megatron_mixcpt.training.arguments import Run
+from megatron_mixcpt.training.pretraining.arguments import Run
 
 _METHODS = {
     "lssd": "logit swap self-distillation",

@@ -18,7 +18,7 @@ from megatron_mixcpt.data.datasets.mixture_datasets import (
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import MixturePlan
 from megatron_mixcpt.training.engine.whole_validation import PaddedSamples
-from megatron_mixcpt.training.named_sets import NamedSet
+from megatron_mixcpt.training.pretraining.validation_sets import NamedSet
 
 # Of the order in which whole validation sets are laid end to end: the same whatever --seed is, so that the figures of
 # runs with other seeds are of the same sequences.

@@ -7,7 +7,7 @@ import pytest
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.testing import run_distributed
-from megatron_mixcpt.training.named_sets import open_named_sets, parse_named_sets
+from megatron_mixcpt.training.pretraining.validation_sets import open_named_sets, parse_named_sets
 from tests.distributed.tiny_run import make_mixture
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 

@@ -25,7 +25,7 @@ def losses(student: float, teacher: float | None = None) -> dict:
 
 
 def check_teacher_is_measured_once() -> None:
-    from megatron_mixcpt.training.forgetting import ForgettingMeter
+    from megatron_mixcpt.training.pretraining.forgetting import ForgettingMeter
 
     meter = ForgettingMeter(SETS, runs_teacher=True, folder=None)
     meter.begin(0)
@@ -47,7 +47,7 @@ def check_teacher_is_measured_once() -> None:
 
 
 def check_start_is_remembered(folder: Path) -> None:
-    from megatron_mixcpt.training.forgetting import ForgettingMeter
+    from megatron_mixcpt.training.pretraining.forgetting import ForgettingMeter
 
     first = ForgettingMeter(SETS, runs_teacher=False, folder=folder)
     first.begin(0)

@@ -23,16 +23,16 @@ from megatron_mixcpt.distillation.heads import MixCPTHead, MixCPTTargets
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.inference.engine_model import load_on_this_rank
-from megatron_mixcpt.training.arguments import Run, parse_run
 from megatron_mixcpt.training.batch import get_batch
-from megatron_mixcpt.training.datasets import IndexedSamples, dataset_provider, set_identities
 from megatron_mixcpt.training.engine.checkpoints import resumable
 from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
-from megatron_mixcpt.training.forgetting import ForgettingMeter, show_forgetting
-from megatron_mixcpt.training.l2 import L2Anchor
-from megatron_mixcpt.training.loss import TokensPerSecond, mixcpt_loss_func
-from megatron_mixcpt.training.named_sets import NamedSet, open_named_sets
-from megatron_mixcpt.training.summary import describe
+from megatron_mixcpt.training.pretraining.arguments import Run, parse_run
+from megatron_mixcpt.training.pretraining.datasets import IndexedSamples, dataset_provider, set_identities
+from megatron_mixcpt.training.pretraining.forgetting import ForgettingMeter, show_forgetting
+from megatron_mixcpt.training.pretraining.l2 import L2Anchor
+from megatron_mixcpt.training.pretraining.loss import TokensPerSecond, mixcpt_loss_func
+from megatron_mixcpt.training.pretraining.summary import describe
+from megatron_mixcpt.training.pretraining.validation_sets import NamedSet, open_named_sets
 
 
 @exit_on_user_error
