@@ -13,7 +13,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from megatron_mixcpt.distillation.selection import is_distilled
+from megatron_mixcpt.distillation.distilled_samples import is_distilled
 
 
 class Batch(NamedTuple):

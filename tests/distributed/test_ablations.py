@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_mixcpt.distillation.selection import is_distilled
+from megatron_mixcpt.distillation.distilled_samples import is_distilled
 from megatron_mixcpt.testing import run_distributed
 from tests.distributed.dense_iteration import expected_first_iteration
 from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, flags, make_world, train

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megatron_mixcpt.distillation.alignment_heads import LogProbs
+from megatron_mixcpt.distillation.log_probs_head import LogProbs
 from megatron_mixcpt.losses.dpo import dpo_loss
 
 LossFunc = Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor, dict[str, Tensor]]]

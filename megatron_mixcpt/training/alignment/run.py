@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.data.datasets.packed_rows import PackedRows
-from megatron_mixcpt.distillation.alignment_heads import AlignmentTargets, LogProbsHead
+from megatron_mixcpt.distillation.log_probs_head import AlignmentTargets, LogProbsHead
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.training.alignment.arguments import AlignmentRun
 from megatron_mixcpt.training.alignment.loss import LossFunc

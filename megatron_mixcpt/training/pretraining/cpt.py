@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.data.datasets.sequence_origins import describe_sequence
-from megatron_mixcpt.distillation.heads import MixCPTHead, MixCPTTargets
+from megatron_mixcpt.distillation.mixcpt_head import MixCPTHead, MixCPTTargets
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.inference.engine_model import load_on_this_rank

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_mixcpt.distillation.selection import is_distilled
+from megatron_mixcpt.distillation.distilled_samples import is_distilled
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
