@@ -6,9 +6,9 @@ The output holds the samples themselves and goes to --sft or --dpo of training. 
 many, why the others were left out, the distribution of the scores) and, where matplotlib is installed, FILE.png.
 """
 
-from megatron_mixcpt.alignment.arguments import select_parser
-from megatron_mixcpt.alignment.select import Selection, select_alignment
 from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.selection.arguments import select_parser
+from megatron_mixcpt.selection.select import Selection, select_alignment
 
 
 @exit_on_user_error

@@ -27,10 +27,6 @@ cpu_emulation.install()
 import orjson  # noqa: E402
 import torch  # noqa: E402
 
-from megatron_mixcpt.alignment.arguments import score_parser, score_settings  # noqa: E402
-from megatron_mixcpt.alignment.fas import sequences_of  # noqa: E402
-from megatron_mixcpt.alignment.samples import NumberedRow, make_sample, read_parts  # noqa: E402
-from megatron_mixcpt.alignment.score import score_part  # noqa: E402
 from megatron_mixcpt.data.chat.encoding import ChatEncoder  # noqa: E402
 from megatron_mixcpt.data.chat.templates import choose_template, load_tokenizer  # noqa: E402
 from megatron_mixcpt.data.preprocessing.sample_maker import RecordMaker  # noqa: E402
@@ -38,6 +34,10 @@ from megatron_mixcpt.data.reading.sources import find_sources  # noqa: E402
 from megatron_mixcpt.inference.batches import ScoredSequence  # noqa: E402
 from megatron_mixcpt.inference.model_source import ModelSource  # noqa: E402
 from megatron_mixcpt.inference.runner import ForwardRunner  # noqa: E402
+from megatron_mixcpt.selection.arguments import score_parser, score_settings  # noqa: E402
+from megatron_mixcpt.selection.fas import sequences_of  # noqa: E402
+from megatron_mixcpt.selection.samples import NumberedRow, make_sample, read_parts  # noqa: E402
+from megatron_mixcpt.selection.score import score_part  # noqa: E402
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def train_rank(argv: list[str], num_threads: int, num_rounds: int, profile: bool
     from megatron.training import training
 
     from megatron_mixcpt.training import batch
-from megatron_mixcpt.training.pretraining import cpt
+    from megatron_mixcpt.training.pretraining import cpt
 
     runs = []
     parse_run = cpt.parse_run

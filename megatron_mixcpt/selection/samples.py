@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_mixcpt.alignment.fas import Encoded
-from megatron_mixcpt.alignment.settings import ScoreSettings
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.preprocessing.sample_maker import Dropped, RecordMaker
 from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks, record_fields
 from megatron_mixcpt.data.reading.sources import Source
 from megatron_mixcpt.data.records import BadRecord, Conversation, PreferencePair
 from megatron_mixcpt.data.sample_id import sample_id, to_row
+from megatron_mixcpt.selection.fas import Encoded
+from megatron_mixcpt.selection.settings import ScoreSettings
 
 PART_SAMPLES = 512
 """Rows that are read, scored and put aside together: what a killed run does again, and what batches are formed from."""

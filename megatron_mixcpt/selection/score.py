@@ -16,10 +16,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from megatron_mixcpt.alignment.fas import figures, sequences_of
-from megatron_mixcpt.alignment.samples import PART_SAMPLES, NumberedRow, Sample, make_sample, read_parts
-from megatron_mixcpt.alignment.score_files import ScoreFiles, count_lines
-from megatron_mixcpt.alignment.settings import ScoreSettings
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.chat.templates import choose_template
 from megatron_mixcpt.data.preprocessing.sample_maker import RecordMaker
@@ -28,6 +24,10 @@ from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.progress import LOG_SECONDS
 from megatron_mixcpt.jobs.work_folder import lock, start_or_resume
+from megatron_mixcpt.selection.fas import figures, sequences_of
+from megatron_mixcpt.selection.samples import PART_SAMPLES, NumberedRow, Sample, make_sample, read_parts
+from megatron_mixcpt.selection.score_files import ScoreFiles, count_lines
+from megatron_mixcpt.selection.settings import ScoreSettings
 
 NOT_FINITE = Refusal("not_finite", "the model's losses are not finite positive numbers")
 

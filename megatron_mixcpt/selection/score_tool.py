@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from megatron_mixcpt.alignment.arguments import score_parser, score_settings
-from megatron_mixcpt.alignment.score import score_alignment
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.inference.model_source import ModelSource
+from megatron_mixcpt.selection.arguments import score_parser, score_settings
+from megatron_mixcpt.selection.score import score_alignment
 
 ABOUT = """Score instruction and preference samples: the format alignment score and the response's perplexity.
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
-from megatron_mixcpt.alignment.histogram import Histogram, draw
-from megatron_mixcpt.alignment.strategies import STRATEGIES, Line, pick
 from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.selection.histogram import Histogram, draw
+from megatron_mixcpt.selection.strategies import STRATEGIES, Line, pick
 
 NEEDED = {"id": str, "kind": str, "fas": float, "perplexity": float, "record": dict}
 REASONS = {

@@ -66,8 +66,7 @@ def train(world_size: int, stage: str, argv: list[str], log_dir: Path) -> dict[s
 
 def train_rank(stage: str, argv: list[str]) -> None:
     """On each rank: what tools/train_sft.py and tools/train_dpo.py do."""
-    from megatron_mixcpt.training.alignment import dpo
-from megatron_mixcpt.training.alignment import sft
+    from megatron_mixcpt.training.alignment import dpo, sft
 
     {"sft": sft, "dpo": dpo}[stage].main(argv)
 

@@ -143,8 +143,8 @@ def test_four_ranks(world, expected, tmp_path):
 def check_four_ranks(world: str, folder: str) -> None:
     import torch.distributed as dist
 
-    from megatron_mixcpt.alignment import samples
     from megatron_mixcpt.conversion.convert import convert_from_hf
+    from megatron_mixcpt.selection import samples
 
     world, folder = Path(world), Path(folder)
     tp, pp = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")
@@ -163,9 +163,9 @@ def check_four_ranks(world: str, folder: str) -> None:
 
 def score(argv: list[str]) -> None:
     """What the tool does after parsing its flags, within a process group that is there already."""
-    from megatron_mixcpt.alignment.arguments import score_parser, score_settings
-    from megatron_mixcpt.alignment.score import score_alignment
     from megatron_mixcpt.inference.model_source import ModelSource
+    from megatron_mixcpt.selection.arguments import score_parser, score_settings
+    from megatron_mixcpt.selection.score import score_alignment
 
     given = score_parser("").parse_args(argv)
     sizes = {"tp_size": given.tensor_model_parallel_size, "pp_size": given.pipeline_model_parallel_size}
@@ -202,10 +202,10 @@ def check_refusals(argv: list[str], world: Path) -> None:
     """Another run in the same place is refused; the place is decided on rank 0, which alone would say so."""
     import torch.distributed as dist
 
-    from megatron_mixcpt.alignment.score_files import ScoreFiles
     from megatron_mixcpt.data.reading.sources import find_sources
     from megatron_mixcpt.errors import ConfigError
     from megatron_mixcpt.jobs.work_folder import start_or_resume
+    from megatron_mixcpt.selection.score_files import ScoreFiles
 
     if dist.get_rank() == 0:
         files = ScoreFiles(Path(argv[argv.index("--output") + 1]))

@@ -13,7 +13,6 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from megatron_mixcpt.alignment import select
 from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
 from megatron_mixcpt.conversion.hf_model_folder import ARCHITECTURES, read_config
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
@@ -22,6 +21,7 @@ from megatron_mixcpt.data.mixture.indexed import INDEX_MAGIC, check_dataset
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.reading.row_filter import RowFilter
+from megatron_mixcpt.selection import select
 from tests.faults.fuzz_inputs import JSON, Draw, damaged, dumped, mutated, nested
 from tests.faults.fuzz_templates import CANARY, chat_template
 

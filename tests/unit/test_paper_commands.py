@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from examples.paper.commands import DOMAINS, METHODS, commands
-from megatron_mixcpt.alignment.arguments import score_parser, score_settings, select_parser
 from megatron_mixcpt.data.preprocessing.arguments import build_parser, record_settings
 from megatron_mixcpt.evaluation.arguments import evaluate_parser, evaluate_settings
+from megatron_mixcpt.selection.arguments import score_parser, score_settings, select_parser
 
 
 def record_settings_of_all(arguments: argparse.Namespace) -> None:

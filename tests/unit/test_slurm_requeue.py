@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Stand in for Slurm: srun is a training that ends after the signal in $STOPPED_BY, as training/engine/preemption.py does.
+# Stand in for Slurm: srun is a training that ends after the signal in $STOPPED_BY, as engine/preemption.py does.
 STUBS = {
     "scontrol": '[ "$1" = show ] && echo node7 || echo "scontrol $*"',
     "srun": '[ -z "$STOPPED_BY" ] || { printf "%s" "$STOPPED_BY" >"$MIXCPT_PREEMPTED"; exit 1; }',

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from megatron_mixcpt.alignment.fas import figures, sequences_of
 from megatron_mixcpt.data.chat.encoding import EncodedPair, EncodedResponse
+from megatron_mixcpt.selection.fas import figures, sequences_of
 
 
 def ids(*numbers: int) -> np.ndarray:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mixcpt.alignment.select import Selection, select_alignment
-from megatron_mixcpt.alignment.strategies import STRATEGIES, pick
 from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.records import Conversation
 from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.selection.select import Selection, select_alignment
+from megatron_mixcpt.selection.strategies import STRATEGIES, pick
 
 
 def line(number: int, fas: float, perplexity: float = 2.0, kind: str = "sft") -> dict:
