@@ -28,9 +28,10 @@ import orjson  # noqa: E402
 import torch  # noqa: E402
 
 from megatron_mixcpt.data.chat.encoding import ChatEncoder  # noqa: E402
-from megatron_mixcpt.data.chat.templates import choose_template, load_tokenizer  # noqa: E402
-from megatron_mixcpt.data.preprocessing.sample_maker import RecordMaker  # noqa: E402
+from megatron_mixcpt.data.chat.templates import choose_template  # noqa: E402
+from megatron_mixcpt.data.reading.record_maker import RecordMaker  # noqa: E402
 from megatron_mixcpt.data.reading.sources import find_sources  # noqa: E402
+from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer  # noqa: E402
 from megatron_mixcpt.inference.batches import ScoredSequence  # noqa: E402
 from megatron_mixcpt.inference.model_source import ModelSource  # noqa: E402
 from megatron_mixcpt.inference.runner import ForwardRunner  # noqa: E402

@@ -9,13 +9,9 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
-from megatron_mixcpt.data.mixture.manifest import (
-    KindSummary,
-    MixtureManifest,
-    TokenizerIdentity,
-    file_digest,
-    tokenizer_digest,
-)
+from megatron_mixcpt.data.mixture.manifest import KindSummary, MixtureManifest, TokenizerIdentity
+from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
+from megatron_mixcpt.jobs.digests import file_digest
 
 NUM_DOCUMENTS = 400
 

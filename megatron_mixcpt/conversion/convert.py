@@ -105,7 +105,7 @@ def convert_to_hf(
     Raises:
         CheckpointError: a checkpoint that is missing, damaged, of another model, or a ``save_dir`` that exists.
     """
-    checkpoint, target = MegatronCheckpoint(load_dir, iteration, engine_loads=False), Path(save_dir)
+    checkpoint, target = MegatronCheckpoint(load_dir, iteration), Path(save_dir)
     metadata = metadata_folder(Path(load_dir), hf_reference)
     plan = read_config(metadata)
     rules = plan.rules()

@@ -15,22 +15,11 @@ from typing import Any
 import torch
 
 from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS, Architecture, HFConfig, engine_settings
-from megatron_mixcpt.conversion.architectures.llama import LLAMA
-from megatron_mixcpt.conversion.architectures.mistral import MISTRAL
-from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
-from megatron_mixcpt.conversion.architectures.phi3 import PHI3
-from megatron_mixcpt.conversion.architectures.qwen2 import QWEN2
-from megatron_mixcpt.conversion.architectures.qwen3 import QWEN3
-from megatron_mixcpt.conversion.architectures.qwen3_moe import QWEN3_MOE
+from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.architectures.rules import Dimensions, Rule, dimensions
-from megatron_mixcpt.conversion.architectures.smollm3 import SMOLLM3
 from megatron_mixcpt.conversion.safetensors_reader import SafetensorsFolder, read_json
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 
-ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, MIXTRAL, QWEN3_MOE)
-}
 CONFIG_NAME = "config.json"
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"

@@ -9,17 +9,15 @@ what the engine itself saves is refused. Where a folder is not of this project's
 import io
 import os
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import megatron.core  # noqa: F401 - tells torch which of the engine's classes are safe to load
 import torch
 
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME
 from megatron_mixcpt.conversion.inert_pickle import names_beyond
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 
 # Classes without behaviour that the engine's indexes hold beside those that are opened.
 INDEX_CLASSES = frozenset(
@@ -30,7 +28,18 @@ INDEX_CLASSES = frozenset(
 _WAY_OUT = "loading it would run what it names, so it is refused; get the checkpoint from where you trust it"
 
 
-def check_pickles(checkpoint: "MegatronCheckpoint") -> None:
+def open_for_engine(load_dir: str | Path, iteration: int | None = None) -> MegatronCheckpoint:
+    """Open an iteration (None: the one that the tracker file names) that the engine may load.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or loading it would run code that it names.
+    """
+    checkpoint = MegatronCheckpoint(load_dir, iteration)
+    _check_pickles(checkpoint)
+    return checkpoint
+
+
+def _check_pickles(checkpoint: MegatronCheckpoint) -> None:
     """Look through all pickles of one saved iteration without running them.
 
     The first rank warns of a checkpoint that this project's tools did not write, known by ``hf/source.json`` beside it.

@@ -21,19 +21,21 @@ from megatron_mixcpt.errors import CheckpointError
 
 
 class MegatronCheckpoint:
-    """One saved iteration, open for reading tensor by tensor, whatever layout it was saved at."""
+    """One saved iteration, open for reading tensor by tensor, whatever layout it was saved at.
 
-    def __init__(self, load_dir: str | Path, iteration: int | None = None, *, engine_loads: bool = True) -> None:
+    Reading it here runs nothing that it holds. Where the engine is to load it, open it by
+    :func:`~megatron_mixcpt.conversion.megatron_for_engine.open_for_engine`.
+    """
+
+    def __init__(self, load_dir: str | Path, iteration: int | None = None) -> None:
         """Open ``iteration`` (None: the one that the tracker file names).
 
         Args:
             load_dir: the checkpoint folder.
             iteration: of the folder.
-            engine_loads: look through its pickles, for the engine is going to load them. Reading it here runs nothing.
 
         Raises:
-            CheckpointError: no such folder or iteration, another format, an index that cannot be read, or a pickle that
-                would run code where the engine loads it.
+            CheckpointError: no such folder or iteration, another format, or an index that cannot be read.
         """
         self.folder = find_iteration(Path(load_dir), iteration)
         try:
@@ -43,12 +45,6 @@ class MegatronCheckpoint:
             raise CheckpointError(f"{self.folder}/.metadata cannot be read ({error}): the save was cut off") from error
         self._storage = metadata.storage_data
         self._tensors = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
-        if engine_loads:
-            from megatron_mixcpt.conversion.megatron_for_engine import (
-                check_pickles,  # takes the engine, which reading does without
-            )
-
-            check_pickles(self)
 
     @property
     def iteration(self) -> int:

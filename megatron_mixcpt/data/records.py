@@ -18,6 +18,9 @@ from typing import Any
 
 from megatron_mixcpt.data.long_text import LongText
 
+KINDS = ("cpt", "sft", "dpo")
+"""In the order in which they are shown and written."""
+
 REJECT_REASONS = {
     "invalid_json": "not a JSON object",
     "not_utf8": "not UTF-8",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron_mixcpt.conversion.convert import convert_to_hf
-from megatron_mixcpt.data.chat.templates import load_tokenizer
+from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.evaluation.code_runner import check_isolation
 from megatron_mixcpt.evaluation.settings import TaskSettings

@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
-from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 
 # Where a mixture of experts keeps a norm of its own before the router, as Transformer Engine's layers do.
@@ -109,7 +109,7 @@ def load_megatron_weights(model: GPTModel, load_dir: str | Path, iteration: int 
     Raises:
         CheckpointError: there is none, or loading it would run code that it names.
     """
-    folder = MegatronCheckpoint(load_dir, iteration).folder
+    folder = open_for_engine(load_dir, iteration).folder
     state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
     model.load_state_dict(state["model"])
 

@@ -10,7 +10,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, read_config, read_model_folder
 from megatron_mixcpt.conversion.megatron_layout import find_iteration
-from megatron_mixcpt.data.chat.templates import load_tokenizer
+from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.inference.engine_model import (
     build_engine_model,

@@ -1,4 +1,4 @@
-"""Processes that share a conversion, and an output that is there whole or not at all."""
+"""Processes that share a job, and an output folder of theirs that is there complete or not at all."""
 
 import errno
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.jobs.whole_outputs import aside_of, publish
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -35,7 +36,7 @@ def written_aside(target: Path) -> Iterator[Path]:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists already: give a --save folder that does not")
-    aside = target.with_name(f".{target.name}.partial")
+    aside = aside_of(target)
     if get_rank() == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -49,7 +50,7 @@ def written_aside(target: Path) -> Iterator[Path]:
             raise CheckpointError(f"{target} cannot be written: {error.strerror}; make room and start again") from error
         raise
     if get_rank() == 0:
-        aside.rename(target)
+        publish(aside, target)
     barrier()
 
 

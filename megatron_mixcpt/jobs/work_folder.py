@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt import __version__
-from megatron_mixcpt.data.reading.sources import Source
 from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.jobs.whole_outputs import write_whole
 
 
 @contextmanager
@@ -27,25 +27,19 @@ def lock(output: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def start_or_resume(work: Path, settings: dict[str, Any], sources: list[Source], output: Path) -> None:
+def start_or_resume(work: Path, settings: dict[str, Any], inputs: list[list[Any]], output: Path) -> None:
     """Make the work folder of the run that writes ``output``, or check that the one that is there is of the same run.
 
-    ``settings`` is what the run was asked for, by flag.
+    ``settings`` is what the run was asked for, by flag; ``inputs`` are the stamps of its input files.
     """
     plan_path = work / "plan.json"
-    plan = {"tool version": __version__, "settings": settings, "sources": [_stamp(s) for s in sources]}
+    plan = {"tool version": __version__, "settings": settings, "sources": inputs}
     if plan_path.exists():
         refuse_other(json.loads(plan_path.read_text(encoding="utf-8")), plan, output)
         return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    aside = work / "plan.json.tmp"
-    aside.write_text(json.dumps(plan), encoding="utf-8")
-    aside.rename(plan_path)
-
-
-def _stamp(source: Source) -> list[Any]:
-    return [source.kind, str(source.path), source.size, source.path.stat().st_mtime_ns]
+    write_whole(plan_path, json.dumps(plan))
 
 
 def refuse_other(before: dict[str, Any], now: dict[str, Any], output: Path) -> None:
@@ -71,10 +65,3 @@ def refuse_other(before: dict[str, Any], now: dict[str, Any], output: Path) -> N
 
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def restart_without_fast(work: Path) -> None:
-    """Forget every finished part, and remember that the fast encoder is not to be used."""
-    for path in work.glob("part-*"):
-        path.unlink()
-    (work / "exact").touch()

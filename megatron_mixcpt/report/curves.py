@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_mixcpt.data.mixture.manifest import KINDS
+from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.report.compare import validated
 from megatron_mixcpt.report.inputs import Run, methods
 

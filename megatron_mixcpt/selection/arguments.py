@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from megatron_mixcpt.data.chat.templates import BUILT_IN_TEMPLATES
-from megatron_mixcpt.data.preprocessing.arguments import KIND_HELP, add_record_flags, record_settings
 from megatron_mixcpt.data.reading.embedded_templates import choose_rules, read_rules
+from megatron_mixcpt.data.reading.record_flags import KIND_HELP, add_record_flags, record_settings
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.selection.settings import ScoreSettings
 from megatron_mixcpt.selection.strategies import STRATEGIES

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.chat.templates import choose_template
-from megatron_mixcpt.data.preprocessing.sample_maker import RecordMaker
+from megatron_mixcpt.data.reading.record_maker import RecordMaker
 from megatron_mixcpt.data.reading.sources import Source, find_sources
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.inference.runner import ForwardRunner
@@ -86,7 +86,7 @@ def score_alignment(
     with ExitStack() as held:
         if runner.is_writer:
             described = settings.described() | source.described() | {"chat template digest": template.digest}
-            start_or_resume(files.work, described, sources, files.output)
+            start_or_resume(files.work, described, [source.stamp() for source in sources], files.output)
             held.enter_context(lock(files.work))
         seconds = _score_parts(settings, reader, runner, files, encoder.eos_id)
         if runner.is_writer:

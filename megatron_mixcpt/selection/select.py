@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
 from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.jobs.whole_outputs import open_whole
 from megatron_mixcpt.selection.histogram import Histogram, draw
 from megatron_mixcpt.selection.strategies import STRATEGIES, Line, pick
 
@@ -61,7 +62,7 @@ def select_alignment(selection: Selection, output: Path, rejects: Path | None = 
     ids = pick(_counted(selection, everyone), strategy, selection.top_k, selection.seed)
     if not everyone.total:
         raise DataError(f"{selection.scores} holds no {selection.kind} sample; score some, or choose the other --kind")
-    with _aside(output) as file, _aside(rejects) if rejects else contextlib.nullcontext() as rejects_file:
+    with _output(output) as file, _output(rejects) if rejects else contextlib.nullcontext() as rejects_file:
         reasons = _write(selection, ids, chosen, file, rejects_file)
     report = {
         "scores": str(selection.scores),
@@ -74,7 +75,7 @@ def select_alignment(selection: Selection, output: Path, rejects: Path | None = 
         "fas_of_all": everyone.described(),
         "fas_of_selected": chosen.described(),
     }
-    with _aside(Path(f"{output}.report.json")) as file:
+    with _output(Path(f"{output}.report.json")) as file:
         file.write(json.dumps(report, indent=2).encode() + b"\n")
     title = f"{selection.kind}: {selection.strategy}, {chosen.total:,} of {everyone.total:,} samples"
     drawn = draw(everyone, chosen, title, Path(f"{output}.png"))
@@ -89,7 +90,9 @@ def _counted(selection: Selection, histogram: Histogram) -> Iterator[Line]:
             yield line
 
 
-def _write(selection: Selection, ids: set[str], chosen: Histogram, file: Any, rejects_file: Any) -> Counter[str]:
+def _write(
+    selection: Selection, ids: set[str], chosen: Histogram, file: BinaryIO, rejects_file: BinaryIO | None
+) -> Counter[str]:
     """Write what is chosen, and of the rest what is asked for; returns how many were left out, by reason."""
     waiting, reasons = set(ids), Counter[str]()
     for line in _read(selection.scores):
@@ -133,14 +136,10 @@ def _line(path: Path, number: int, text: bytes) -> Line:
 
 
 @contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Any]:
-    """A binary file that gets its name when it is whole, and is removed otherwise."""
-    aside = path.with_name(f".{path.name}.partial")
+def _output(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when it is complete. Raises DataError where it cannot be written."""
     try:
-        with open(aside, "wb") as file:
+        with open_whole(path) as file:
             yield file
-        aside.rename(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
-    finally:
-        aside.unlink(missing_ok=True)

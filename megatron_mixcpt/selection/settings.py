@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_mixcpt.data.preprocessing.settings import KindSettings, described_kind
 from megatron_mixcpt.data.reading.embedded_templates import TemplateRule
+from megatron_mixcpt.data.reading.record_settings import KindSettings, described_kind
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _check_on_disk(arguments: argparse.Namespace) -> bool:
         print(f"  warning: {line}")
     if arguments.load is None:
         return not preflight.problems
-    bits = compare_bits(hf_model, MegatronCheckpoint(arguments.load, arguments.iteration, engine_loads=False))
+    bits = compare_bits(hf_model, MegatronCheckpoint(arguments.load, arguments.iteration))
     print(f"{arguments.load}: {bits.num_equal} tensors bit for bit, {len(bits.cast)} in another dtype", end="")
     print(f", {len(bits.different)} DIFFERENT: {', '.join(bits.different[:3])}" if bits.different else "")
     return not (preflight.problems or bits.different)

@@ -211,10 +211,11 @@ def check_refusals(argv: list[str], world: Path) -> None:
         files = ScoreFiles(Path(argv[argv.index("--output") + 1]))
         plan = json.loads((files.work / "plan.json").read_text())
         sources = find_sources("sft", [str(world / "sft.jsonl")]) + find_sources("dpo", [str(world / "dpo.jsonl")])
+        stamps = [source.stamp() for source in sources]
         with pytest.raises(ConfigError, match="made with --seq-length 96, now it is 64"):
-            start_or_resume(files.work, plan["settings"] | {"--seq-length": 64}, sources, files.output)
+            start_or_resume(files.work, plan["settings"] | {"--seq-length": 64}, stamps, files.output)
         with pytest.raises(ConfigError, match="of other input"):
-            start_or_resume(files.work, plan["settings"], sources[:1], files.output)
+            start_or_resume(files.work, plan["settings"], stamps[:1], files.output)
 
 
 def count_parts_scored(argv: list[str]) -> int:

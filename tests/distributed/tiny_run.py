@@ -8,13 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
-from megatron_mixcpt.data.mixture.manifest import (
-    KindSummary,
-    MixtureManifest,
-    TokenizerIdentity,
-    file_digest,
-    tokenizer_digest,
-)
+from megatron_mixcpt.data.mixture.manifest import KindSummary, MixtureManifest, TokenizerIdentity
+from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
+from megatron_mixcpt.jobs.digests import file_digest
 from megatron_mixcpt.testing import run_distributed
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 

@@ -13,9 +13,10 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
+from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
-from megatron_mixcpt.conversion.hf_model_folder import ARCHITECTURES, read_config
-from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.conversion.hf_model_folder import read_config
+from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine
 from megatron_mixcpt.conversion.safetensors_reader import INDEX_NAME, SafetensorsFolder
 from megatron_mixcpt.data.mixture.indexed import INDEX_MAGIC, check_dataset
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
@@ -240,7 +241,7 @@ def checkpoint_index(draw: Draw, folder: Path) -> None:
         (folder / name / "metadata.json").write_text("{}")
         content = draw(st.sampled_from([CALL.encode(), damaged(draw, whole), b"\x80\x04\x8e" + b"\xff" * 8]))
         (folder / name / ".metadata").write_bytes(content)
-    MegatronCheckpoint(folder).arguments()
+    open_for_engine(folder).arguments()
 
 
 TARGETS: dict[str, Callable[[Draw, Path], None]] = {

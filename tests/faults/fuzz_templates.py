@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from megatron_mixcpt.data.chat import templates as chat_format
 from megatron_mixcpt.data.chat.bounded import bounded
 from megatron_mixcpt.data.chat.encoding import ChatEncoder
-from megatron_mixcpt.data.chat.templates import choose_template, load_tokenizer
+from megatron_mixcpt.data.chat.templates import choose_template
 from megatron_mixcpt.data.records import Message
+from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 CANARY = "canary"

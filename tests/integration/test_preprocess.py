@@ -12,7 +12,9 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from tokenizers import Tokenizer
 
-from megatron_mixcpt.data.mixture.manifest import MixtureManifest, file_digest, tokenizer_digest
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
+from megatron_mixcpt.jobs.digests import file_digest
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 from tools import preprocess_mixture
 

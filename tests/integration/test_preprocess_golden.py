@@ -7,9 +7,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from megatron_mixcpt.data.mixture.manifest import file_digest
 from megatron_mixcpt.data.preprocessing.arguments import build_parser, settings_from
 from megatron_mixcpt.data.preprocessing.run import preprocess
+from megatron_mixcpt.jobs.digests import file_digest
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess"

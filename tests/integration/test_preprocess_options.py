@@ -116,11 +116,11 @@ def test_long_documents_give_the_same_bytes(tokenizer_dir: Path, tmp_path: Path,
     for name, value in (
         ("long_text.LONG_BYTES", 100),
         ("long_text.PLAIN_PIECE_BYTES", 64),
-        ("readers.LONG_BYTES", 100),
-        ("tables.LONG_BYTES", 100),
-        ("encoding.PIECE_CHARACTERS", 100),
-        ("part_worker.PIECE_CHARACTERS", 100),
-        ("samples.HASHED_AT_ONCE", 50),
+        ("reading.readers.LONG_BYTES", 100),
+        ("reading.tables.LONG_BYTES", 100),
+        ("tokens.encoder.PIECE_CHARACTERS", 100),
+        ("preprocessing.parts.worker.PIECE_CHARACTERS", 100),
+        ("preprocessing.sample_maker.HASHED_AT_ONCE", 50),
     ):
         monkeypatch.setattr(f"megatron_mixcpt.data.{name}", value)
     found = run(tokenizer_dir, tmp_path / "found", *given).kinds["cpt"]

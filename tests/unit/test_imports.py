@@ -1,46 +1,28 @@
-"""The package's imports, read from the source: they point down the layers only, and third parties are declared.
-
-Layers (who may import whom) are the table below. It is the design: a new arrow is a decision, not a mend of this test.
-"""
+"""The package's imports, read from the source: they keep to ``room_map.py``, and third parties are declared."""
 
 import ast
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.unit.room_map import HEAVY, ROOMS, Room, table
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "megatron_mixcpt"
 
-# Layer -> the other layers it may import. Every layer may import itself and the leaves below.
-MAY_IMPORT = {
-    "config": set(),
-    "errors": set(),
-    "named_paths": set(),
-    "losses": set(),
-    "cpu_emulation": set(),
-    "planning": {"conversion"},
-    "data": set(),
-    "models": {"losses"},
-    "conversion": {"models", "cpu_emulation"},
-    "distillation": {"models", "losses", "conversion"},
-    "training": {"distillation", "evaluation", "models", "conversion", "data", "losses", "cpu_emulation"},
-    "evaluation": {"data", "losses", "models", "conversion", "cpu_emulation"},
-    "alignment": {"evaluation", "data", "losses"},
-    "report": {"conversion", "data"},
-    "testing": {"models", "conversion", "data", "losses", "cpu_emulation"},
-    "tools": {"report", "planning", "training", "alignment", "evaluation", "conversion", "data", "cpu_emulation"},
-    "examples": {"training", "cpu_emulation"},
-}
-LEAVES = {"config", "errors", "named_paths"}  # errors imports nothing of ours, the others raise what it defines
-# Layer -> third parties it may import, where that is less than everything declared.
-THIRD_PARTIES = {"errors": set(), "losses": {"torch"}, "cpu_emulation": {"torch"}}
-MAY_IMPORT_ENGINE_TRAINING = {"training", "evaluation", "testing"}
+# Who imports the rooms from outside the package.
+DOORS = frozenset({"tools", "examples"})
+# Rooms that name their third parties one by one; all others may take whatever pyproject.toml declares.
+THIRD_PARTIES = {"errors": frozenset[str](), "losses": frozenset({"torch"}), "cpu_emulation": frozenset({"torch"})}
 # Preparing data is a job for machines without the engine; its start must not cost the import of torch either.
 PREPROCESS_ENTRY = "megatron_mixcpt.data.preprocessing.run"
+MOST_MODULES = 18
+"""Of a folder that a newcomer can take in at a glance."""
 # Comes with a GPU's software, and is imported only where the engine has found it.
 ON_GPUS = {"transformer_engine"}
 # Module names that differ from the distribution's name in pyproject.toml.
@@ -58,10 +40,19 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def layer_of(module: str) -> str:
-    """The layer of one of our modules: the first name below the package, or ``tools``, or ``examples``."""
+def room_of(module: str) -> str:
+    """The room of a module or of a name in one: a folder (``data/chat``), a module beside the folders, or a door.
+
+    Empty for the package itself.
+    """
     parts = module.split(".")
-    return parts[0] if parts[0] != PACKAGE else parts[1] if len(parts) > 1 else ""
+    if parts[0] != PACKAGE:
+        return parts[0]
+    folder, depth = ROOT / PACKAGE, 1
+    while depth < len(parts) and (folder / parts[depth]).is_dir():
+        folder, depth = folder / parts[depth], depth + 1
+    inside = folder.relative_to(ROOT / PACKAGE).as_posix()
+    return inside if inside != "." else "".join(parts[1:2]).replace("__version__", "")
 
 
 def imports_of(path: Path, *, at_load_only: bool = False) -> Iterator[tuple[str, int]]:
@@ -90,20 +81,30 @@ def imports_of(path: Path, *, at_load_only: bool = False) -> Iterator[tuple[str,
 
 def violation(module: str, imported: str) -> str | None:
     """Why ``module`` may not import ``imported``, or None where it may."""
-    layer, top = layer_of(module), imported.split(".")[0]
-    if top == PACKAGE:
-        target = layer_of(imported)
-        allowed = MAY_IMPORT.get(layer, set()) | LEAVES | {layer, "__version__"}
-        if layer == "errors":
-            allowed = {layer}
-        return None if target in allowed else f"layer '{layer}' may not import layer '{target}'"
+    name, top = room_of(module), imported.split(".")[0]
     if top in ("tools", "tests"):
         return "nothing imports tools or tests"
-    if imported.startswith("megatron.training") and layer not in MAY_IMPORT_ENGINE_TRAINING:
-        return f"layer '{layer}' may import megatron.core only"
-    if layer in THIRD_PARTIES and top not in THIRD_PARTIES[layer] | set(sys.stdlib_module_names):
-        return f"layer '{layer}' may import {sorted(THIRD_PARTIES[layer]) or 'the standard library only'}"
+    if name in DOORS:
+        return None
+    room = ROOMS.get(name, Room("the package itself"))
+    if top == PACKAGE:
+        target = room_of(imported)
+        is_near = target == name or target.startswith(f"{name}/") or name.startswith(f"{target}/")
+        is_allowed = is_near or target in room.may_import | {"", "errors"}
+        return None if is_allowed else f"room '{name}' may not import room '{target}'"
+    if name in THIRD_PARTIES and top not in THIRD_PARTIES[name] | set(sys.stdlib_module_names):
+        return f"room '{name}' may import {sorted(THIRD_PARTIES[name]) or 'the standard library only'}"
+    if (heavy := heavy_name(imported)) and heavy not in HEAVY[room.takes]:
+        return f"room '{name}' may not import {heavy}"
     return None
+
+
+def heavy_name(imported: str) -> str | None:
+    """Of an import that costs seconds: ``torch``, ``megatron.core`` or ``megatron.training``; None for others."""
+    parts = imported.split(".")
+    if parts[0] == "megatron":
+        return ".".join(parts[:2])
+    return parts[0] if parts[0] == "torch" else None
 
 
 def declared_distributions() -> set[str]:
@@ -129,15 +130,72 @@ def modules_loaded_with(module: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down_the_layers(path: Path) -> None:
+def test_imports_keep_to_the_map(path: Path) -> None:
     module = module_name(path)
-    assert layer_of(module) in MAY_IMPORT | {"": None}, f"{path} is in no layer: add it to the table, with its arrows"
+    known = {"", *ROOMS, *DOORS}
+    assert room_of(module) in known, f"{path} is in no room of the map: add it to room_map.py, with its arrows"
     found = [
         f"{path.relative_to(ROOT)}:{line} imports {imported}: {reason}"
         for imported, line in imports_of(path)
         if (reason := violation(module, imported))
     ]
     assert not found, "\n".join(found)
+
+
+def test_the_map_has_no_circle() -> None:
+    assert circle({name: set(room.may_import) for name, room in ROOMS.items()}) is None
+
+
+def test_modules_import_one_another_in_no_circle() -> None:
+    files = {module_name(path): path for path in source_files()}
+    arrows = {name: {owner(imported, files) for imported, _ in imports_of(path)} for name, path in files.items()}
+    assert circle({name: targets & files.keys() - {name} for name, targets in arrows.items()}) is None
+
+
+def owner(imported: str, files: dict[str, Path]) -> str:
+    """The module that an imported name is of: itself, or what it is a name in."""
+    return imported if imported in files else imported.rpartition(".")[0]
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str] | None:
+    """Names that lead back to their first, or None where there are none."""
+    done: set[str] = set()
+
+    def follow(name: str, trail: list[str]) -> list[str] | None:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done:
+            return None
+        found = (follow(target, [*trail, name]) for target in sorted(arrows.get(name, ())))
+        first = next((way for way in found if way), None)
+        done.add(name)
+        return first
+
+    return next((way for name in arrows if (way := follow(name, []))), None)
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_every_arrow_of_the_map_is_used() -> None:
+    used: dict[str, set[str]] = {}
+    for path in source_files():
+        targets = {room_of(imported) for imported, _ in imports_of(path) if imported.split(".")[0] == PACKAGE}
+        used.setdefault(room_of(module_name(path)), set()).update(targets)
+    idle = [f"{name} -> {target}" for name, room in ROOMS.items() for target in room.may_import - used.get(name, set())]
+    assert not idle, f"no module uses {', '.join(idle)}: take the arrows off the map"
+
+
+def test_a_room_can_be_taken_in_at_a_glance() -> None:
+    folders = Counter(path.parent for path in (ROOT / PACKAGE).rglob("*.py") if path.name != "__init__.py")
+    crowded = {str(folder.relative_to(ROOT)): number for folder, number in folders.items() if number > MOST_MODULES}
+    assert not crowded, f"more than {MOST_MODULES} modules: {crowded}; which room is missing?"
+
+
+def test_the_map_in_contributing_is_this_one() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert table() in text, "the table is another: put the output of 'python tests/unit/room_map.py' there"
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -154,7 +212,7 @@ def test_third_parties_are_declared(path: Path) -> None:
 def test_only_tests_import_testing() -> None:
     for path in source_files():
         users = [line for imported, line in imports_of(path) if imported.startswith(f"{PACKAGE}.testing")]
-        assert not users or layer_of(module_name(path)) == "testing", f"{path}:{users[0]} imports {PACKAGE}.testing"
+        assert not users or room_of(module_name(path)) == "testing", f"{path}:{users[0]} imports {PACKAGE}.testing"
 
 
 def test_preprocessing_loads_neither_torch_nor_the_engine() -> None:
@@ -167,19 +225,22 @@ def test_preprocessing_loads_neither_torch_nor_the_engine() -> None:
 @pytest.mark.parametrize(
     ("module", "imported", "reason"),
     [
-        ("megatron_mixcpt.losses.kd", "megatron_mixcpt.training.pretraining.cpt", "may not import layer 'training'"),
+        ("megatron_mixcpt.losses.kd", "megatron_mixcpt.training.model.build", "may not import room 'training'"),
         ("megatron_mixcpt.losses.kd", "megatron.core.parallel_state", r"may import \['torch'\]"),
-        ("megatron_mixcpt.data.mixture.plan", "megatron.training.get_args", "megatron.core only"),
-        ("megatron_mixcpt.errors", "megatron_mixcpt.config.CPTConfig", "may not import layer 'config'"),
-        ("megatron_mixcpt.config", "megatron_mixcpt.losses.lssd", "may not import layer 'losses'"),
+        ("megatron_mixcpt.distillation.kd", "megatron.training.get_args", "may not import megatron.training"),
+        ("megatron_mixcpt.data.mixture.plan", "torch.nn", "may not import torch"),
+        ("megatron_mixcpt.data.reading.tables", "megatron_mixcpt.data.preprocessing.run", "room 'data/preprocessing'"),
+        ("megatron_mixcpt.errors", "megatron_mixcpt.config.CPTConfig", "may not import room 'config'"),
+        ("megatron_mixcpt.config", "megatron_mixcpt.losses.lssd", "may not import room 'losses'"),
         ("tools.preprocess_mixture", "tools.helpers", "nothing imports tools"),
     ],
 )
-def test_an_upward_import_is_found(module: str, imported: str, reason: str) -> None:
+def test_an_arrow_that_is_not_on_the_map_is_found(module: str, imported: str, reason: str) -> None:
     assert re.search(reason, violation(module, imported) or "")
 
 
-def test_a_downward_import_is_allowed() -> None:
+def test_an_arrow_of_the_map_is_allowed() -> None:
     assert violation("megatron_mixcpt.training.pretraining.cpt", "megatron.training.pretrain") is None
     assert violation("megatron_mixcpt.training.pretraining.cpt", "megatron_mixcpt.losses.lssd") is None
+    assert violation("megatron_mixcpt.data.preprocessing.run", "megatron_mixcpt.data.preprocessing.parts.plan") is None
     assert violation("megatron_mixcpt.losses.kd", "megatron_mixcpt.losses.lssd") is None

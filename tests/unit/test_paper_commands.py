@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from examples.paper.commands import DOMAINS, METHODS, commands
-from megatron_mixcpt.data.preprocessing.arguments import build_parser, record_settings
+from megatron_mixcpt.data.preprocessing.arguments import build_parser
+from megatron_mixcpt.data.reading.record_flags import record_settings
 from megatron_mixcpt.evaluation.arguments import evaluate_parser, evaluate_settings
 from megatron_mixcpt.selection.arguments import score_parser, score_settings, select_parser
 

@@ -1,0 +1,1 @@
+"""A short file of tables per family of models, and what these are written in; ``registry.py`` lists them."""

@@ -3,7 +3,7 @@
 Rendering is transformers' own (``apply_chat_template``, in its sandbox), within bounds of time and memory. What is
 added here is that *text is text*: a special token's string inside a message (``<|im_end|>``) is told apart from the
 template's own, so that a record cannot end its turn itself. A private-use character is put into such strings before
-rendering, which survives in the rendered text; ``chat_encoding.py`` takes it out again where it encodes them as text.
+rendering, which survives in the rendered text; ``encoding.py`` takes it out again where it encodes them as text.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from megatron_mixcpt.data.chat.bounded import bounded
 from megatron_mixcpt.data.records import Message
-from megatron_mixcpt.errors import CheckpointError, ConfigError
+from megatron_mixcpt.errors import ConfigError
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -67,25 +67,6 @@ class ChatTemplate:
     def digest(self) -> str:
         """SHA-256 of the text, in hexadecimal."""
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
-
-
-def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a Hugging Face folder; no code in it is run.
-
-    Raises:
-        CheckpointError: it cannot be read.
-        ConfigError: it names no end of sequence.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever its readers meet
-        first_line = str(error).partition("\n")[0]
-        raise CheckpointError(f"{folder}: no readable tokenizer ({first_line}); copy its files again") from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"{folder}: the tokenizer names no eos_token; add it to tokenizer_config.json")
-    return tokenizer
 
 
 def choose_template(tokenizer: "PreTrainedTokenizerBase", given: str | None) -> ChatTemplate:

@@ -16,9 +16,15 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
-from megatron_mixcpt.data.mixture.indexed import read_lengths
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
-from megatron_mixcpt.data.mixture.plan import MixturePlan, sequences_in, split_documents
+from megatron_mixcpt.data.mixture.plan import (
+    MixturePlan,
+    held_out_sequences,
+    held_out_tokens,
+    sequences_in,
+    share_out,
+    split_documents,
+)
 from megatron_mixcpt.errors import ConfigError
 
 CACHE_NAME = "cache"
@@ -90,32 +96,6 @@ def build_whole_set(manifest: MixtureManifest, kind: str, config: GPTDatasetConf
         )
     _set_cache(manifest, "all samples", config)
     return _gpt_dataset(manifest, None, config, kind, num_sequences, Split.valid, lambda: True)
-
-
-def held_out_sequences(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
-    """Whole sequences in each planned kind's validation split."""
-    held_out = held_out_tokens(manifest, plan)
-    return {kind: sequences_in(tokens, plan.sequence_length) for kind, tokens in held_out.items()}
-
-
-def held_out_tokens(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
-    """Tokens of each planned kind's validation split."""
-    tokens = {}
-    for kind in plan.kinds:
-        lengths = read_lengths(Path(f"{manifest.prefix(kind.kind)}.idx"))
-        valid = split_documents(len(lengths), plan.split)[1]
-        tokens[kind.kind] = int(lengths[valid].sum(dtype=np.int64))
-    return tokens
-
-
-def share_out(total: int, parts: dict[str, int]) -> dict[str, int]:
-    """Split ``total`` into whole numbers in proportion to ``parts``; they sum to ``total`` unless all parts are 0."""
-    ends, whole, taken = 0, sum(parts.values()), {}
-    for name, part in parts.items():
-        start = total * ends // max(whole, 1)
-        ends += part
-        taken[name] = total * ends // max(whole, 1) - start
-    return taken
 
 
 def _set_cache(manifest: MixtureManifest, split: str, config: GPTDatasetConfig) -> None:

@@ -1,7 +1,7 @@
 """mixture.json: what a folder of datasets holds, what it was made from, and with which tokenizer.
 
 The preprocessing writes it last, so a folder that has it is complete. Training reads it to find the datasets, to plan
-an epoch (``mixture.py``) and to refuse a model whose tokenizer is not the one the tokens were made with::
+an epoch (``plan.py``) and to refuse a model whose tokenizer is not the one the tokens were made with::
 
     manifest = MixtureManifest.load(Path("data/mixture"))
     manifest.check_tokenizer(Path("models/llama-3-8b"))
@@ -9,42 +9,18 @@ an epoch (``mixture.py``) and to refuse a model whose tokenizer is not the one t
     manifest.kinds["cpt"].tokens
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
 from megatron_mixcpt.data.mixture.indexed import check_dataset
+from megatron_mixcpt.data.records import KINDS
+from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
 from megatron_mixcpt.errors import CheckpointError, DataError
 
 MANIFEST_NAME = "mixture.json"
 FORMAT = 1
-KINDS = ("cpt", "sft", "dpo")
-TOKENIZER_FILE_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal, as ``sha256sum`` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tokenizer_digest(tokenizer_dir: Path | str) -> str:
-    """The identity of a tokenizer: sha256, in hexadecimal, of the file or files that decide its token ids.
-
-    That is tokenizer.json, or else tokenizer.model, or else vocab.json and merges.txt. The chat template and
-    tokenizer_config.json do not count: they do not change what plain text encodes to, and export rewrites them.
-    Raises CheckpointError where the folder holds none of these.
-    """
-    for names in TOKENIZER_FILE_SETS:
-        paths = [Path(tokenizer_dir) / name for name in names]
-        if all(path.is_file() for path in paths):
-            if len(paths) == 1:
-                return file_digest(paths[0])
-            return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
-    wanted = ", ".join(" + ".join(names) for names in TOKENIZER_FILE_SETS)
-    raise CheckpointError(f"{tokenizer_dir}: no tokenizer there (looked for {wanted}); give a Hugging Face folder")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_mixcpt.data.mixture.indexed import read_lengths
-from megatron_mixcpt.data.mixture.manifest import KINDS, MixtureManifest
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.errors import ConfigError
 
 
@@ -206,3 +207,29 @@ def parse_epochs(text: str) -> float | dict[str, float]:
         return float(text)
     except ValueError:
         return parse_kind_values("--epochs", text)
+
+
+def held_out_sequences(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
+    """Whole sequences in each planned kind's validation split."""
+    held_out = held_out_tokens(manifest, plan)
+    return {kind: sequences_in(tokens, plan.sequence_length) for kind, tokens in held_out.items()}
+
+
+def held_out_tokens(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
+    """Tokens of each planned kind's validation split."""
+    tokens = {}
+    for kind in plan.kinds:
+        lengths = read_lengths(Path(f"{manifest.prefix(kind.kind)}.idx"))
+        valid = split_documents(len(lengths), plan.split)[1]
+        tokens[kind.kind] = int(lengths[valid].sum(dtype=np.int64))
+    return tokens
+
+
+def share_out(total: int, parts: dict[str, int]) -> dict[str, int]:
+    """Split ``total`` into whole numbers in proportion to ``parts``; they sum to ``total`` unless all parts are 0."""
+    ends, whole, taken = 0, sum(parts.values()), {}
+    for name, part in parts.items():
+        start = total * ends // max(whole, 1)
+        ends += part
+        taken[name] = total * ends // max(whole, 1) - start
+    return taken

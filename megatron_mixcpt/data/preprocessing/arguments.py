@@ -4,23 +4,18 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_mixcpt.data.mixture.manifest import KINDS, MixtureManifest
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import parse_epochs, parse_kind_values, plan_mixture
 from megatron_mixcpt.data.preprocessing.decontaminate import LEAST_WORDS, test_sets_digest
 from megatron_mixcpt.data.preprocessing.near_duplicates import check_available
-from megatron_mixcpt.data.preprocessing.settings import KindSettings, PreprocessSettings
+from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.reading.embedded_templates import BUILT_IN_RULES, choose_rules, read_rules
-from megatron_mixcpt.data.reading.presets import PRESETS, preset_for
-from megatron_mixcpt.data.reading.row_filter import RowFilter
-from megatron_mixcpt.data.records import FIELDS_OF_KIND, FieldNames
+from megatron_mixcpt.data.reading.presets import PRESETS
+from megatron_mixcpt.data.reading.record_flags import KIND_HELP, add_record_flags, record_settings
+from megatron_mixcpt.data.reading.record_settings import KindSettings
+from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError
-
-KIND_HELP = {
-    "cpt": "documents of the domain",
-    "sft": "instruction samples: messages, prompt and response, or instruction, input and output",
-    "dpo": "preferences: prompt, chosen and rejected",
-}
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -89,17 +84,6 @@ def _add_kind_flags(parser: argparse.ArgumentParser, kind: str) -> None:
     group = add_record_flags(parser, kind)
     group.add_argument(f"--{kind}-fraction", default="1", metavar="SHARE", help="keep this share, drawn by content")
     group.add_argument(f"--{kind}-max-tokens", type=int, metavar="N", help="keep the first samples up to N tokens")
-
-
-def add_record_flags(parser: argparse.ArgumentParser, kind: str) -> argparse._ArgumentGroup:
-    """Add the flags that say how rows become records of ``kind``; :func:`record_settings` reads them."""
-    group = parser.add_argument_group(f"{kind}: which records, and what their fields are called")
-    group.add_argument(f"--{kind}-preset", metavar="NAME", help="a known data set, see --list-presets")
-    group.add_argument(f"--{kind}-filter", metavar="EXPRESSION", help="keep such records: 'score >= 0.7'")
-    for name in FIELDS_OF_KIND[kind]:
-        text = f"default {getattr(FieldNames, name)}"
-        group.add_argument(f"--{kind}-{name}-field", metavar="NAME", help=text)
-    return group
 
 
 def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
@@ -174,21 +158,6 @@ def _kind_settings(kind: str, arguments: argparse.Namespace) -> KindSettings:
         record_settings(kind, arguments),
         fraction=parse_share(f"--{kind}-fraction", getattr(arguments, f"{kind}_fraction")),
         max_tokens=getattr(arguments, f"{kind}_max_tokens"),
-    )
-
-
-def record_settings(kind: str, arguments: argparse.Namespace) -> KindSettings:
-    """The settings of one kind, but for how much of it is kept. Raises ConfigError."""
-    preset_name, condition = (getattr(arguments, f"{kind}_{name}") for name in ("preset", "filter"))
-    names = {name: getattr(arguments, f"{kind}_{name}_field") for name in FIELDS_OF_KIND[kind]}
-    preset = preset_for(kind, preset_name)
-    if condition:
-        RowFilter(condition, f"--{kind}-filter")  # refused here rather than in a worker
-    return KindSettings(
-        paths=tuple(getattr(arguments, kind)),
-        names=FieldNames(**(preset.names | {name: value for name, value in names.items() if value is not None})),
-        preset=preset_name,
-        filter=condition,
     )
 
 

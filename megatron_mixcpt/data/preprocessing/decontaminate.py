@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_mixcpt.data.long_text import LongText, slices
-from megatron_mixcpt.data.mixture.manifest import file_digest
 from megatron_mixcpt.data.reading.readers import is_blank, parse, read_blocks
 from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.records import BadRecord
 from megatron_mixcpt.errors import DataError
+from megatron_mixcpt.jobs.digests import file_digest
 
 WORD = re.compile(r"[^\W_]+")
 LEAST_WORDS = 8

@@ -9,11 +9,12 @@ from typing import BinaryIO, TextIO
 import numpy as np
 
 from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
-from megatron_mixcpt.data.mixture.manifest import KindSummary, file_digest
+from megatron_mixcpt.data.mixture.manifest import KindSummary
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts
 from megatron_mixcpt.data.preprocessing.what_stays import select
 from megatron_mixcpt.errors import DataError
+from megatron_mixcpt.jobs.digests import file_digest
 
 COPY_BYTES = 1 << 20
 CHECK_SAMPLES = 1 << 20

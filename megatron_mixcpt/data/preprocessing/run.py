@@ -10,13 +10,7 @@ import shutil
 from pathlib import Path
 
 from megatron_mixcpt import __version__
-from megatron_mixcpt.data.mixture.manifest import (
-    MANIFEST_NAME,
-    KindSummary,
-    MixtureManifest,
-    TokenizerIdentity,
-    file_digest,
-)
+from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, KindSummary, MixtureManifest, TokenizerIdentity
 from megatron_mixcpt.data.preprocessing.merge import merge_kind
 from megatron_mixcpt.data.preprocessing.parts.encode import encode_parts
 from megatron_mixcpt.data.preprocessing.parts.plan import Part, plan_parts
@@ -26,7 +20,8 @@ from megatron_mixcpt.data.reading.sources import Source, find_sources
 from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, limit_encoder_threads
 from megatron_mixcpt.errors import DataError
-from megatron_mixcpt.jobs.work_folder import lock, refuse_other, restart_without_fast, start_or_resume
+from megatron_mixcpt.jobs.digests import file_digest
+from megatron_mixcpt.jobs.work_folder import lock, refuse_other, start_or_resume
 
 WORK_NAME = ".work"
 REJECTS_NAME = "rejects.jsonl.gz"
@@ -66,7 +61,7 @@ def describe_plan(settings: PreprocessSettings, output: Path) -> str:
 
 def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_workers: int) -> MixtureManifest:
     work = output / WORK_NAME
-    start_or_resume(work, settings.described(), sources, output)
+    start_or_resume(work, settings.described(), [source.stamp() for source in sources], output)
     parts = plan_parts(sources)
     try:
         encoded = encode_parts(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())
@@ -151,3 +146,10 @@ def _publish(manifest: MixtureManifest, work: Path) -> None:
         (work / name).replace(manifest.folder / name)
     manifest.save()
     shutil.rmtree(work)
+
+
+def restart_without_fast(work: Path) -> None:
+    """Forget every finished part, and remember that the fast encoder is not to be used."""
+    for path in work.glob("part-*"):
+        path.unlink()
+    (work / "exact").touch()

@@ -11,8 +11,8 @@ import numpy as np
 from megatron_mixcpt.data.mixture.manifest import SourceSummary
 from megatron_mixcpt.data.preprocessing.parts.files import SAMPLE_TYPE, PartResult
 from megatron_mixcpt.data.preprocessing.parts.plan import Part
-from megatron_mixcpt.data.preprocessing.sample_maker import DROP_REASONS
 from megatron_mixcpt.data.preprocessing.what_stays import REASONS
+from megatron_mixcpt.data.reading.record_maker import DROP_REASONS
 from megatron_mixcpt.data.reading.sources import Source
 
 

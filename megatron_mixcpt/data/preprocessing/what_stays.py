@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_mixcpt.data.preprocessing.near_duplicates import find_near_duplicates
-from megatron_mixcpt.data.preprocessing.sample_maker import DROP_REASONS
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
+from megatron_mixcpt.data.reading.record_maker import DROP_REASONS
 
 REASONS = ("", *DROP_REASONS)
 """The names of the codes that :func:`select` gives; 0 stands for a sample that stays."""

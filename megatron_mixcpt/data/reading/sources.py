@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_mixcpt.errors import DataError
 
@@ -33,6 +34,10 @@ class Source:
     """``.gz``, ``.bz2``, ``.zst`` or nothing."""
     size: int
     """In bytes, as it lies on disk."""
+
+    def stamp(self) -> list[Any]:
+        """What tells the file, as it is now, from another: kind, path, size in bytes and time of change."""
+        return [self.kind, str(self.path), self.size, self.path.stat().st_mtime_ns]
 
 
 def format_of(path: Path) -> tuple[str, str] | None:

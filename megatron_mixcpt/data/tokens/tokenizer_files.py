@@ -4,13 +4,19 @@ Reads tokenizer.json with the ``tokenizers`` library, which loads in a tenth of 
 tokenizer.model or vocab.json and merges.txt is converted by transformers first, which is slow but rare.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatron_mixcpt.data.mixture.manifest import tokenizer_digest
 from megatron_mixcpt.errors import CheckpointError, ConfigError
+from megatron_mixcpt.jobs.digests import file_digest
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILE_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class TokenizerFiles:
 
     folder: Path
     digest: str
-    """See :func:`megatron_mixcpt.data.mixture.manifest.tokenizer_digest`."""
+    """See :func:`tokenizer_digest`."""
     definition: str
     """The text of tokenizer.json."""
     eos_token: str
@@ -93,3 +99,39 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); copy the file again") from error
     return content if isinstance(content, dict) else {}
+
+
+def tokenizer_digest(tokenizer_dir: Path | str) -> str:
+    """The identity of a tokenizer: sha256, in hexadecimal, of the file or files that decide its token ids.
+
+    That is tokenizer.json, or else tokenizer.model, or else vocab.json and merges.txt. The chat template and
+    tokenizer_config.json do not count: they do not change what plain text encodes to, and export rewrites them.
+    Raises CheckpointError where the folder holds none of these.
+    """
+    for names in TOKENIZER_FILE_SETS:
+        paths = [Path(tokenizer_dir) / name for name in names]
+        if all(path.is_file() for path in paths):
+            if len(paths) == 1:
+                return file_digest(paths[0])
+            return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
+    wanted = ", ".join(" + ".join(names) for names in TOKENIZER_FILE_SETS)
+    raise CheckpointError(f"{tokenizer_dir}: no tokenizer there (looked for {wanted}); give a Hugging Face folder")
+
+
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a Hugging Face folder; no code in it is run.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigError: it names no end of sequence.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its readers meet
+        first_line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{folder}: no readable tokenizer ({first_line}); copy its files again") from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{folder}: the tokenizer names no eos_token; add it to tokenizer_config.json")
+    return tokenizer

@@ -18,12 +18,13 @@ from tqdm import tqdm
 from megatron_mixcpt.config import AlignmentConfig, RunConfig
 from megatron_mixcpt.conversion.hf_model_folder import refuse_contradictions
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
-from megatron_mixcpt.data.chat.templates import choose_template, load_tokenizer
+from megatron_mixcpt.data.chat.templates import choose_template
 from megatron_mixcpt.data.datasets.packed_rows import PackedRows, Sample, num_positions
 from megatron_mixcpt.data.datasets.packing import PackedBatches, pack_batches
 from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.records import Record
 from megatron_mixcpt.data.sample_id import sample_id
+from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.training.engine.arguments import (

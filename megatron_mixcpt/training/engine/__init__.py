@@ -1,0 +1,1 @@
+"""What wraps the engine's training loop: its arguments, changes to it, checkpoints, signals and launch."""

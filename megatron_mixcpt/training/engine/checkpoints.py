@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron.training import checkpointing, get_args, training
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine
 from megatron_mixcpt.conversion.megatron_iterations import (
     choose_checkpoint,
     iteration_folder,
@@ -42,7 +43,7 @@ def resumable(folder: str | None) -> MegatronCheckpoint | None:
         CheckpointError: there is a torn one only.
     """
     choice = choose_checkpoint(Path(folder)) if folder and Path(folder).is_dir() else None
-    return choice and MegatronCheckpoint(folder, iteration_number(choice.folder) or None)
+    return choice and open_for_engine(folder, iteration_number(choice.folder) or None)
 
 
 def settle_checkpoints(args: argparse.Namespace) -> None:

@@ -9,17 +9,12 @@ for the first time after ``--eval-interval`` iterations.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from megatron.training import get_args, training
 from torch.utils.data import Dataset
-
-from megatron_mixcpt.data.datasets.mixture_datasets import held_out_sequences
-from megatron_mixcpt.data.mixture.manifest import MixtureManifest
-from megatron_mixcpt.data.mixture.plan import MixturePlan
-from megatron_mixcpt.errors import ConfigError
 
 # Microbatches of one evaluation step for each pipeline stage: few of the stages' turns are then spent waiting.
 _MICROBATCHES_PER_STAGE = 4
@@ -44,31 +39,6 @@ class PaddedSamples(Dataset):
             return self.dataset[index]
         sample = self.dataset[0]
         return sample | {"loss_mask": torch.zeros_like(sample["loss_mask"])}
-
-
-def held_out_kinds(manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
-    """The kinds of which a whole sequence or more is held out.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    kinds = [kind for kind, count in held_out_sequences(manifest, plan).items() if count > 0]
-    if not kinds:
-        raise ConfigError(
-            f"--split {plan.split} holds out less than one sequence of {plan.sequence_length} tokens of every kind: "
-            "hold out more, or nothing (--split 100,0,0)"
-        )
-    return kinds
-
-
-def validation_names(kinds: Sequence[str], named: Iterable[str]) -> list[str]:
-    """Of the whole validation sets: the held-out kinds', then the named. Raises ConfigError for one that is both."""
-    for name in named:
-        if name in kinds:
-            raise ConfigError(
-                f"--validation {name}=...: {name} is what --split holds out of that kind: choose another name"
-            )
-    return [*kinds, *named]
 
 
 def validation_settings(names: list[str], *, pipeline_size: int, data_parallel_size: int) -> dict[str, Any]:

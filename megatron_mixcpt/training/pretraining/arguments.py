@@ -34,9 +34,10 @@ from megatron_mixcpt.training.engine.arguments import (
     refuse_decided,
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
-from megatron_mixcpt.training.engine.run_record import check_resumes, mixture_record
-from megatron_mixcpt.training.engine.whole_validation import held_out_kinds, validation_names, validation_settings
-from megatron_mixcpt.training.pretraining.validation_sets import parse_named_sets
+from megatron_mixcpt.training.engine.run_record import check_resumes
+from megatron_mixcpt.training.engine.whole_validation import validation_settings
+from megatron_mixcpt.training.pretraining.record import mixture_record
+from megatron_mixcpt.training.pretraining.validation_sets import held_out_kinds, parse_named_sets, validation_names
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
 RECIPE_DEFAULTS = {

@@ -18,7 +18,7 @@ from megatron.training import training
 from megatron.training.utils import is_last_rank, print_rank_last
 from torch import Tensor
 
-from megatron_mixcpt.training.pretraining.loss import STUDENT_LOSS, TEACHER_LOSS
+from megatron_mixcpt.log_names import STUDENT_LOSS, TEACHER_LOSS
 
 RECORD_NAME = "validation_before_training.json"
 

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from megatron_mixcpt.log_names import STUDENT_LOSS, TEACHER_LOSS
 from megatron_mixcpt.losses.fused_linear import FusedMixCPTLoss
 
-STUDENT_LOSS = "ntp loss"
-TEACHER_LOSS = "teacher ntp loss"
 # Stands for "no token", so that a mean over none is 0 and not nan; lost as soon as one token is added to it.
 _NONE = 1e-20
 

@@ -9,19 +9,23 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_mixcpt.data.datasets.mixture_datasets import CACHE_NAME
-from megatron_mixcpt.data.mixture.manifest import KINDS, MANIFEST_NAME, MixtureManifest, file_digest
+from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
+from megatron_mixcpt.data.mixture.plan import MixturePlan, held_out_sequences
 from megatron_mixcpt.data.preprocessing.run import preprocess
-from megatron_mixcpt.data.preprocessing.settings import KindSettings, PreprocessSettings
+from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
+from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.data.reading.sources import find_sources
+from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.jobs.digests import file_digest
 from megatron_mixcpt.named_paths import parse_named_paths
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -129,3 +133,28 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
         aside.rename(folder)
     except OSError:  # another run was first
         shutil.rmtree(aside)
+
+
+def held_out_kinds(manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
+    """The kinds of which a whole sequence or more is held out.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    kinds = [kind for kind, count in held_out_sequences(manifest, plan).items() if count > 0]
+    if not kinds:
+        raise ConfigError(
+            f"--split {plan.split} holds out less than one sequence of {plan.sequence_length} tokens of every kind: "
+            "hold out more, or nothing (--split 100,0,0)"
+        )
+    return kinds
+
+
+def validation_names(kinds: Sequence[str], named: Iterable[str]) -> list[str]:
+    """Of the whole validation sets: the held-out kinds', then the named. Raises ConfigError for one that is both."""
+    for name in named:
+        if name in kinds:
+            raise ConfigError(
+                f"--validation {name}=...: {name} is what --split holds out of that kind: choose another name"
+            )
+    return [*kinds, *named]

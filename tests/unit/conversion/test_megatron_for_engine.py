@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import save
 
+from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
 
@@ -35,13 +36,13 @@ def checkpoint_with(folder: Path, value: object) -> Path:
 
 
 def test_objects_that_name_functions_are_refused(tmp_path: Path) -> None:
-    MegatronCheckpoint(checkpoint_with(tmp_path / "good", {"iteration": 1}))
+    open_for_engine(checkpoint_with(tmp_path / "good", {"iteration": 1}))
     hostile = checkpoint_with(tmp_path / "bad", Hostile(tmp_path / "marker"))
     with pytest.raises(CheckpointError, match="common_state/shard_0_1: loading it would run what it names") as caught:
-        MegatronCheckpoint(hostile)
+        open_for_engine(hostile)
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="common_state/shard_0_1 cannot be read"):
-        MegatronCheckpoint(hostile, engine_loads=False).arguments()
+        MegatronCheckpoint(hostile).arguments()
     assert not (tmp_path / "marker").exists()
 
 
@@ -51,7 +52,7 @@ def test_an_index_that_names_functions_is_refused(tmp_path: Path) -> None:
     metadata.planner_data = Hostile(tmp_path / "marker")
     index.write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"\.metadata names posix.system"):
-        MegatronCheckpoint(tmp_path)
+        open_for_engine(tmp_path)
     assert not (tmp_path / "marker").exists()
 
 
@@ -59,4 +60,4 @@ def test_a_checkpoint_of_another_programs_making_is_announced(tmp_path: Path) ->
     folder = checkpoint_with(tmp_path, {})
     (folder / "hf" / "source.json").unlink()
     with pytest.warns(UserWarning, match=r"was not written by megatron-mixcpt \(it has no hf/source.json\)"):
-        MegatronCheckpoint(folder)
+        open_for_engine(folder)

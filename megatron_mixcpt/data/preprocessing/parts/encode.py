@@ -5,7 +5,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mixcpt.data.mixture.manifest import file_digest
 from megatron_mixcpt.data.preprocessing.parts.files import PartResult
 from megatron_mixcpt.data.preprocessing.parts.plan import Part
 from megatron_mixcpt.data.preprocessing.parts.pool import compare_first, run_part, worker_pool
@@ -13,6 +12,7 @@ from megatron_mixcpt.data.preprocessing.parts.worker import NUM_COMPARED_FIRST, 
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.reading.sources import Source
 from megatron_mixcpt.errors import DataError
+from megatron_mixcpt.jobs.digests import file_digest
 from megatron_mixcpt.jobs.progress import Progress
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.architectures.rules import Block, MergeGateUp, MergeQKV, Rename, dimensions
-from megatron_mixcpt.conversion.hf_model_folder import ARCHITECTURES
 
 # 4 query heads in 2 groups, head size 2; q, k and v have 8, 4 and 4 rows.
 ARGUMENTS = {

@@ -8,8 +8,9 @@ import pytest
 from jinja2 import TemplateError
 
 from megatron_mixcpt.data.chat.bounded import TookTooLongError, bounded
-from megatron_mixcpt.data.chat.templates import ChatTemplate, choose_template, load_tokenizer, render
+from megatron_mixcpt.data.chat.templates import ChatTemplate, choose_template, render
 from megatron_mixcpt.data.records import Message
+from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import ConfigError
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 

@@ -8,8 +8,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, EncodedConversation, Refusal
-from megatron_mixcpt.data.chat.templates import BUILT_IN_TEMPLATES, ChatTemplate, choose_template, load_tokenizer
+from megatron_mixcpt.data.chat.templates import BUILT_IN_TEMPLATES, ChatTemplate, choose_template
 from megatron_mixcpt.data.records import Message, PreferencePair
+from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import ConfigError
 from tests.unit.data.tiny_tokenizer import LLAMA3_TOKENS, save_tiny_tokenizer
 

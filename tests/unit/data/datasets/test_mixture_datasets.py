@@ -7,13 +7,8 @@ from types import SimpleNamespace
 import pytest
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
-from megatron_mixcpt.data.datasets.mixture_datasets import (
-    build_mixture_datasets,
-    build_validation_sets,
-    held_out_tokens,
-    share_out,
-)
-from megatron_mixcpt.data.mixture.plan import plan_mixture, split_documents
+from megatron_mixcpt.data.datasets.mixture_datasets import build_mixture_datasets, build_validation_sets
+from megatron_mixcpt.data.mixture.plan import held_out_tokens, plan_mixture, share_out, split_documents
 from tests.unit.data.mixture.test_plan import write_mixture
 
 SEQUENCE_LENGTH = 16

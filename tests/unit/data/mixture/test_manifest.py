@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mixcpt.data.mixture.manifest import MixtureManifest, SourceSummary, tokenizer_digest
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest, SourceSummary
+from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
 from megatron_mixcpt.errors import CheckpointError, DataError
 from tests.unit.data.mixture.test_plan import write_mixture
 

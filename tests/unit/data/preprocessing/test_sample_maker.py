@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from megatron_mixcpt.data.preprocessing.decontaminate import TestSets, read_test_sets
 from megatron_mixcpt.data.preprocessing.near_duplicates import find_near_duplicates, signature
 from megatron_mixcpt.data.preprocessing.parts.files import SAMPLE_TYPE
-from megatron_mixcpt.data.preprocessing.sample_maker import Dropped, SampleMaker
-from megatron_mixcpt.data.preprocessing.settings import KindSettings, PreprocessSettings
+from megatron_mixcpt.data.preprocessing.sample_maker import SampleMaker
+from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.what_stays import REASONS, first_occurrences, select
 from megatron_mixcpt.data.reading.presets import PRESETS, preset_for
+from megatron_mixcpt.data.reading.record_maker import Dropped
+from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.data.records import FIELDS_OF_KIND, REJECT_REASONS, BadRecord, FieldNames
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError

@@ -1,0 +1,15 @@
+"""The families that can be trained, by their name in config.json: add yours here."""
+
+from megatron_mixcpt.conversion.architectures.llama import LLAMA
+from megatron_mixcpt.conversion.architectures.mistral import MISTRAL
+from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
+from megatron_mixcpt.conversion.architectures.phi3 import PHI3
+from megatron_mixcpt.conversion.architectures.qwen2 import QWEN2
+from megatron_mixcpt.conversion.architectures.qwen3 import QWEN3
+from megatron_mixcpt.conversion.architectures.qwen3_moe import QWEN3_MOE
+from megatron_mixcpt.conversion.architectures.smollm3 import SMOLLM3
+
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, MIXTRAL, QWEN3_MOE)
+}

@@ -1,0 +1,65 @@
+"""A row of an input file becomes a record, or the reason why not: preset, filter, embedded chat templates."""
+
+from collections import Counter
+from typing import Any
+
+from megatron_mixcpt.data.reading.embedded_templates import TemplateRule, strip_templates
+from megatron_mixcpt.data.reading.presets import preset_for
+from megatron_mixcpt.data.reading.record_settings import KindSettings
+from megatron_mixcpt.data.reading.row_filter import RowFilter
+from megatron_mixcpt.data.records import BadRecord, Record, to_record
+
+DROP_REASONS = {
+    "filtered": "does not fulfil the filter",
+    "not_drawn": "not in the fraction to keep",
+    "contaminated": "shares a long run of words with a test set",
+    "duplicate": "the text of an earlier sample",
+    "near_duplicate": "almost the text of an earlier sample",
+    "too_few_tokens": "fewer tokens than --min-tokens",
+    "over_max_tokens": "after the last that fits into the tokens asked for",
+}
+"""Why a good record gives no sample, by the name that rejects and manifest give it."""
+
+
+class Dropped(Exception):
+    """A good record that is left out because the user asked for it: ``reason`` is a key of ``DROP_REASONS``."""
+
+    def __init__(self, reason: str, detail: str | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail or DROP_REASONS[reason]
+
+
+class RecordMaker:
+    """Makes records of one kind from rows; ``notes`` counts the chat templates taken off, by name."""
+
+    def __init__(self, kind: str, settings: KindSettings, template_rules: tuple[TemplateRule, ...]):
+        preset = preset_for(kind, settings.preset)
+        condition = settings.filter or preset.filter
+        self._kind = kind
+        self._names = settings.names
+        self._convert = preset.convert
+        self._filter = RowFilter(condition, f"--{kind}-filter") if condition else None
+        self._rules = template_rules
+        self.notes: Counter[str] = Counter()
+        read = set(preset.reads) | (self._filter.fields if self._filter else set())
+        self.extra_fields = frozenset(name.partition(".")[0] for name in read) | read
+        """Columns needed beyond those of the record itself."""
+
+    def make(self, content: Any) -> Record:
+        """The record of a parsed row. Raises BadRecord for one that cannot be used, Dropped for one that is not wanted.
+
+        A BadRecord in place of the content is raised.
+        """
+        if isinstance(content, BadRecord):
+            raise content
+        if self._convert and isinstance(content, dict):
+            content = self._convert(content)
+        if self._filter and isinstance(content, dict) and not self._filter(content):
+            raise Dropped("filtered")
+        record = to_record(self._kind, content, self._names)
+        if self._rules:
+            record, applied = strip_templates(record, self._rules)
+            for name in applied:
+                self.notes[f"template {name}"] += 1
+        return record

@@ -1,0 +1,108 @@
+"""The map of the package: its rooms, what each is for, and which others it may import.
+
+``test_imports.py`` holds the code against it, and the table in CONTRIBUTING.md is this one::
+
+    python tests/unit/room_map.py           # prints the table for CONTRIBUTING.md
+
+A room is a folder, or a module beside the folders. Every room may import itself, the rooms inside it, the room that it
+lies in, and ``errors``. The table is the design: a new arrow is a decision, not a fix of a test.
+"""
+
+from typing import NamedTuple
+
+
+class Room(NamedTuple):
+    """One room."""
+
+    purpose: str
+    may_import: frozenset[str] = frozenset()
+    takes: str = "nothing heavy"
+    """``nothing heavy``; ``torch``; ``engine core`` (megatron.core and torch); ``engine`` (megatron.training too)."""
+
+
+def _room(purpose: str, may_import: str = "", takes: str = "nothing heavy") -> Room:
+    return Room(purpose, frozenset(may_import.split()), takes)
+
+
+HEAVY = {
+    "nothing heavy": frozenset[str](),
+    "torch": frozenset({"torch"}),
+    "engine core": frozenset({"torch", "megatron.core"}),
+    "engine": frozenset({"torch", "megatron.core", "megatron.training"}),
+}
+
+ROOMS = {
+    "errors": _room("what a user can correct, as one line"),
+    "named_paths": _room("NAME=PATH on a command line"),
+    "log_names": _room("names of the curves that training writes and the report reads"),
+    "config": _room("settings of each training stage"),
+    "training_log": _room("the curves of a run, read from TensorBoard files"),
+    "cpu_emulation": _room("the engine on machines without a GPU", takes="torch"),
+    "jobs": _room("complete outputs, resumable folders, digests, progress, ranks", takes="torch"),
+    "losses": _room("mathematics over a sharded vocabulary", takes="torch"),
+    "models": _room("layers without Transformer Engine", takes="engine core"),
+    "data": _room("records: documents, conversations, preferences"),
+    "data/reading": _room("files become records"),
+    "data/chat": _room("chat templates and the tokens of a conversation"),
+    "data/tokens": _room("texts become token ids", "jobs"),
+    "data/mixture": _room("datasets on disk, mixture.json, the plan of a run", "data/tokens"),
+    "data/preprocessing": _room(
+        "the whole of tools/preprocess_mixture.py", "data/reading data/tokens data/mixture jobs"
+    ),
+    "data/preprocessing/parts": _room(
+        "its work in parts, by one process or many", "data/reading data/tokens data/mixture jobs"
+    ),
+    "data/datasets": _room("the engine's datasets and packed rows", "data/chat data/mixture", "engine core"),
+    "conversion": _room("Hugging Face and Megatron checkpoints, both ways", "jobs training_log", "engine core"),
+    "conversion/architectures": _room("one file of tables per family of models", takes="torch"),
+    "distillation": _room("teacher and student in one pipeline", "losses", "engine core"),
+    "inference": _room(
+        "a model in memory without the trainer",
+        "conversion models losses data/tokens",
+        "engine core",
+    ),
+    "verification": _room("a model folder and its conversion, checked", "conversion inference", "torch"),
+    "evaluation": _room(
+        "perplexity, benchmark tasks, MT-Bench",
+        "inference conversion data data/chat data/reading data/tokens named_paths jobs",
+        "torch",
+    ),
+    "evaluation/tasks": _room("benchmark tasks that lm-eval lacks"),
+    "selection": _room(
+        "scores and selects samples for alignment", "inference data data/chat data/reading jobs", "torch"
+    ),
+    "planning": _room("memory of a run on paper", "conversion"),
+    "report": _room("one page about several runs", "training_log named_paths data data/mixture"),
+    "training": _room("what all trainings share: batches, the model, recipes", "distillation", "engine"),
+    "training/engine": _room(
+        "what wraps the engine's training loop",
+        "config conversion conversion/architectures distillation models",
+        "engine",
+    ),
+    "training/pretraining": _room(
+        "continual pre-training",
+        "training/engine config log_names named_paths conversion conversion/architectures inference distillation "
+        "losses data data/reading data/tokens data/mixture data/preprocessing data/datasets jobs",
+        "engine",
+    ),
+    "training/alignment": _room(
+        "SFT and DPO",
+        "training/engine config conversion inference distillation losses data data/reading data/chat data/tokens "
+        "data/datasets",
+        "engine",
+    ),
+    "testing": _room("gloo ranks for the tests", takes="engine"),
+}
+
+
+def table() -> str:
+    """The map as Markdown."""
+    lines = ["| room | for | imports, beside `errors` | heavy |", "|---|---|---|---|"]
+    for name, room in ROOMS.items():
+        imports = ", ".join(sorted(room.may_import)) or "-"
+        lines.append(f"| `{name}` | {room.purpose} | {imports} | {room.takes.replace('nothing heavy', '-')} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
