@@ -1,13 +1,14 @@
 """Settings of each training stage: one dataclass, checked when built, that also makes the flags.
 
-The field docstrings are the help texts: the engine's ``ArgumentGroupFactory`` reads them.
+The field docstrings are the help texts; see ``flags.py``.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import setting
 
 
 @dataclass(kw_only=True)
@@ -97,9 +98,7 @@ class MixCPTConfig(RunConfig):
     """Report the entropy of the teacher's distribution as well: one more sum over the logits, four more bytes per token
     in the loss's collective."""
 
-    validation: list[str] = field(
-        default_factory=list, metadata={"argparse_meta": {"action": "extend", "metavar": "NAME=PATH"}}
-    )
+    validation: list[str] = setting(default_factory=list, metavar="NAME=PATH", action="extend")
     """Measure this set as well, whole, before the first step and at each --eval-interval, for the student and for the
     teacher; may be given several times. PATH is a kind of a preprocessed mixture (DIR/cpt) or documents as
     preprocessing reads them (text, JSONL, a folder...), which are tokenized at the start."""
@@ -209,9 +208,7 @@ class AlignmentConfig(RunConfig):
 class SFTConfig(AlignmentConfig):
     """Supervised fine-tuning on the tokens of the assistant's turns (Eq. 10)."""
 
-    data: list[str] = field(
-        default_factory=list, metadata={"argparse_meta": {"arg_names": ["--sft"], "metavar": "PATH"}}
-    )
+    data: list[str] = setting(default_factory=list, flag="--sft", metavar="PATH")
     """Required. Files of conversations, as preprocessing reads them or selection writes them."""
 
     def __post_init__(self) -> None:
@@ -224,9 +221,7 @@ class SFTConfig(AlignmentConfig):
 class DPOConfig(AlignmentConfig):
     """Direct preference optimization against the model that training starts from (Eq. 11)."""
 
-    data: list[str] = field(
-        default_factory=list, metadata={"argparse_meta": {"arg_names": ["--dpo"], "metavar": "PATH"}}
-    )
+    data: list[str] = setting(default_factory=list, flag="--dpo", metavar="PATH")
     """Required. Files of preference pairs, as preprocessing reads them or selection writes them."""
 
     beta: float = 0.1
@@ -235,7 +230,7 @@ class DPOConfig(AlignmentConfig):
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     """sigmoid: Rafailov et al. 2023; ipo: Azar et al. 2023, on log-probabilities per token."""
 
-    dpo_label_smoothing: float = field(default=0.0, metadata={"argparse_meta": {"arg_names": ["--label-smoothing"]}})
+    dpo_label_smoothing: float = setting(default=0.0, flag="--label-smoothing")
     """Share of the pairs taken to be labelled the wrong way round, with --loss sigmoid."""
 
     sft_coefficient: float = 0.0

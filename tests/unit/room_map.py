@@ -34,8 +34,9 @@ HEAVY = {
 ROOMS = {
     "errors": _room("what a user can correct, as one line"),
     "named_paths": _room("NAME=PATH on a command line"),
+    "flags": _room("settings as dataclasses: flags, help and record"),
     "log_names": _room("names of the curves that training writes and the report reads"),
-    "config": _room("settings of each training stage"),
+    "config": _room("settings of each training stage", "flags"),
     "training_log": _room("the curves of a run, read from TensorBoard files"),
     "cpu_emulation": _room("the engine on machines without a GPU", takes="torch"),
     "jobs": _room("complete outputs, resumable folders, digests, progress, ranks", takes="torch"),
@@ -76,7 +77,7 @@ ROOMS = {
     "training": _room("what all trainings share: batches, the model, recipes", "distillation", "engine"),
     "training/engine": _room(
         "what wraps the engine's training loop",
-        "config conversion conversion/architectures distillation models",
+        "config flags conversion conversion/architectures distillation models",
         "engine",
     ),
     "training/pretraining": _room(

@@ -11,14 +11,14 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
-from megatron.training.argument_utils import ArgumentGroupFactory
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
 
 from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import Parser, add_flags, repeated_flags
 
 Settings = Mapping[str, Any]
 """Engine arguments by destination: defaults, and over them what the command line says."""
@@ -28,13 +28,6 @@ _WITHOUT_FUSED_KERNELS = dict.fromkeys(
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors as one line: the engine's usage text has a thousand flags."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help lists every flag)")
-
-
 class _Unset(list):
     """Stands for "not given". A list, because a flag that may be repeated adds its values to a copy of it."""
 
@@ -42,7 +35,7 @@ class _Unset(list):
 def _add_flags(parser: argparse.ArgumentParser, config_class: type) -> argparse.ArgumentParser:
     """Add the flags of a settings dataclass to the engine's; changes and returns ``parser``."""
     parser.conflict_handler = "resolve"  # the engine has an --sft too, a switch
-    ArgumentGroupFactory(config_class).build_group(parser, config_class.__doc__)
+    add_flags(parser.add_argument_group(str(config_class.__doc__)), config_class)
     return parser
 
 
@@ -56,7 +49,7 @@ def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any
     Raises:
         ConfigError: an unknown flag or a value of the wrong type.
     """
-    parser = _add_flags(add_megatron_arguments(_Parser(allow_abbrev=False)), config_class)
+    parser = _add_flags(add_megatron_arguments(Parser()), config_class)
     unset = _Unset()
     blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
     return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
@@ -66,12 +59,6 @@ def config_from[Config](explicit: Settings, config_class: type[Config]) -> Confi
     """The settings dataclass with what the command line says of its fields. Raises what its checks raise."""
     names = {field.name for field in fields(config_class)}
     return config_class(**{name: value for name, value in explicit.items() if name in names})
-
-
-def repeated_flags(config_class: type) -> list[str]:
-    """The fields of a settings dataclass whose flag may be given several times."""
-    meta = {field.name: field.metadata.get("argparse_meta", {}) for field in fields(config_class)}
-    return [name for name, options in meta.items() if options.get("action") == "extend"]
 
 
 def refuse_decided(explicit: Settings, decided: Mapping[str, str]) -> None:
