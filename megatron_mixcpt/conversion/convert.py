@@ -30,7 +30,7 @@ from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.megatron_writer import TensorSource, write_release
 from megatron_mixcpt.conversion.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
-from megatron_mixcpt.jobs.ranks import barrier, get_rank, get_world_size, written_aside
+from megatron_mixcpt.jobs.ranks import barrier, get_rank, get_world_size, whole_folder_of_ranks
 from megatron_mixcpt.training_log import logged_figures
 
 PADDED = (EMBEDDING, OUTPUT_LAYER)
@@ -58,7 +58,7 @@ def convert_from_hf(hf_dir: str | Path, save_dir: str | Path) -> Summary:
     hf_model, target = read_model_folder(hf_dir), Path(save_dir)
     sources = [_source(hf_model, rule) for rule in hf_model.rules().values()]
     parallel = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
-    with written_aside(target) as aside:
+    with whole_folder_of_ranks(target) as aside:
         write_release(aside, sources, {**hf_model.engine_arguments, **parallel})
         if get_rank() == 0:
             copy_hf_metadata(hf_model.folder, aside, hf_model)
@@ -115,7 +115,7 @@ def convert_to_hf(
         for rule in rules.values()
         for name, shape in rule.hf_shapes(plan.dims).items()
     }
-    with written_aside(target) as aside:
+    with whole_folder_of_ranks(target) as aside:
         writer = SafetensorsWriter(aside, tensors, max_shard_bytes)
         if get_rank() == 0:
             writer.create()

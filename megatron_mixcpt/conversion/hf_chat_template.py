@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_mixcpt.conversion.safetensors_reader import read_json
+from megatron_mixcpt.jobs.whole_outputs import write_whole
 
 TEMPLATE_NAME = "chat_template.jinja"
 
@@ -17,11 +18,11 @@ def save_chat_template(folder: str | Path, template: str, stop_token_ids: Sequen
     of a document only, and would let a chat run on after its end of turn.
     """
     folder = Path(folder)
-    (folder / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    write_whole(folder / TEMPLATE_NAME, template)
     config_path = folder / "tokenizer_config.json"
     config = read_json(config_path) if config_path.exists() else {}
     if config.pop("chat_template", None) is not None:
-        config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_whole(config_path, json.dumps(config, indent=2) + "\n")
     _add_stop_tokens(folder / "generation_config.json", list(stop_token_ids))
 
 
@@ -31,4 +32,4 @@ def _add_stop_tokens(path: Path, stop_token_ids: list[int]) -> None:
     known = [] if present is None else present if isinstance(present, list) else [present]
     if missing := [token_id for token_id in stop_token_ids if token_id not in known]:
         config["eos_token_id"] = [*known, *missing]
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(config, indent=2) + "\n")

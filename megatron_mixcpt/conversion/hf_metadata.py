@@ -6,7 +6,6 @@ generation settings, and ``source.json``, which says where they come from. Expor
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, read_model_folder
 from megatron_mixcpt.conversion.safetensors_reader import read_json
 from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.jobs.whole_outputs import whole_folder
 
 FOLDER_NAME = "hf"
 SOURCE_NAME = "source.json"
@@ -62,14 +62,14 @@ def copy_hf_metadata(
 ) -> Path:
     """Keep a model folder's metadata as ``save_dir/hf``; call it on one process. Returns that folder.
 
-    Written aside and renamed, so that it is there whole or not at all. Where it is there already, nothing is written.
+    The folder is either complete or absent. Where it exists already, it is only compared.
 
     Args:
         hf_dir: the model folder that training starts from, or the ``hf`` folder of a checkpoint.
         save_dir: the checkpoint folder (``--save``); made where missing.
         hf_model: the folder as already read, to save reading its headers again.
         chat_template: Jinja, the template that the run trains with; None keeps the folder's own.
-        stop_token_ids: tokens that end a response in it, see ``chat_template_file.save_chat_template``.
+        stop_token_ids: tokens that end a response in it, see :func:`~.hf_chat_template.save_chat_template`.
 
     Raises:
         CheckpointError: ``save_dir`` holds the metadata of another model, or of a run with another chat template.
@@ -82,13 +82,11 @@ def copy_hf_metadata(
         _check_same(target, source, wanted)
         return target
     origin = _origin(source, hf_model) | wanted
-    aside = target.with_name(f".{FOLDER_NAME}.{os.getpid()}")
-    aside.mkdir(parents=True)
-    copy_files(source, aside)
-    if chat_template is not None:
-        save_chat_template(aside, chat_template, stop_token_ids)
-    (aside / SOURCE_NAME).write_text(json.dumps(origin, indent=2) + "\n")
-    aside.rename(target)
+    with whole_folder(target) as aside:
+        copy_files(source, aside)
+        if chat_template is not None:
+            save_chat_template(aside, chat_template, stop_token_ids)
+        (aside / SOURCE_NAME).write_text(json.dumps(origin, indent=2) + "\n")
     return target
 
 

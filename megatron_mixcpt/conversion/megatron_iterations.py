@@ -12,6 +12,7 @@ from typing import NamedTuple
 from megatron_mixcpt.conversion.inert_pickle import load_index
 from megatron_mixcpt.conversion.megatron_layout import FORMAT_NAME, TRACKER_NAME
 from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.jobs.whole_outputs import write_whole
 
 INDEX_NAME = ".metadata"
 RELEASE = "release"
@@ -94,10 +95,8 @@ def tracked_iteration(load_dir: Path) -> Path | None:
 
 
 def write_tracker(load_dir: Path, folder: Path) -> None:
-    """Let the tracker file name ``folder``; written aside and renamed, so that it is never empty."""
-    aside = load_dir / f".{TRACKER_NAME}"
-    aside.write_text(RELEASE if folder.name == RELEASE else str(iteration_number(folder)))
-    aside.rename(load_dir / TRACKER_NAME)
+    """Let the tracker file name ``folder``. Raises OSError, and then it names what it named before."""
+    write_whole(load_dir / TRACKER_NAME, RELEASE if folder.name == RELEASE else str(iteration_number(folder)))
 
 
 def _newest_whole(load_dir: Path, before: int | None) -> Path | None:

@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from torch.distributed.checkpoint.storage import WriteResult
 from tqdm import tqdm
 
-from megatron_mixcpt.conversion.megatron_layout import COMMON_STATE, FORMAT_NAME, TRACKER_NAME, Place
+from megatron_mixcpt.conversion.megatron_iterations import RELEASE, write_tracker
+from megatron_mixcpt.conversion.megatron_layout import COMMON_STATE, FORMAT_NAME, Place
 from megatron_mixcpt.jobs.ranks import get_rank, get_world_size
 
 FORMAT = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
@@ -117,7 +118,7 @@ def write_release(folder: Path, sources: list[TensorSource], arguments: Mapping[
         sources: every tensor of the model, over all layers.
         arguments: what the engine finds as the arguments of the run that saved (``--use-checkpoint-args``).
     """
-    target = folder / "release"
+    target = folder / RELEASE
     target.mkdir(parents=True, exist_ok=True)
     common = {
         "args": Namespace(**arguments),
@@ -134,7 +135,7 @@ def write_release(folder: Path, sources: list[TensorSource], arguments: Mapping[
         dcp.save({}, storage_writer=_StreamingWriter(target), planner=planner, no_dist=no_dist)
     if get_rank() == 0:
         (target / FORMAT_NAME).write_text(FORMAT)
-        (folder / TRACKER_NAME).write_text("release")
+        write_tracker(folder, target)
 
 
 @contextmanager
@@ -153,7 +154,7 @@ def _extra_states(sources: list[TensorSource]) -> list[str]:
 
     Loading fails where a key is missing and ignores those it has no module for, so each is written.
     """
-    places = {}
+    places: dict[Place, None] = {}
     for source in sources:
         module, _, _ = source.place.key.rpartition(".")
         if not module.startswith(("embedding", "output_layer")):

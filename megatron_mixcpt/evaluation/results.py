@@ -21,7 +21,7 @@ from megatron_mixcpt import __version__
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.evaluation.perplexity import Perplexity, WindowSettings
 from megatron_mixcpt.inference.model_source import ModelSource
-from megatron_mixcpt.jobs.ranks import written_aside
+from megatron_mixcpt.jobs.ranks import whole_folder_of_ranks
 
 FILE_NAME = "results.json"
 PACKAGES = ("megatron-core", "torch", "transformers", "lm-eval", "datasets")
@@ -69,7 +69,7 @@ def provenance() -> dict[str, Any]:
 
 def write_results(output: Path, results: Mapping[str, Any], samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
     """Write the folder aside and rename it: ``results.json`` and ``samples-TASK.jsonl`` for each of ``samples``."""
-    with written_aside(output) as aside:
+    with whole_folder_of_ranks(output) as aside:
         text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
         (aside / FILE_NAME).write_text(text + "\n", encoding="utf-8")
         for task, lines in samples.items():

@@ -1,4 +1,4 @@
-"""Processes that share a job, and an output folder of theirs that is there complete or not at all."""
+"""Processes that share a job, and an output folder that they write together: complete, or absent."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_mixcpt.errors import CheckpointError
-from megatron_mixcpt.jobs.whole_outputs import aside_of, publish
+from megatron_mixcpt.jobs.whole_outputs import aside_of, flush_all, make_aside, publish
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -28,34 +28,41 @@ def process_group_of_torchrun() -> Iterator[int]:
 
 
 @contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to write into, renamed to it at the end and removed on failure.
+def whole_folder_of_ranks(target: Path) -> Iterator[Path]:
+    """:func:`~megatron_mixcpt.jobs.whole_outputs.whole_folder`, written by all processes together; each must call.
+
+    Every process flushes what it wrote, for on a network file system no other can; then the first renames the folder.
 
     Raises:
-        CheckpointError: ``target`` exists, or the disk is full.
+        CheckpointError: ``target`` already exists, or it could not be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists already: give a --save folder that does not")
-    aside = aside_of(target)
+        raise CheckpointError(f"{target} already exists: choose another --save folder, or delete this one")
     if get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        try:
+            make_aside(target)
+        except OSError as error:
+            raise CheckpointError(f"{target} could not be written: {error.strerror}") from error
     barrier()
+    aside = aside_of(target)
     try:
         yield aside
         barrier()
+        flush_all(aside)
+        barrier()
+        if get_rank() == 0:
+            publish(aside, target)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise CheckpointError(f"{target} cannot be written: {error.strerror}; make room and start again") from error
+            reason = f"{error.strerror}; free some space and start again"
+            raise CheckpointError(f"{target} could not be written: {reason}") from error
         raise
-    if get_rank() == 0:
-        publish(aside, target)
     barrier()
 
 
 def get_rank() -> int:
-    """This process among those that share the work; 0 where there is one."""
+    """This process among those that share the work; 0 where there is only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -65,6 +72,6 @@ def get_world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait for the others, where there are any."""
+    """Wait for the other processes, where there are any."""
     if dist.is_initialized():
         dist.barrier()

@@ -1,12 +1,13 @@
-"""Outputs that are there complete or not at all, whatever ends the process or the machine.
+"""Outputs that are either complete or absent, however the process or the machine stops.
 
-A file is written beside its place, flushed to the disk and renamed; then the folder that holds the new name is flushed
-too. After a power failure the old content is there or the new one, never a part. Every writer of the package goes
-through here.
+A file or folder is written beside its place, flushed to the disk and renamed; then the folder that holds the new name
+is flushed too. After a power failure either the old content is there or the new one, never a part of it. Every writer
+of the package goes through here; :mod:`~megatron_mixcpt.jobs.ranks` does the same for several processes.
 """
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +34,30 @@ def open_whole(path: Path) -> Iterator[BinaryIO]:
         aside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, renamed to ``path`` when the block ends; an error in the block removes it.
+
+    Files in it need no care of their own: all are flushed once, at the end. Missing parents of ``path`` are made.
+
+    Raises OSError where it cannot be written, or where ``path`` holds anything, and then ``path`` is as it was.
+    """
+    aside = make_aside(path)
+    try:
+        yield aside
+        publish(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def make_aside(path: Path) -> Path:
+    """The empty folder :func:`aside_of` ``path``; what an earlier process left there is removed. Raises OSError."""
+    aside = aside_of(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    return aside
+
+
 def aside_of(path: Path) -> Path:
     """Where a file or folder is written before it gets its name: beside it, hidden."""
     return path.with_name(f".{path.name}.partial")
@@ -41,18 +66,22 @@ def aside_of(path: Path) -> Path:
 def publish(aside: Path, path: Path) -> None:
     """Flush ``aside``, a file or a folder of files, to the disk and rename it to ``path``. Raises OSError.
 
-    A file replaces a file that is there; a folder replaces an empty folder alone.
+    A file replaces an existing file; a folder replaces an empty folder only.
     """
-    for file in aside.rglob("*") if aside.is_dir() else (aside,):
-        flush(file)
-    if aside.is_dir():
-        flush(aside)
+    flush_all(aside)
     aside.replace(path)
     flush(path.parent)
 
 
+def flush_all(path: Path) -> None:
+    """:func:`flush` a file, or a folder with everything in it."""
+    for inner in path.rglob("*") if path.is_dir() else ():
+        flush(inner)
+    flush(path)
+
+
 def flush(path: Path) -> None:
-    """Wait until a file's content or a folder's names are on the disk. Raises OSError."""
+    """Wait until a file's content, or a folder's list of names, is on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

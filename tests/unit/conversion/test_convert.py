@@ -158,8 +158,8 @@ def test_refusals_of_the_export(tmp_path):
     megatron, out = tmp_path / "megatron", tmp_path / "out"
     assert "is not a Megatron checkpoint" in refusal(convert_to_hf, source, out)
     convert_from_hf(source, megatron)
-    assert "exists already" in refusal(convert_from_hf, source, megatron)
-    assert "exists already" in refusal(convert_to_hf, megatron, source)
+    assert "already exists" in refusal(convert_from_hf, source, megatron)
+    assert "already exists" in refusal(convert_to_hf, megatron, source)
     assert "has no iter_0000005; it has hf, release" in refusal(convert_to_hf, megatron, out, iteration=5)
     config = json.loads((megatron / "hf" / "config.json").read_text())
     (megatron / "hf" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
