@@ -139,6 +139,6 @@ def check_world_size(world: Path) -> None:
     try:
         parse_run([*flags(world, iterations=1), "--pipeline-model-parallel-size", "2"])
     except MixCPTError as error:
-        assert "3 ranks cannot hold whole copies of a model of 1 x 2 x 1 = 2 ranks" in str(error), error
+        assert "3 ranks cannot hold complete copies of a model of 1 x 2 x 1 = 2 ranks" in str(error), error
     else:
         raise AssertionError("a world size of 3 was accepted for PP 2")

@@ -35,6 +35,7 @@ ROOMS = {
     "errors": _room("what a user can correct, as one line"),
     "named_paths": _room("NAME=PATH on a command line"),
     "flags": _room("settings as dataclasses: flags, help and record"),
+    "parallel_sizes": _room("how a run's ranks are divided, checked as the engine would"),
     "log_names": _room("names of the curves that training writes and the report reads"),
     "config": _room("settings of each training stage", "flags"),
     "training_log": _room("the curves of a run, read from TensorBoard files"),
@@ -77,19 +78,19 @@ ROOMS = {
     "training": _room("what all trainings share: batches, the model, recipes", "distillation", "engine"),
     "training/engine": _room(
         "what wraps the engine's training loop",
-        "config flags conversion conversion/architectures distillation models",
+        "config flags parallel_sizes conversion conversion/architectures distillation models",
         "engine",
     ),
     "training/pretraining": _room(
         "continual pre-training",
-        "training/engine config log_names named_paths conversion conversion/architectures inference distillation "
-        "losses data data/reading data/tokens data/mixture data/preprocessing data/datasets jobs",
+        "training/engine config parallel_sizes log_names named_paths conversion conversion/architectures inference "
+        "distillation losses data data/reading data/tokens data/mixture data/preprocessing data/datasets jobs",
         "engine",
     ),
     "training/alignment": _room(
         "SFT and DPO",
-        "training/engine config conversion inference distillation losses data data/reading data/chat data/tokens "
-        "data/datasets",
+        "training/engine config parallel_sizes conversion inference distillation losses data data/reading data/chat "
+        "data/tokens data/datasets",
         "engine",
     ),
     "testing": _room("gloo ranks for the tests", takes="engine"),

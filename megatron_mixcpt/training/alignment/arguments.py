@@ -27,14 +27,14 @@ from megatron_mixcpt.data.sample_id import sample_id
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.inference.model_source import ModelSource
+from megatron_mixcpt.parallel_sizes import ParallelSizes, check_layout
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
     config_from,
-    data_parallel_size,
     engine_defaults,
     explicit_arguments,
-    model_sizes,
+    parallel_sizes,
     parse_engine_args,
     refuse_decided,
     without_flags,
@@ -44,7 +44,7 @@ from megatron_mixcpt.training.engine.run_record import check_resumes
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 
 # The paper's settings of format alignment (appendix), where they do not depend on the model.
-RECIPE_DEFAULTS = {
+RECIPE_DEFAULTS: dict[str, Any] = {
     "seq_length": 2048,
     "micro_batch_size": 1,
     "global_batch_size": 128,
@@ -79,6 +79,7 @@ class AlignmentRun:
 
     args: argparse.Namespace
     config: AlignmentConfig
+    sizes: ParallelSizes
     source: ModelSource
     encoder: ChatEncoder
     samples: list[Sample]
@@ -122,19 +123,20 @@ def parse_alignment_run(
     tokenizer = load_tokenizer(source.plan.folder)
     check_vocabulary(source.plan, len(tokenizer))
     settings = RECIPE_DEFAULTS | defaults | engine_defaults(source.plan, tokenizer.eos_token_id) | explicit
-    _check_layout(settings)
+    sizes = parallel_sizes(settings)
+    _check_layout(sizes, settings)
     encoder = ChatEncoder(tokenizer, choose_template(tokenizer, config.chat_template), settings["seq_length"])
     train, held_out, refused = _read_samples(config, kind, encode, encoder)
     ids, samples = [name for name, _ in train + held_out], [sample for _, sample in train + held_out]
-    batches = _pack(config, samples[: len(train)], settings)
+    batches = _pack(config, samples[: len(train)], settings, sizes)
     rows = _rows(samples, batches, encoder, settings, Split.train)
     valid = _held_out_rows(len(train), samples, encoder, settings) if held_out else None
-    engine_settings = settings | _engine_batches(batches, valid is not None, settings)
+    engine_settings = settings | _engine_batches(batches, valid is not None, settings, sizes)
     args = parse_engine_args(without_flags(argv, ("--load", "--global-batch-size")), config_class, engine_settings)
     record = _record(config, settings, batches, samples)
     check_resumes(args, record, source.plan.engine_arguments, allow=config.resume_with_changes)
     size = settings["global_batch_size"]
-    return AlignmentRun(args, config, source, encoder, samples, ids, len(held_out), size, rows, valid, refused)
+    return AlignmentRun(args, config, sizes, source, encoder, samples, ids, len(held_out), size, rows, valid, refused)
 
 
 def _open_source(config: AlignmentConfig, explicit: dict[str, Any]) -> ModelSource:
@@ -146,14 +148,14 @@ def _open_source(config: AlignmentConfig, explicit: dict[str, Any]) -> ModelSour
     )
 
 
-def _check_layout(settings: dict[str, Any]) -> None:
-    data_parallel_size(settings)
-    check_packed_rows(settings)
-    if model_sizes(settings)[2] > 1:
+def _check_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> None:
+    if sizes.context > 1:
         raise ConfigError(
-            f"--context-parallel-size {settings['context_parallel_size']}: samples are not split over ranks; use "
+            f"--context-parallel-size {sizes.context} is not used here, because samples are not split over ranks; use "
             "--tensor-model-parallel-size or --pipeline-model-parallel-size for large models"
         )
+    check_layout(sizes, settings)
+    check_packed_rows(settings)
 
 
 def _read_samples(
@@ -176,7 +178,9 @@ def _read_samples(
     return train, held_out, refused
 
 
-def _pack(config: AlignmentConfig, samples: list[Sample], settings: dict[str, Any]) -> PackedBatches:
+def _pack(
+    config: AlignmentConfig, samples: list[Sample], settings: dict[str, Any], sizes: ParallelSizes
+) -> PackedBatches:
     return pack_batches(
         [num_positions(sample) for sample in samples],
         row_length=settings["seq_length"],
@@ -184,14 +188,8 @@ def _pack(config: AlignmentConfig, samples: list[Sample], settings: dict[str, An
         epochs=config.epochs,
         seed=settings.get("seed", 1234),
         packing=config.packing,
-        rows_multiple=settings["micro_batch_size"] * data_parallel_size(settings) * _microbatches_multiple(settings),
+        rows_multiple=settings["micro_batch_size"] * sizes.data * sizes.microbatches_multiple,
     )
-
-
-def _microbatches_multiple(settings: dict[str, Any]) -> int:
-    """Interleaved pipelines take microbatches in groups of as many as there are stages."""
-    interleaved = ("num_layers_per_virtual_pipeline_stage", "num_virtual_stages_per_pipeline_rank")
-    return model_sizes(settings)[1] if any(settings.get(name) for name in interleaved) else 1
 
 
 def _rows(
@@ -209,12 +207,12 @@ def _held_out_rows(start: int, samples: list[Sample], encoder: ChatEncoder, sett
     return _rows(samples, PackedBatches(batches.num_rows, moved), encoder, settings, Split.valid)
 
 
-def _engine_batches(batches: PackedBatches, validates: bool, settings: dict[str, Any]) -> dict[str, Any]:
+def _engine_batches(
+    batches: PackedBatches, validates: bool, settings: dict[str, Any], sizes: ParallelSizes
+) -> dict[str, Any]:
     """The run in the engine's terms: its samples are our rows, and it resumes from where it saves."""
     save = settings.get("save")
-    validation = validation_settings(
-        ["held-out"], pipeline_size=model_sizes(settings)[1], data_parallel_size=data_parallel_size(settings)
-    )
+    validation = validation_settings(["held-out"], pipeline_size=sizes.pipeline, data_parallel_size=sizes.data)
     return {
         "global_batch_size": batches.num_rows,
         "train_iters": batches.num_batches,

@@ -10,7 +10,7 @@ def describe(run: AlignmentRun) -> str:
     args, batches = run.args, run.train.batches
     num_train = len(run.samples) - run.num_held_out
     filled = run.config.epochs * sum(map(num_positions, run.samples[:num_train])) / (len(run.train) * args.seq_length)
-    sizes = args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.data_parallel_size
+    sizes = run.sizes
     refused = "".join(f"; {count:,} not used: {REFUSALS[reason]}" for reason, count in sorted(run.refused.items()))
     return "\n".join(
         [
@@ -20,8 +20,8 @@ def describe(run: AlignmentRun) -> str:
             f"samples        {num_train:,} to train on, {run.num_held_out:,} held out{refused}",
             f"batches        {batches.num_batches:,} of {run.global_batch_size:,} samples, {run.config.epochs} epochs",
             f"rows           {batches.num_rows:,} a batch, of {args.seq_length:,} tokens, {filled:.0%} full",
-            "layout         TP {} x PP {} x DP {}".format(*sizes)
-            + f" = {args.world_size} ranks, {str(args.params_dtype).removeprefix('torch.')}",
+            f"layout         TP {sizes.tensor} x PP {sizes.pipeline} x DP {sizes.data}"
+            f" = {args.world_size} ranks, {str(args.params_dtype).removeprefix('torch.')}",
             f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",
         ]
     )

@@ -6,7 +6,6 @@ Shared by every training entry; each adds the flags of its settings and its defa
 import argparse
 import contextlib
 import io
-import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from megatron.training.arguments import add_megatron_arguments, parse_and_valida
 from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import Parser, add_flags, repeated_flags
+from megatron_mixcpt.parallel_sizes import ParallelSizes
 
 Settings = Mapping[str, Any]
 """Engine arguments by destination: defaults, and over them what the command line says."""
@@ -133,7 +133,7 @@ def without_flags(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
 
 def _derived(settings: Settings) -> dict[str, Any]:
     """Padding of the vocabulary, where TensorBoard writes, and the engine's word for --deterministic."""
-    tensor, _, _ = model_sizes(settings)
+    tensor = settings.get("tensor_model_parallel_size", 1)
     derived = {"padded_vocab_size": -(-settings["vocab_size"] // tensor) * tensor}
     if settings.get("save") and not settings.get("tensorboard_dir"):
         derived["tensorboard_dir"] = os.path.join(settings["save"], "tensorboard")
@@ -142,28 +142,9 @@ def _derived(settings: Settings) -> dict[str, Any]:
     return derived
 
 
-def model_sizes(settings: Settings) -> tuple[int, int, int]:
-    """TP, PP and CP."""
-    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-    return tuple(settings.get(name, 1) for name in names)
-
-
-def data_parallel_size(settings: Settings) -> int:
-    """How many copies of the model the ranks hold, each of TP x PP x CP of them.
-
-    Raises:
-        ConfigError: the ranks are no multiple of what one copy takes.
-    """
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    tensor, pipeline, context = model_sizes(settings)
-    needed = math.prod((tensor, pipeline, context))
-    if num_ranks % needed:
-        raise ConfigError(
-            f"{num_ranks} ranks cannot hold whole copies of a model of {tensor} x {pipeline} x {context} = "
-            f"{needed} ranks (--tensor-model-parallel-size x --pipeline-model-parallel-size x "
-            "--context-parallel-size): start a multiple of that many (torchrun --nproc-per-node, --nnodes)"
-        )
-    return num_ranks // needed
+def parallel_sizes(settings: Settings) -> ParallelSizes:
+    """How the ranks that torchrun started are divided. Raises ConfigError where they do not make complete copies."""
+    return ParallelSizes.of(settings, num_ranks=int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def check_packed_rows(settings: Settings) -> None:

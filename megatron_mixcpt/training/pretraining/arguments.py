@@ -22,14 +22,14 @@ from megatron_mixcpt.data.mixture.plan import (
     split_fractions,
 )
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
     config_from,
-    data_parallel_size,
     engine_defaults,
     explicit_arguments,
-    model_sizes,
+    parallel_sizes,
     parse_engine_args,
     refuse_decided,
 )
@@ -40,7 +40,7 @@ from megatron_mixcpt.training.pretraining.record import mixture_record
 from megatron_mixcpt.training.pretraining.validation_sets import held_out_kinds, parse_named_sets, validation_names
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
-RECIPE_DEFAULTS = {
+RECIPE_DEFAULTS: dict[str, Any] = {
     "seq_length": 2048,
     "micro_batch_size": 1,
     "lr": 2e-5,
@@ -73,6 +73,7 @@ class Run:
 
     args: argparse.Namespace
     config: MixCPTConfig
+    sizes: ParallelSizes
     student: HFModel
     teacher: HFModel
     manifest: MixtureManifest
@@ -104,29 +105,32 @@ def parse_run(argv: Sequence[str]) -> Run:
         settings["load"] = explicit["save"]  # the same command again goes on
     if config.document_masking:
         settings["dataloader_inter_document_masking"] = True  # the engine's datasets then reset the positions as well
-    data_parallel_size(settings)
+    sizes = parallel_sizes(settings)
+    check_layout(sizes, settings)
+    check_batches(sizes, settings)
     if settings.get("dataloader_inter_document_masking"):
         check_packed_rows(settings)
     _check_loss_in_chunks(config, settings)
     if config.teacher_fp8:
         _check_fp8(settings)
-    plan = plan_run(manifest, config, settings)
+    batch_size = global_batch_size(sizes, settings)
+    plan = plan_run(manifest, config, settings, batch_size)
     if "train_iters" not in settings and "train_samples" not in settings:
-        settings["train_iters"] = plan.train_iters(global_batch_size(settings))
+        settings["train_iters"] = plan.train_iters(batch_size)
     named = parse_named_sets(config.validation)
     holds_out = split_fractions(settings["split"])[1] > 0.0
     if named or (holds_out and "eval_iters" not in explicit):
         names = validation_names(held_out_kinds(manifest, plan) if holds_out else [], named)
-        settings |= _whole_validation_sets(explicit, settings, names)
+        settings |= _whole_validation_sets(explicit, sizes, names)
     elif not holds_out:
         settings["eval_iters"] = 0  # the engine would take a missing dataset for one
     args = parse_engine_args(argv, MixCPTConfig, settings)
     record = mixture_record(args, config, manifest, plan)
     check_resumes(args, record, student.engine_arguments, allow=config.resume_with_changes)
-    return Run(args, config, student, teacher, manifest, plan, named)
+    return Run(args, config, sizes, student, teacher, manifest, plan, named)
 
 
-def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str, Any]) -> MixturePlan:
+def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str, Any], batch_size: int) -> MixturePlan:
     """How many sequences of each kind the run draws: ``--epochs``, or as many whole passes as the iterations need.
 
     ``--mixture-weights`` shares them out; without it the kinds keep the proportions of ``--epochs``.
@@ -137,7 +141,7 @@ def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str
     plan = plan_mixture(manifest, epochs=epochs, **shape)
     if "train_iters" not in settings and "train_samples" not in settings:
         return plan
-    needed = settings.get("train_samples") or settings["train_iters"] * global_batch_size(settings)
+    needed = settings.get("train_samples") or settings["train_iters"] * batch_size
     once = dict.fromkeys(manifest.kinds, 1.0) | (epochs if isinstance(epochs, dict) else {})
     passes = 1
     while (plan := plan_mixture(manifest, epochs=_times(passes, once), **shape)).num_sequences < needed:
@@ -149,10 +153,9 @@ def _times(factor: int, epochs: dict[str, float]) -> dict[str, float]:
     return {kind: factor * value for kind, value in epochs.items()}
 
 
-def _whole_validation_sets(explicit: dict[str, Any], settings: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def _whole_validation_sets(explicit: dict[str, Any], sizes: ParallelSizes, names: list[str]) -> dict[str, Any]:
     """What makes the sets of these names whole validation sets. Raises ConfigError for flags that contradict that."""
-    _, pipeline, _ = model_sizes(settings)
-    decided = validation_settings(names, pipeline_size=pipeline, data_parallel_size=data_parallel_size(settings))
+    decided = validation_settings(names, pipeline_size=sizes.pipeline, data_parallel_size=sizes.data)
     if "eval_iters" in explicit:
         raise ConfigError(
             f"--eval-iters {explicit['eval_iters']} with --validation, whose sets are measured whole: leave one out"
@@ -163,11 +166,6 @@ def _whole_validation_sets(explicit: dict[str, Any], settings: dict[str, Any], n
             "--eval-iters N to measure N batches of all kinds together"
         )
     return decided
-
-
-def global_batch_size(settings: dict[str, Any]) -> int:
-    """``--global-batch-size``, or one microbatch per data parallel rank, as in the engine."""
-    return settings.get("global_batch_size") or settings["micro_batch_size"] * data_parallel_size(settings)
 
 
 def _check_loss_in_chunks(config: MixCPTConfig, settings: dict[str, Any]) -> None:

@@ -42,8 +42,8 @@ def describe(run: Run) -> str:
         method += f", {config.divergence} KL at temperature {config.distillation_temperature:g}"
     elif config.holds_teacher:
         method += f", coefficient {config.l2_coefficient:g}"
-    layout = f"TP {args.tensor_model_parallel_size} x PP {args.pipeline_model_parallel_size}"
-    layout += f" x CP {args.context_parallel_size} x DP {args.data_parallel_size} = {args.world_size} ranks"
+    layout = f"TP {run.sizes.tensor} x PP {run.sizes.pipeline} x CP {run.sizes.context} x DP {run.sizes.data}"
+    layout += f" = {args.world_size} ranks"
     teacher = str(run.teacher.folder) if config.holds_teacher else "not needed"
     teacher += ", its layers in host memory" if config.teacher_offload == "cpu" else ""
     teacher += ", its layers in 8 bits" if config.teacher_fp8 else ""

@@ -1,0 +1,81 @@
+"""How ranks are divided, and what is refused before the engine would."""
+
+from typing import Any
+
+import pytest
+
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
+
+MODEL = {
+    "num_layers": 8,
+    "num_attention_heads": 12,
+    "num_query_groups": 2,
+    "ffn_hidden_size": 24,
+    "max_position_embeddings": 64,
+    "transformer_impl": "transformer_engine",
+    "seq_length": 64,
+    "micro_batch_size": 2,
+}
+
+
+def test_sizes_follow_from_the_flags() -> None:
+    settings = MODEL | {"tensor_model_parallel_size": 4, "pipeline_model_parallel_size": 2}
+    sizes = ParallelSizes.of(settings | {"num_layers_per_virtual_pipeline_stage": 2}, num_ranks=24)
+    assert sizes == ParallelSizes(tensor=4, pipeline=2, context=1, data=3, chunks=2)
+    assert (sizes.ranks_per_copy, sizes.microbatches_multiple) == (8, 2)
+    assert ParallelSizes.of(settings) == ParallelSizes(tensor=4, pipeline=2)
+    assert global_batch_size(sizes, settings) == 6
+    assert global_batch_size(sizes, settings | {"global_batch_size": 12}) == 12
+
+
+@pytest.mark.parametrize(
+    ("changed", "num_ranks", "message"),
+    [
+        ({"tensor_model_parallel_size": 0}, 1, "--tensor-model-parallel-size 0 must be greater than 0"),
+        ({"pipeline_model_parallel_size": 2}, 3, "3 ranks cannot hold complete copies of a model of 1 x 2 x 1 = 2 "),
+        ({"pipeline_model_parallel_size": 2}, 1, "1 ranks cannot hold complete copies"),
+        ({"tensor_model_parallel_size": 8}, 8, "does not divide the model's 12 attention heads"),
+        ({"tensor_model_parallel_size": 2, "ffn_hidden_size": 9}, 2, "does not divide the model's 9 MLP columns"),
+        ({"tensor_model_parallel_size": 3}, 3, "neither a divisor nor a multiple of the model's 2 query groups"),
+        ({"pipeline_model_parallel_size": 3}, 3, "--pipeline-model-parallel-size 3 does not divide the model's 8 "),
+        ({"num_virtual_stages_per_pipeline_rank": 2}, 1, "2 chunks of layers on each rank need"),
+        ({"seq_length": 128}, 1, "--seq-length 128 is longer than the model's 64 positions"),
+        ({"context_parallel_size": 3}, 3, "--seq-length 64 is not a multiple of 6"),
+        ({"context_parallel_size": 2, "transformer_impl": "local"}, 2, "needs Transformer Engine"),
+        ({"recompute_granularity": "full"}, 1, "needs --recompute-method: give --recompute-method uniform"),
+        ({"recompute_activations": True, "recompute_num_layers": 1}, 1, "--recompute-num-layers 1 goes with"),
+        ({"global_batch_size": 6}, 2, "--global-batch-size 6 is not a multiple of --micro-batch-size 2 x 2 copies"),
+        (
+            {
+                "pipeline_model_parallel_size": 2,
+                "num_virtual_stages_per_pipeline_rank": 2,
+                "global_batch_size": 6,
+            },
+            2,
+            "makes 3 microbatches in each step.*give a multiple of 4",
+        ),
+    ],
+)
+def test_what_does_not_divide_is_refused(changed: dict[str, Any], num_ranks: int, message: str) -> None:
+    settings = MODEL | changed
+    with pytest.raises(ConfigError, match=message):
+        sizes = ParallelSizes.of(settings, num_ranks)
+        check_layout(sizes, settings)
+        check_batches(sizes, settings)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tensor_model_parallel_size": 4},  # two ranks share each query group
+        {"sequence_parallel": True},  # the engine turns it off without tensor parallelism
+        {"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 2},
+        {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1},
+    ],
+)
+def test_the_nearest_valid_layout_is_accepted(changed: dict[str, Any]) -> None:
+    settings = MODEL | changed
+    sizes = ParallelSizes.of(settings)
+    check_layout(sizes, settings)
+    check_batches(sizes, settings)
