@@ -1,45 +1,22 @@
 #!/usr/bin/env bash
-# Format alignment of Qwen2-7B by supervised fine-tuning, with the paper's settings
-# (arXiv 2407.10804, section 3.1 and its appendix), on one node of 8 GPUs with 80 GB or on many. A shell script and a
-# Python program at once; these work:
+# Supervised fine-tuning of Qwen2-7B with the paper's settings, on nodes of 8 GPUs with 80 GB each:
 #
 #   torchrun --nproc-per-node 8 examples/sft_qwen2.sh [flags]
-#   bash examples/sft_qwen2.sh [flags]          # starts torchrun; see examples/launch_torchrun.sh
+#   bash examples/sft_qwen2.sh [flags]
 #
-# Three paths are needed, from the environment or as flags:
-#
-#   LOAD  --load  the checkpoint of continual pre-training; --hf-model DIR starts from a Hugging Face folder instead
-#   SFT   --sft   the conversations that tools/select_alignment.py wrote (K = 10,000 in the paper)
-#   SAVE  --save  where checkpoints go; started again, the run resumes from there
-#
-# Flags of your own (any of Megatron's or of tools/train_sft.py) override the ones below. The result is exported,
-# its chat template with it, by tools/convert_to_hf.py.
+# Set LOAD, SFT and SAVE, or give them as flags. How to start, change and resume it: examples/README.md.
 """:"
-exec bash "$(dirname "${BASH_SOURCE[0]}")/launch_torchrun.sh" "${BASH_SOURCE[0]}" "$@"
-: <<'# The end.'
-":"""  # Python starts here: it took the shell's lines for a string, and the shell takes these for one
+exec bash "$(dirname "$0")/launch_torchrun.sh" "$0" "$@" # bash ends here; to Python these lines are a string
+: <<'# End of the Python part.'
+":"""
 
-from megatron_mixcpt import cpu_emulation
+from recipes import SFT, run
 
-cpu_emulation.install()  # before Megatron is imported; does nothing where there is a GPU
-
-from megatron_mixcpt.training.recipe import SFT_PATHS, run_recipe
-from megatron_mixcpt.training.alignment.sft import main
-
-DEFAULTS = """
-    --chat-template chatml --epochs 2 --global-batch-size 128
-    --seq-length 2048 --micro-batch-size 1
-    --lr 5e-7 --min-lr 0 --lr-decay-style cosine --lr-warmup-fraction 0.1
-    --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0 --clip-grad 1.0
-    --bf16
-
-    # 28 heads and 4 key-value heads: TP 1, 2 or 4.
-    --tensor-model-parallel-size 2 --sequence-parallel --pipeline-model-parallel-size 1
-    --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather
-
-    --log-interval 1 --save-interval 50
+FLAGS = f"""{SFT}
+    --chat-template chatml --lr 5e-7
+    # 28 heads and 4 key-value heads allow TP 1, 2 or 4.
 """
 
 if __name__ == "__main__":
-    run_recipe(main, DEFAULTS, SFT_PATHS)
-# The end.
+    run("sft", FLAGS)
+# End of the Python part.

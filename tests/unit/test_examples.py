@@ -34,18 +34,22 @@ ALIGNMENT = {
 }
 ENVIRONMENT = {"HF_MODEL": "/models/base", "MIXTURE": "/data/mixture", "SAVE": "/checkpoints"}
 
-# Runs in a process of its own: the emulation must be installed before Megatron is imported, and stays installed.
+# Runs in a separate process: the emulation must be installed before Megatron is imported, and stays installed.
 PARSE = """
 import json, os, runpy, sys
-example = runpy.run_path(sys.argv[1])
+sys.path.insert(0, os.path.dirname(sys.argv[1]))  # as Python does for the script it runs
 from megatron_mixcpt import config
 from megatron_mixcpt.training import recipe
-from megatron_mixcpt.training.engine.arguments import explicit_arguments
-stage = os.path.basename(sys.argv[1]).split("_")[0].upper()
-paths = recipe.PRETRAIN_PATHS if stage == "PRETRAIN" else getattr(recipe, stage + "_PATHS")
-settings = config.MixCPTConfig if stage == "PRETRAIN" else getattr(config, stage + "Config")
-values = explicit_arguments(recipe.recipe_argv(example["DEFAULTS"], sys.argv[2:], os.environ, paths), settings)
-print("PARSED", json.dumps(values, default=str))
+
+def show(main, flags, paths):
+    from megatron_mixcpt.training.engine.arguments import explicit_arguments
+    stage = main.__module__.rsplit(".", 1)[1]
+    settings = {"cpt": config.MixCPTConfig, "sft": config.SFTConfig, "dpo": config.DPOConfig}[stage]
+    values = explicit_arguments(recipe.recipe_argv(flags, sys.argv[2:], os.environ, paths), settings)
+    print("PARSED", json.dumps(values, default=str))
+
+recipe.run_recipe = show
+runpy.run_path(sys.argv[1], run_name="__main__")
 """
 # What the paper states (section 3.1) and the base models allow; a world of 8 ranks holds whole copies.
 PAPER = {"alpha": 0.8, "global_batch_size": 1920, "seq_length": 2048, "lr": 2e-5, "min_lr": 5e-6, "bf16": True}
