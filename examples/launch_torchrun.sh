@@ -31,5 +31,5 @@ else
     rendezvous+=(--master-addr "${MASTER_ADDR:-localhost}" --master-port "${MASTER_PORT:-29500}")
 fi
 
-trap '' USR1 # torchrun would die of Slurm's warning; the ranks take it and save a checkpoint (docs/operations.md)
+trap '' USR1 # torchrun would die of Slurm's warning; the ranks take it and save a checkpoint (docs/how-to/recover.md)
 exec "$torchrun" --nproc-per-node "$ranks" "${rendezvous[@]}" "$@"

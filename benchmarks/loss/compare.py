@@ -1,8 +1,8 @@
 """Time, memory and accuracy of the Mix-CPT loss beside the engine's cross-entropy, on a CPU, one thread per rank.
 
-    python benchmarks/loss/compare.py                                   # every cell of docs/performance.md, minutes
+    python benchmarks/loss/compare.py                            # every cell of docs/evidence/performance.md, minutes
     python benchmarks/loss/compare.py --vocab-sizes 49152 --dtypes float32 --tensor-parallel 1
-    python benchmarks/loss/compare.py --peers cache/loss-peers          # beside other libraries' losses too
+    python benchmarks/loss/compare.py --peers cache/loss-peers   # beside other libraries' losses too
 
 Each cell runs forward and backward of both losses alternately on the same logits and prints the median of the ratios of
 neighbouring runs: a busy machine slows both. Memory is the growth of the process's peak over what it held before, in

@@ -7,7 +7,7 @@ Tables 1 to 3 of the paper (arXiv 2407.10804) are models x domains x methods; se
 distillation, its weight and the selection. What differs between them is written down here and nowhere else; what is
 common (batch, sequence length, schedule) is in the recipes that the commands run, examples/*_llama3.sh and *_qwen2.sh.
 
-Below --data lie the published data sets, downloaded by any means (docs/data.md names them and their columns):
+--data holds the published data sets, downloaded by any means (docs/how-to/prepare-data.md names them):
 base/{llama3,qwen2}, wikipedia, AutoMathText, starcoderdata, pubmed, tulu-v2-sft-mixture, ultrafeedback_binarized.
 """
 

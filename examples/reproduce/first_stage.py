@@ -4,8 +4,8 @@
     python examples/reproduce/first_stage.py --output outputs/reproduce
 
 SmolLM2-135M-Instruct learns from French encyclopedia articles, the weakest of the measured texts together with Spanish
-(docs/results.md). Every run has the same number of tokens, steps and learning rates, chosen before the first run and
-changed for none; seeds order the data. Seeds are the outer loop, so that a run cut short has complete seeds.
+(docs/evidence/results.md). Every run has the same number of tokens, steps and learning rates, chosen before the first
+run and changed for none; seeds order the data. Seeds are the outer loop, so that a run cut short has complete seeds.
 
     OUTPUT/model, OUTPUT/texts, OUTPUT/mixture     inputs, made first
     OUTPUT/runs/METHOD/seed-N                      checkpoint, TensorBoard's curves, training.log, seconds
