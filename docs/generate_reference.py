@@ -1,0 +1,184 @@
+"""Write docs/reference/flags.md from the parsers of all tools.
+
+python docs/generate_reference.py            # writes the page
+python docs/generate_reference.py --check    # exits with 1 where the page is not what the parsers say
+"""
+
+import argparse
+import ast
+import importlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from megatron_mixcpt import cpu_emulation
+
+cpu_emulation.install()  # before Megatron is imported
+
+from megatron_mixcpt import flags  # noqa: E402
+from megatron_mixcpt.config import DPOConfig, MixCPTConfig, SFTConfig  # noqa: E402
+from megatron_mixcpt.training.alignment import arguments as alignment  # noqa: E402
+from megatron_mixcpt.training.engine import arguments as engine  # noqa: E402
+from megatron_mixcpt.training.pretraining import arguments as pretraining  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/reference/flags.md"
+
+# Tool -> the module of its parser, or the settings of a trainer, whose parser is the engine's with these flags added.
+TOOLS: Mapping[str, str | type] = {
+    "preprocess_mixture.py": "megatron_mixcpt.data.preprocessing.tool",
+    "pretrain_mixcpt.py": MixCPTConfig,
+    "plan.py": "megatron_mixcpt.planning.tool",
+    "score_alignment.py": "megatron_mixcpt.selection.score_tool",
+    "select_alignment.py": "megatron_mixcpt.selection.select_tool",
+    "train_sft.py": SFTConfig,
+    "train_dpo.py": DPOConfig,
+    "convert_from_hf.py": "megatron_mixcpt.conversion.from_hf_tool",
+    "convert_to_hf.py": "megatron_mixcpt.conversion.to_hf_tool",
+    "verify_conversion.py": "megatron_mixcpt.verification.tool",
+    "evaluate.py": "megatron_mixcpt.evaluation.tool",
+    "report.py": "megatron_mixcpt.report.tool",
+}
+
+HEAD = """# Flags
+
+<!-- Written by docs/generate_reference.py from the parsers: change the flags' help, then run it. -->
+
+Every tool prints its flags with `--help`. The trainers (`pretrain_mixcpt.py`, `train_sft.py`, `train_dpo.py`) accept
+every flag of Megatron as well; [Megatron's flags](#megatrons-flags) lists those whose defaults differ here or that are
+refused.
+"""
+
+# Values that depend on the machine or the model.
+DESCRIBED = {
+    "transformer_impl": "`transformer_engine` where Transformer Engine is installed, otherwise `local`",
+    "null_tokenizer_eod_id": "the tokenizer's end of sequence",
+}
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for tool, source in TOOLS.items():
+        parser = flags.build_parser(None, source) if isinstance(source, type) else _parser_of(source)
+        parts += [f"## {tool}\n", _purpose(ROOT / "tools" / tool), *_tables(parser)]
+    parts += ["## Megatron's flags\n", *_engine_tables()]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _parser_of(module: str) -> argparse.ArgumentParser:
+    try:
+        return importlib.import_module(module).build_parser()
+    except (ImportError, AttributeError, TypeError):
+        return _captured(next(tool for tool, source in TOOLS.items() if source == module))
+
+
+def _captured(tool: str) -> argparse.ArgumentParser:
+    import runpy
+
+    class Found(Exception):
+        pass
+
+    def stop(self, *_, **__):
+        raise Found(self)
+
+    before, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, stop
+    try:
+        runpy.run_path(str(ROOT / "tools" / tool))["main"]()
+    except Found as found:
+        return found.args[0]
+    finally:
+        argparse.ArgumentParser.parse_args = before
+    raise AssertionError(tool)
+
+
+def _purpose(tool: Path) -> str:
+    """The first paragraph of a tool's docstring."""
+    docstring = ast.get_docstring(ast.parse(tool.read_text(encoding="utf-8"))) or ""
+    return _prose(docstring.partition("\n\n")[0]) + "\n"
+
+
+def _tables(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """One table for each group of flags."""
+    formatter = argparse.HelpFormatter("")
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.dest != "help"]
+        if not actions:
+            continue
+        if group.title not in ("options", "positional arguments"):
+            yield f"**{_prose(group.title or '')}**\n"
+        yield "| flag | |\n|---|---|"
+        for action in actions:
+            help_text = formatter._expand_help(action) if action.help else ""
+            required = "**Required.** " if action.required and action.option_strings else ""
+            yield f"| {_names(formatter, action)} | {required}{_prose(help_text.removeprefix('Required. '))} |"
+        yield ""
+
+
+def _names(formatter: argparse.HelpFormatter, action: argparse.Action) -> str:
+    values = formatter._format_args(action, action.metavar or action.dest.upper()) if action.nargs != 0 else ""
+    names = ", ".join(action.option_strings) or ""
+    return f"`{f'{names} {values}'.strip()}`".replace("|", "\\|")
+
+
+def _engine_tables() -> Iterator[str]:
+    yield "Defaults that differ from Megatron's. A flag on the command line overrides them.\n"
+    for title, defaults in (
+        ("All trainers", _engine_defaults()),
+        ("`pretrain_mixcpt.py`", pretraining.RECIPE_DEFAULTS),
+        ("`train_sft.py` and `train_dpo.py`", alignment.RECIPE_DEFAULTS),
+    ):
+        yield f"**{title}**\n\n| flag | default here |\n|---|---|"
+        yield from (f"| `{_flag(name)}` | {_value(name, value)} |" for name, value in defaults.items() if name != "sft")
+        yield ""
+    yield "Flags that are refused, because something else decides them:\n"
+    for title, decided in (
+        ("`pretrain_mixcpt.py`", pretraining.DECIDED_ELSEWHERE),
+        ("`train_sft.py` and `train_dpo.py`", alignment.DECIDED_ELSEWHERE),
+    ):
+        yield f"**{title}**\n\n| flag | reason |\n|---|---|"
+        yield from (f"| `{_flag(name)}` | {_prose(reason)} |" for name, reason in decided.items())
+        yield ""
+    yield "The architecture, the vocabulary and the position embeddings follow from `--hf-model` (or from the"
+    yield "checkpoint's `hf/`); a flag that contradicts them is refused by name."
+
+
+def _engine_defaults() -> dict[str, Any]:
+    """What is set for every model."""
+    model = SimpleNamespace(engine_arguments={})
+    defaults = engine.engine_defaults(model, eos_id=0)
+    return {name: value for name, value in defaults.items() if name not in engine._WITHOUT_FUSED_KERNELS}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _value(name: str, value: Any) -> str:
+    return DESCRIBED.get(name) or f"`{value}`"
+
+
+def _prose(text: str) -> str:
+    """Text of a help or docstring as Markdown in a table's cell."""
+    text = " ".join(text.replace("``", "`").split())
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([|*<>\\])", r"\\\1", part) for part in re.split(r"(`[^`]*`)", text)
+    )
+
+
+def main() -> None:
+    """Write the page, or compare it."""
+    parser = flags.Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is stale")
+    is_check, text = parser.parse_args().check, page()
+    if not is_check:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+        sys.exit(f"error: {PAGE.relative_to(ROOT)} is not what the parsers say: run python docs/generate_reference.py")
+
+
+if __name__ == "__main__":
+    main()
