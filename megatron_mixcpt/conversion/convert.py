@@ -44,6 +44,9 @@ class Summary:
     num_tensors: int
     num_bytes: int
 
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.num_tensors} tensors, {self.num_bytes / 1e9:.2f} GB"
+
 
 def convert_from_hf(hf_dir: str | Path, save_dir: str | Path) -> Summary:
     """Write a model folder as a Megatron checkpoint that any tensor- and pipeline-parallel layout loads.

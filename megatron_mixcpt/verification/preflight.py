@@ -1,8 +1,8 @@
-"""Look a Hugging Face checkpoint over before hours are spent on it.
+"""Check a Hugging Face model folder for what would only show after hours of training.
 
-Three things that load without complaint and ruin a training run: values that are not numbers; embedding rows near zero
-(tokens that were never trained: their first large gradients blow up continual pre-training); and a tokenizer that gives
-ids the model has no row for. Tensors are read one after another.
+Three faults load without an error and ruin a run: values that are NaN or infinite; embedding rows near zero (of tokens
+that were never trained: their first large gradients make continual pre-training diverge); and a tokenizer with ids that
+the embedding has no row for. Tensors are read one after another.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ CHUNK_ROWS = 16384
 
 @dataclass
 class Preflight:
-    """What was found; ``problems`` must be mended, ``warnings`` should be known."""
+    """What was found: ``problems`` must be fixed before training, ``warnings`` should be known."""
 
     num_tensors: int = 0
     problems: list[str] = field(default_factory=list)
@@ -26,7 +26,7 @@ class Preflight:
 
 
 def check_hf_model(hf_model: HFModel) -> Preflight:
-    """Read every weight once and the tokenizer, and say what is wrong with them."""
+    """Read every weight once, and the tokenizer, and report what is wrong with them."""
     found = Preflight()
     rules = hf_model.rules()
     rows_of = {name: rules[name].blocks(hf_model.dims)[0].name for name in (EMBEDDING, OUTPUT_LAYER) if name in rules}
@@ -34,7 +34,7 @@ def check_hf_model(hf_model: HFModel) -> Preflight:
         found.num_tensors += 1
         norms, num_bad = _scan(hf_model, name)
         if num_bad:
-            found.problems.append(f"{name} holds {num_bad} values that are NaN or infinite")
+            found.problems.append(f"{name} has {num_bad} values that are NaN or infinite")
         elif name in rows_of.values():
             found.warnings += _near_zero_rows(name, norms)
     _check_tokenizer(hf_model, found)
@@ -57,21 +57,19 @@ def _near_zero_rows(name: str, norms: torch.Tensor) -> list[str]:
     if not low:
         return []
     shown = ", ".join(map(str, low[:8])) + (", ..." if len(low) > 8 else "")
-    return [
-        f"{name} has {len(low)} rows near zero (ids {shown}): tokens never trained; keep them out of the training data"
-    ]
+    return [f"{name} has {len(low)} rows near zero (ids {shown}): never trained; keep these tokens out of the data"]
 
 
 def _check_tokenizer(hf_model: HFModel, found: Preflight) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(hf_model.folder, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        found.problems.append(f"no tokenizer can be read from {hf_model.folder} ({reason})")
+        reason = " ".join(str(error).split())[:200]
+        found.problems.append(f"no tokenizer could be read from {hf_model.folder} ({reason})")
         return
     largest = max(tokenizer.get_vocab().values())
     if largest >= hf_model.vocab_size:
-        found.problems.append(f"the tokenizer gives ids up to {largest}, the embedding has {hf_model.vocab_size} rows")
+        found.problems.append(f"the tokenizer has ids up to {largest}, the embedding only {hf_model.vocab_size} rows")
     if tokenizer.eos_token_id is None:
         found.problems.append("the tokenizer has no end-of-text token, which ends every training sample")
     unused = hf_model.vocab_size - 1 - largest

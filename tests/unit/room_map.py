@@ -55,7 +55,7 @@ ROOMS = {
         "its work in parts, by one process or many", "data/reading data/tokens data/mixture jobs"
     ),
     "data/datasets": _room("the engine's datasets and packed rows", "data/chat data/mixture", "engine core"),
-    "conversion": _room("Hugging Face and Megatron checkpoints, both ways", "jobs training_log", "engine core"),
+    "conversion": _room("Hugging Face and Megatron checkpoints, both ways", "flags jobs training_log", "engine core"),
     "conversion/architectures": _room("one file of tables per family of models", takes="torch"),
     "distillation": _room("teacher and student in one pipeline", "losses", "engine core"),
     "inference": _room(
@@ -63,7 +63,7 @@ ROOMS = {
         "conversion models losses data/tokens",
         "engine core",
     ),
-    "verification": _room("a model folder and its conversion, checked", "conversion inference", "torch"),
+    "verification": _room("a model folder and its conversion, checked", "flags conversion inference", "torch"),
     "evaluation": _room(
         "perplexity, benchmark tasks, MT-Bench",
         "inference conversion data data/chat data/reading data/tokens named_paths jobs",

@@ -1,4 +1,4 @@
-"""The look over a checkpoint: each thing that it must find, planted in an otherwise healthy model."""
+"""The check of a model folder: each fault that it must find, planted in an otherwise healthy model."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_values_that_are_not_finite(healthy, tmp_path, value):
     weight = torch.ones(48, 80)
     weight[3, 5] = value
     found = check(healthy, tmp_path, model__layers__1__mlp__down_proj__weight=weight)
-    assert found.problems == ["model.layers.1.mlp.down_proj.weight holds 1 values that are NaN or infinite"]
+    assert found.problems == ["model.layers.1.mlp.down_proj.weight has 1 values that are NaN or infinite"]
 
 
 def test_embedding_rows_near_zero(healthy, tmp_path):
@@ -51,11 +51,11 @@ def test_embedding_rows_near_zero(healthy, tmp_path):
 def test_tokenizers_that_do_not_fit(healthy, tmp_path):
     model = read_model_folder(healthy)
     model.engine_arguments["vocab_size"] = 258
-    assert check_hf_model(model).problems == ["the tokenizer gives ids up to 258, the embedding has 258 rows"]
+    assert check_hf_model(model).problems == ["the tokenizer has ids up to 258, the embedding only 258 rows"]
     (tmp_path / "a").mkdir()
     assert "rows beyond" not in str(check(healthy, tmp_path / "a"))
 
 
 def test_no_tokenizer(tmp_path):
     found = check_hf_model(read_model_folder(tiny_hf.save("llama", tmp_path / "m")))
-    assert found.problems[0].startswith("no tokenizer can be read from")
+    assert found.problems[0].startswith("no tokenizer could be read from")
