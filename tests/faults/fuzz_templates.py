@@ -8,9 +8,9 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from megatron_mixcpt.data.chat import templates as chat_format
-from megatron_mixcpt.data.chat.bounded import bounded
+from megatron_mixcpt.data.chat import templates
 from megatron_mixcpt.data.chat.encoding import ChatEncoder
+from megatron_mixcpt.data.chat.renderer import Bounds, Renderer
 from megatron_mixcpt.data.chat.templates import choose_template
 from megatron_mixcpt.data.records import Message
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
@@ -48,7 +48,7 @@ JINJA = [
 ]
 TEXTS = st.text(max_size=12) | st.sampled_from(["", "<|im_end|>", "\ud800", "{{ 1 }}"])
 # A second of the suite, not ten, and a quarter of a gigabyte.
-SMALL_BOUNDS = functools.partial(bounded, 0.2, 1 << 28)
+SMALL_BOUNDS = Renderer(Bounds(0.2, 1 << 28))
 
 
 def chat_template(draw: Any, folder: Path) -> None:
@@ -58,7 +58,7 @@ def chat_template(draw: Any, folder: Path) -> None:
     (folder / "x.jinja").write_bytes("".join([whole, *pieces]).encode("utf-8", "surrogatepass"))
     roles = st.sampled_from(["system", "user", "assistant"])
     turns = draw(st.lists(st.builds(Message, roles, TEXTS), max_size=4))
-    with mock.patch.object(chat_format, "bounded", SMALL_BOUNDS):
+    with mock.patch.object(templates, "RENDERER", SMALL_BOUNDS):
         template = choose_template(tokenizer(), str(folder / "x.jinja"))
         ChatEncoder(tokenizer(), template, 64).encode_conversation(turns)
 

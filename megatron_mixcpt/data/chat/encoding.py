@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megatron_mixcpt.data.chat.templates import ChatTemplate, SpecialTokens, render, unused_mark
+from megatron_mixcpt.data.chat.renderer import RenderingError
+from megatron_mixcpt.data.chat.templates import ChatTemplate, SpecialTokens, render_beginnings, unused_mark
 from megatron_mixcpt.data.records import Message, PreferencePair
 from megatron_mixcpt.errors import ConfigError
 
@@ -141,8 +142,6 @@ class ChatEncoder:
 
     def _parts(self, messages: Sequence[Message], turns: list[int]) -> list[list[int]] | Refusal:
         """Token ids of context, turn, context, turn, ...: each turn of ``turns`` with all that stands before it."""
-        from jinja2 import TemplateError
-
         mark = unused_mark(messages)
         marked = [
             Message(*(self._special.broken(text, mark) for text in (message.role, message.content)))
@@ -150,7 +149,7 @@ class ChatEncoder:
         ]
         try:
             texts = self._cut(marked, turns)
-        except TemplateError as error:
+        except RenderingError as error:
             return Refusal("template_refuses", f"{self.template.name}: {str(error).partition(chr(10))[0]}")
         parts: list[list[int]] = []
         trailing = ""
@@ -162,28 +161,27 @@ class ChatEncoder:
 
     def _cut(self, messages: list[Message], turns: list[int]) -> list[tuple[str, str]]:
         """Cut the rendered conversation into (context, turn) for each of ``turns``."""
-        whole = self._render(messages[: turns[-1] + 1])
-        cuts, position = [], 0
+        beginnings = [(turns[-1] + 1, False)]
         for place in turns:
-            start = self._border(messages[:place], whole, generation_prompt=True)
-            end = len(whole) if place == turns[-1] else self._border(messages[: place + 1], whole)
+            beginnings += [(place, True), (place + 1, False)]
+        whole, *rendered = render_beginnings(self._tokenizer, self.template, messages, beginnings[:-1])
+        cuts, position = [], 0
+        for number in range(len(turns)):
+            start = self._border(rendered[2 * number], whole, "its generation prompt")
+            is_last = number == len(turns) - 1
+            end = len(whole) if is_last else self._border(rendered[2 * number + 1], whole, "a turn")
             cuts.append((whole[position:start], whole[start:end]))
             position = end
         return cuts
 
-    def _border(self, messages: list[Message], whole: str, generation_prompt: bool = False) -> int:
-        """Where the first messages end in the whole conversation."""
-        beginning = self._render(messages, generation_prompt)
+    def _border(self, beginning: str, whole: str, what: str) -> int:
+        """Where the first messages, rendered as ``beginning``, end in the whole conversation."""
         if not whole.startswith(beginning):
-            what = "its generation prompt" if generation_prompt else "a turn"
             raise ConfigError(
                 f"chat template ({self.template.name}): {what} reads differently once more of the conversation "
                 "follows, so that responses cannot be told from prompts; name another --chat-template"
             )
         return len(beginning)
-
-    def _render(self, messages: list[Message], generation_prompt: bool = False) -> str:
-        return render(self._tokenizer, self.template, messages, generation_prompt)
 
     def _response(self, turn: str, mark: str) -> tuple[list[int], str]:
         """Token ids of a turn up to its end-of-turn token, and the text that follows it."""

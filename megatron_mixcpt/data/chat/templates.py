@@ -1,19 +1,20 @@
 """Which chat template a run speaks: the tokenizer's own, a built-in one by name, or a Jinja file.
 
-Rendering is transformers' own (``apply_chat_template``, in its sandbox), within bounds of time and memory. What is
-added here is that *text is text*: a special token's string inside a message (``<|im_end|>``) is told apart from the
-template's own, so that a record cannot end its turn itself. A private-use character is put into such strings before
-rendering, which survives in the rendered text; ``encoding.py`` takes it out again where it encodes them as text.
+Rendering is transformers' own, in its sandbox, within bounds of time and memory (``renderer.py``). What is added here
+is that *text is text*: a special token's string inside a message (``<|im_end|>``) is told apart from the template's
+own, so that a record cannot end its turn itself. A private-use character is put into such strings before rendering,
+which survives in the rendered text; ``encoding.py`` takes it out again where it encodes them as text.
 """
 
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_mixcpt.data.chat.bounded import bounded
+from megatron_mixcpt.data.chat.renderer import Renderer, RenderingError, Wanted
 from megatron_mixcpt.data.records import Message
 from megatron_mixcpt.errors import ConfigError
 
@@ -52,6 +53,9 @@ MAX_CHARACTERS = 1 << 20
 """A template may write so many characters, and twenty times as many as the messages have."""
 
 PRIVATE_USE = range(0xF0000, 0x10FFFE)
+
+RENDERER = Renderer()
+"""Its process starts with the first rendering."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,14 @@ def _read(path: Path, names: str) -> str:
 
 def _check(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> ChatTemplate:
     """The template, once it has rendered a question and an answer. Raises ConfigError with its line."""
-    from jinja2 import TemplateError
-
     messages = [Message("user", "question"), Message("assistant", "answer")]
     try:
         rendered = render(tokenizer, template, messages)
-    except TemplateError as error:
-        place = f"{template.name}:{error.lineno}" if getattr(error, "lineno", None) else template.name
+    except RenderingError as error:
+        place = f"{template.name}:{error.line}" if error.line else template.name
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"{place}: the chat template cannot be rendered ({reason}); mend it, or name another"
+            f"{place}: the chat template cannot be rendered ({reason}); fix it, or name another"
         ) from error
     if "question" not in rendered or "answer" not in rendered:
         raise ConfigError(f"{template.name}: the chat template leaves messages out; it renders {rendered[:200]!r}")
@@ -126,24 +128,25 @@ def render(
 ) -> str:
     """The conversation as the template writes it.
 
-    Raises jinja2.TemplateError where the template does, and for whatever else comes of running it.
+    Raises RenderingError where the template fails, or takes too much time or memory.
     """
-    from jinja2 import TemplateError
+    return render_beginnings(tokenizer, template, messages, [(len(messages), generation_prompt)])[0]
 
+
+def render_beginnings(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    beginnings: Sequence[tuple[int, bool]],
+) -> list[str]:
+    """Several beginnings of a conversation, each (number of messages, with generation prompt), as the template writes.
+
+    One call costs one round trip to the process that renders. Raises RenderingError as :func:`render` does.
+    """
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        with bounded():
-            text = tokenizer.apply_chat_template(
-                turns, chat_template=template.text, add_generation_prompt=generation_prompt, tokenize=False
-            )
-    except TemplateError:
-        raise
-    except Exception as error:  # Python's own, out of what the template computes, or the bounds
-        detail = " ".join(str(error).split())
-        raise TemplateError(f"{type(error).__name__}: {detail}" if detail else type(error).__name__) from error
-    if len(text) > MAX_CHARACTERS + 20 * sum(len(message.content) for message in messages):
-        raise TemplateError(f"it writes {len(text):,} characters")
-    return text
+    ends = list(accumulate((len(message.content) for message in messages), initial=0))
+    wanted = [Wanted(number, prompt, MAX_CHARACTERS + 20 * ends[number]) for number, prompt in beginnings]
+    return RENDERER.render(template.text, turns, wanted, tokenizer.special_tokens_map)
 
 
 class SpecialTokens:
@@ -163,7 +166,8 @@ class SpecialTokens:
 
     def find(self, text: str) -> list[tuple[int, int, int]]:
         """(start, end, token id) of each special token in ``text``, with the blanks that it swallows."""
-        return [(*match.span(), self._ids[match.lastindex - 1]) for match in self._pattern.finditer(text)]
+        found = self._pattern.finditer(text)
+        return [(*match.span(), self._ids[match.lastindex - 1]) for match in found if match.lastindex]
 
     def broken(self, text: str, mark: str) -> str:
         """``text`` with ``mark`` inside each special token's string, which is none any more."""
