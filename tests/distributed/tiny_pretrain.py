@@ -21,7 +21,8 @@ from megatron.training.arguments import parse_and_validate_args  # noqa: E402
 from megatron.training.training import destroy_global_state  # noqa: E402
 
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec  # noqa: E402
-from megatron_mixcpt.training.engine.repairs import repair_engine  # noqa: E402
+from megatron_mixcpt.training.engine.patches import change_engine  # noqa: E402
+from megatron_mixcpt.training.engine.repairs import repairs  # noqa: E402
 
 os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # the engine asks for it wherever there is tensor parallelism
 
@@ -92,7 +93,7 @@ def train(*flags: str) -> list[float]:
         args = parse_and_validate_args()
     model_config = gpt_config_from_args(args)
     model_config.transformer_layer_spec = gpt_layer_spec
-    repair_engine()
+    change_engine(repairs(args))
     container = pretrain_cfg_container_from_args(args, model_config)
     pretrain(container, datasets, ModelType.encoder_or_decoder, forward_step)
     num_microbatches = GLOBAL_BATCH_SIZE // args.data_parallel_size

@@ -1,7 +1,7 @@
 """What the engine's checkpointing lacks: torn checkpoints passed over, whole ones never overwritten, ``--keep-last N``.
 
 The engine goes on from whatever the tracker file names, writes an iteration that is there already over itself, and
-keeps every iteration, or those of ``--save-retain-interval``. Here its save function is wrapped, once in a process.
+keeps every iteration, or those of ``--save-retain-interval``. Here its save function is wrapped.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.training import checkpointing, get_args, training
+from megatron.training import get_args
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine
@@ -29,6 +29,7 @@ from megatron_mixcpt.conversion.megatron_iterations import (
 )
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.training.engine.patches import Change
 
 _REMOVED = ".removed-"
 _DISK_ERRORS = tuple(
@@ -67,13 +68,17 @@ def settle_checkpoints(args: argparse.Namespace) -> None:
         write_tracker(Path(args.load), choice.folder)
 
 
-@functools.cache
-def guard_saves(keep_last: int | None) -> None:
-    """Change the engine's saving: see :func:`_guarded`; with ``keep_last`` older iterations are deleted."""
-    training.save_checkpoint = _guarded(training.save_checkpoint, keep_last)
-    training.maybe_finalize_async_save = _explained(training.maybe_finalize_async_save)
+def guarded_saves(keep_last: int | None) -> list[Change]:
+    """Changes to the engine's saving: see :func:`_guarded`; with ``keep_last`` older iterations are deleted."""
+    guarded = functools.partial(_guarded, keep_last=keep_last)
+    changes = [
+        Change("megatron.training.training.save_checkpoint", __name__, guarded),
+        Change("megatron.training.training.maybe_finalize_async_save", __name__, _explained),
+    ]
     if keep_last:
-        checkpointing.schedule_async_save = _pruning_afterwards(checkpointing.schedule_async_save, keep_last)
+        pruning = functools.partial(_pruning_afterwards, keep_last=keep_last)
+        changes.append(Change("megatron.training.checkpointing.schedule_async_save", __name__, pruning))
+    return changes
 
 
 def _guarded(save_checkpoint: Callable, keep_last: int | None) -> Callable:

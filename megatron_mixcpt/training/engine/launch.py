@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch.distributed as dist
 from megatron.core.enums import ModelType
@@ -18,18 +18,20 @@ from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicato
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
-from megatron_mixcpt.training.engine.checkpoints import guard_saves, settle_checkpoints
-from megatron_mixcpt.training.engine.loss_watch import DescribeSample, watch_numbers
-from megatron_mixcpt.training.engine.preemption import die_with_the_launcher, exits_as_preempted, listen_for_preemption
-from megatron_mixcpt.training.engine.repairs import repair_engine
-from megatron_mixcpt.training.engine.whole_validation import measure_each_set_once_from_the_start
+from megatron_mixcpt.training.engine.checkpoints import guarded_saves, settle_checkpoints
+from megatron_mixcpt.training.engine.loss_watch import DescribeSample, LossWatch, watched_numbers
+from megatron_mixcpt.training.engine.patches import Change, change_engine, restore_engine
+from megatron_mixcpt.training.engine.preemption import die_with_the_launcher, exits_as_preempted, preemption_handling
+from megatron_mixcpt.training.engine.repairs import repairs
+from megatron_mixcpt.training.engine.whole_validation import each_set_once_from_the_start
 from megatron_mixcpt.training.model import StudentTeacherModelConfig
 
 
 def prepare_environment() -> None:
     """Set what the engine asks for, before it reads its arguments; without torchrun this process is the only rank."""
     die_with_the_launcher()
-    listen_for_preemption()
+    restore_engine()
+    change_engine([preemption_handling()])
     # Kernels of tensor parallelism then start in the order they are issued.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if "RANK" not in os.environ:  # started without torchrun: the only rank
@@ -42,7 +44,6 @@ def prepare_environment() -> None:
 
 def start_distributed() -> ProcessGroupCollection:
     """Take the engine's own first step: its communicator between stages, and its heads, are made from the groups."""
-    repair_engine()
     _initialize_distributed(None, None, None)
     return ProcessGroupCollection.use_mpu_process_groups()
 
@@ -81,6 +82,7 @@ def train(
     describe_sample: DescribeSample,
     *,
     runs_teacher: bool,
+    engine_changes: Iterable[Change] = (),
 ) -> None:
     """Run the engine's training loop.
 
@@ -93,6 +95,7 @@ def train(
         forward_step: as ``pretrain()`` takes it.
         describe_sample: names a sample of the training dataset in reports.
         runs_teacher: whether the teacher's activations travel between stages.
+        engine_changes: changes to the engine beside those that every training makes.
 
     Raises:
         ConfigError: a resumed run's flags contradict its checkpoint.
@@ -104,9 +107,8 @@ def train(
     if runs_teacher and groups.pp.size() > 1:
         communicator = DistillationP2PCommunicator(groups.pp, model_config.transformer)
         pipeline = {"pg_collection": groups, "p2p_communicator": communicator}
-    measure_each_set_once_from_the_start()
-    guard_saves(config.keep_last)
-    watch = watch_numbers(args, config.loss_spike_sigma, describe_sample)
+    watch = LossWatch(args, config.loss_spike_sigma, describe_sample)
+    change_engine([*_changes(args, config, watch), *engine_changes])
     container = pretrain_cfg_container_from_args(args, model_config)
     if args.rank == 0:
         settle_checkpoints(args)
@@ -120,6 +122,12 @@ def train(
             skip_model_parallel_init=True,
             **pipeline,
         )
+
+
+def _changes(args: argparse.Namespace, config: RunConfig, watch: LossWatch) -> list[Change]:
+    """The changes to the engine that this run needs, whatever it trains; their order is the register's."""
+    whole_validation = each_set_once_from_the_start() if args.full_validation else []
+    return [*repairs(args), *guarded_saves(config.keep_last), *watched_numbers(watch), *whole_validation]
 
 
 @contextlib.contextmanager

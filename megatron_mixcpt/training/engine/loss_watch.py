@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from megatron.core import parallel_state
 from megatron.core.utils import unwrap_model
-from megatron.training import get_args, training
+from megatron.training import get_args
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from megatron_mixcpt.conversion.megatron_iterations import choose_checkpoint
 from megatron_mixcpt.errors import CheckpointError, NumbersError
+from megatron_mixcpt.training.engine.patches import Change
 
 DescribeSample = Callable[[Dataset, int], str]
 """From the training dataset and an index into it to the names of what is there, for a report."""
@@ -160,12 +161,12 @@ class LossWatch:
         return "; ".join(named) + more
 
 
-def watch_numbers(args: argparse.Namespace, sigma: float, describe: DescribeSample) -> LossWatch:
-    """Put a :class:`LossWatch` and :func:`check_weights` into the engine's training loop; arguments as there."""
-    watch = LossWatch(args, sigma, describe)
-    training.train_step = watch.train_step(training.train_step)
-    training.train = _checking_weights(training.train)
-    return watch
+def watched_numbers(watch: LossWatch) -> list[Change]:
+    """Changes that put ``watch`` and :func:`check_weights` into the engine's training loop."""
+    return [
+        Change("megatron.training.training.train_step", __name__, watch.train_step),
+        Change("megatron.training.training.train", __name__, _checking_weights),
+    ]
 
 
 def _checking_weights(train: Callable) -> Callable:

@@ -17,8 +17,10 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from megatron.training import global_vars
+from megatron.training import get_signal_handler
 from megatron.training.dist_signal_handler import DistributedSignalHandler
+
+from megatron_mixcpt.training.engine.patches import Change
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -66,9 +68,9 @@ class PreemptionHandler(DistributedSignalHandler):
         self._received = number
 
 
-def listen_for_preemption() -> None:
-    """Let the engine use :class:`PreemptionHandler`; call it before the engine's arguments are set."""
-    global_vars.DistributedSignalHandler = PreemptionHandler
+def preemption_handling() -> Change:
+    """Lets the engine use :class:`PreemptionHandler`; it takes effect when the engine's arguments are set."""
+    return Change("megatron.training.global_vars.DistributedSignalHandler", __name__, lambda _: PreemptionHandler)
 
 
 @contextlib.contextmanager
@@ -79,10 +81,11 @@ def exits_as_preempted(rank: int, save: str | None) -> Iterator[None]:
         rank: of this process.
         save: the checkpoint folder, or None where nothing is saved.
     """
+    handler = get_signal_handler()
     try:
         yield
     except SystemExit as exit:
-        agreed = getattr(global_vars._GLOBAL_SIGNAL_HANDLER, "agreed", 0)
+        agreed = handler.agreed
         if not agreed or exit.code:
             raise
         if rank == 0:

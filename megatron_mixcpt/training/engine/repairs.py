@@ -1,73 +1,59 @@
 """Repairs of the engine as its wheel ships it: what fails without a source checkout, Transformer Engine or Apex.
 
-Each repair says what goes wrong without it and does nothing where nothing does. An entry script calls
-`repair_engine()` once, before `pretrain()`.
+Each repair says what goes wrong without it, and none is made where nothing does.
 """
 
+import argparse
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from megatron.core import optimizer as engine_optimizer
-from megatron.core.datasets import utils as engine_datasets
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.rerun_state_machine import get_rerun_state_machine
-from megatron.training import get_args, training
+
+from megatron_mixcpt.training.engine.patches import Change
 
 
-def repair_engine() -> None:
-    """Apply every repair of this module."""
-    skip_helper_compilation()
-    make_distributed_optimizer_resumable()
-    skip_steps_on_every_rank()
-    if not get_args().async_save:
-        collect_results_of_saves_here()
-
-
-def skip_helper_compilation() -> None:
-    """Keep the engine from compiling its C++ dataset helper when that can be imported.
-
-    `initialize_megatron()` runs `make` in the engine's dataset folder and exits when that fails. The wheel holds the
-    compiled helper but no Makefile, so that it always fails; a source checkout holds a Makefile and no helper yet.
-    """
+def repairs(args: argparse.Namespace) -> list[Change]:
+    """The repairs that a run with these arguments of the engine needs on this machine."""
+    changes = {"megatron.training.training.dummy_train_step": _pass_over_a_batch}
     if find_spec("megatron.core.datasets.helpers_cpp") is not None:
-        engine_datasets.compile_helpers = lambda: None
-
-
-def make_distributed_optimizer_resumable() -> None:
-    """Let the distributed optimizer load checkpoints when its Adam is PyTorch's (no Transformer Engine, no Apex)."""
+        changes["megatron.core.datasets.utils.compile_helpers"] = _compile_nothing
     if not distrib_optimizer.HAVE_APEX_OR_TE:
-        engine_optimizer.DistributedOptimizer = ResumableDistributedOptimizer
+        changes["megatron.core.optimizer.DistributedOptimizer"] = ResumableDistributedOptimizer
+    if not args.async_save:
+        # The engine starts a server process for a queue on every rank, even where the writer is the rank itself: a
+        # copy of the interpreter that takes seconds to start and stays behind, asleep, where the rank is killed.
+        changes["megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue"] = queue.Queue()
+    return [Change(name, __name__, _replacing_by(value)) for name, value in changes.items()]
 
 
-def skip_steps_on_every_rank() -> None:
-    """Let ``--iterations-to-skip`` pass over a batch on every rank.
+def _replacing_by(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
+
+
+def _compile_nothing() -> None:
+    """Replaces the engine's compilation of its C++ dataset helper where the helper can be imported.
+
+    ``initialize_megatron()`` runs ``make`` in the engine's dataset folder and exits when that fails. The wheel holds
+    the compiled helper but no Makefile, so that it always fails; a source checkout holds a Makefile and no helper yet.
+    """
+
+
+def _pass_over_a_batch(data_iterator: Iterator | list[Iterator]) -> None:
+    """Take a global batch from ``data_iterator``, one for each chunk of an interleaved pipeline, on every rank.
 
     The engine's own passes over it on the first rank of each tensor parallel group, which hands the others its batch;
     here every rank reads for itself, and the others would train on the skipped batch while the first is one further.
     """
-    training.dummy_train_step = _pass_over_a_batch
-
-
-def _pass_over_a_batch(data_iterator: Iterator | list[Iterator]) -> None:
-    """Take a global batch from ``data_iterator``, one for each chunk of an interleaved pipeline."""
     rerun_state_machine = get_rerun_state_machine()
     while rerun_state_machine.should_run_forward_backward(data_iterator):
         for iterator in data_iterator if isinstance(data_iterator, list) else [data_iterator]:
             for _ in range(get_num_microbatches()):
                 next(iterator)
-
-
-def collect_results_of_saves_here() -> None:
-    """Let a synchronous save hand its results over in a queue of this process.
-
-    The engine starts a server process for a queue on every rank, even where the writer is the rank itself: a copy of
-    the interpreter that takes seconds to start and stays behind, asleep, where the rank is killed.
-    """
-    filesystem_async._results_queue = queue.Queue()
 
 
 class ResumableDistributedOptimizer(distrib_optimizer.DistributedOptimizer):

@@ -16,6 +16,8 @@ import torch
 from megatron.training import get_args, training
 from torch.utils.data import Dataset
 
+from megatron_mixcpt.training.engine.patches import Change
+
 # Microbatches of one evaluation step for each pipeline stage: few of the stages' turns are then spent waiting.
 _MICROBATCHES_PER_STAGE = 4
 
@@ -53,19 +55,18 @@ def validation_settings(names: list[str], *, pipeline_size: int, data_parallel_s
     }
 
 
-@functools.cache
-def measure_each_set_once_from_the_start() -> None:
-    """Change the engine's training loop, for runs with ``--full-validation``: see the module's text."""
-    training.evaluate_and_print_results = _each_set_once(training.evaluate_and_print_results)
-    training.train = _measured_before_the_first_step(training.train)
+def each_set_once_from_the_start() -> list[Change]:
+    """Changes to the engine's training loop, for runs with ``--full-validation``: see the module's text."""
+    return [
+        Change("megatron.training.training.evaluate_and_print_results", __name__, _each_set_once),
+        Change("megatron.training.training.train", __name__, _measured_before_the_first_step),
+    ]
 
 
 def _each_set_once(evaluate_and_print_results: Callable) -> Callable:
     @functools.wraps(evaluate_and_print_results)
     def evaluate(prefix: str, forward_step_func: Callable, data_iterator: Any, *rest: Any, **options: Any) -> None:
         args = get_args()
-        if not args.full_validation:
-            return evaluate_and_print_results(prefix, forward_step_func, data_iterator, *rest, **options)
         if args.virtual_pipeline_model_parallel_size:
             data_iterator = [list(stages) for stages in zip(*data_iterator, strict=True)]
         num_microbatches = args.eval_iters
@@ -81,7 +82,7 @@ def _measured_before_the_first_step(train: Callable) -> Callable:
     @functools.wraps(train)
     def measured(*positional: Any, **named: Any) -> Any:
         args = get_args()
-        if args.full_validation and args.do_valid and args.iteration == 0:
+        if args.do_valid and args.iteration == 0:
             _measure(args, inspect.signature(train).bind(*positional, **named).arguments)
         return train(*positional, **named)
 

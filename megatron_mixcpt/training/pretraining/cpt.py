@@ -28,7 +28,7 @@ from megatron_mixcpt.training.engine.checkpoints import resumable
 from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
 from megatron_mixcpt.training.pretraining.arguments import Run, parse_run
 from megatron_mixcpt.training.pretraining.datasets import IndexedSamples, dataset_provider, set_identities
-from megatron_mixcpt.training.pretraining.forgetting import ForgettingMeter, show_forgetting
+from megatron_mixcpt.training.pretraining.forgetting import ForgettingMeter, shown_forgetting
 from megatron_mixcpt.training.pretraining.l2 import L2Anchor
 from megatron_mixcpt.training.pretraining.loss import TokensPerSecond, mixcpt_loss_func
 from megatron_mixcpt.training.pretraining.summary import describe
@@ -61,7 +61,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     datasets = dataset_provider(args, run.manifest, run.plan, named)
     forward_step = forward_step_func(args, config, groups, [kind.kind for kind in run.plan.kinds], meter)
     describe_sample = functools.partial(describe_sample_of, run)
-    train(args, config, model_config, groups, datasets, forward_step, describe_sample, runs_teacher=config.runs_teacher)
+    train(
+        args,
+        config,
+        model_config,
+        groups,
+        datasets,
+        forward_step,
+        describe_sample,
+        runs_teacher=config.runs_teacher,
+        engine_changes=shown_forgetting(meter) if meter else (),
+    )
 
 
 def describe_sample_of(run: Run, dataset: IndexedSamples, index: int) -> str:
@@ -70,15 +80,13 @@ def describe_sample_of(run: Run, dataset: IndexedSamples, index: int) -> str:
 
 
 def build_meter(run: Run, named: Mapping[str, NamedSet]) -> ForgettingMeter | None:
-    """What compares student and teacher in evaluations, in place in the engine; None where no whole set is measured."""
+    """Compares student and teacher in evaluations; None where no set is measured completely."""
     args = run.args
     if not args.full_validation:
         return None
     identities = set_identities(args, run.manifest, run.plan, named)
     folder = Path(args.save) if args.save else None
-    meter = ForgettingMeter(identities, runs_teacher=run.config.runs_teacher, folder=folder)
-    show_forgetting(meter)
-    return meter
+    return ForgettingMeter(identities, runs_teacher=run.config.runs_teacher, folder=folder)
 
 
 def build_head(run: Run, groups: ProcessGroupCollection) -> MixCPTHead:

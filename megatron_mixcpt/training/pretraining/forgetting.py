@@ -9,16 +9,16 @@ is resumed.
 import functools
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.training import training
 from megatron.training.utils import is_last_rank, print_rank_last
 from torch import Tensor
 
 from megatron_mixcpt.log_names import STUDENT_LOSS, TEACHER_LOSS
+from megatron_mixcpt.training.engine.patches import Change
 
 RECORD_NAME = "validation_before_training.json"
 
@@ -93,10 +93,15 @@ class ForgettingMeter:
         return {name: kept[name][1] for name, same in self._identities.items() if kept.get(name, [None])[0] == same}
 
 
-def show_forgetting(meter: ForgettingMeter) -> None:
-    """Have the engine's evaluations tell ``meter`` what they find, report its constants, and print its table."""
-    evaluate, evaluate_and_print_results = training.evaluate, training.evaluate_and_print_results
+def shown_forgetting(meter: ForgettingMeter) -> list[Change]:
+    """Changes to the engine: evaluations tell ``meter`` what they find, report its constants, and print its table."""
+    return [
+        Change("megatron.training.training.evaluate", __name__, functools.partial(_taking_losses, meter)),
+        Change("megatron.training.training.evaluate_and_print_results", __name__, functools.partial(_printing, meter)),
+    ]
 
+
+def _taking_losses(meter: ForgettingMeter, evaluate: Callable) -> Callable:
     @functools.wraps(evaluate)
     def evaluate_one(*positional: Any, **named: Any) -> tuple[dict[str, Tensor] | None, Any, bool]:
         losses, non_loss_data, out_of_time = evaluate(*positional, **named)
@@ -104,6 +109,10 @@ def show_forgetting(meter: ForgettingMeter) -> None:
             meter.take(losses)
         return losses, non_loss_data, out_of_time
 
+    return evaluate_one
+
+
+def _printing(meter: ForgettingMeter, evaluate_and_print_results: Callable) -> Callable:
     @functools.wraps(evaluate_and_print_results)
     def evaluate_all(*positional: Any, **named: Any) -> None:
         call = inspect.signature(evaluate_and_print_results).bind(*positional, **named)
@@ -112,4 +121,4 @@ def show_forgetting(meter: ForgettingMeter) -> None:
         if is_last_rank():
             print_rank_last(f"{meter.end()}\n")
 
-    training.evaluate, training.evaluate_and_print_results = evaluate_one, evaluate_all
+    return evaluate_all

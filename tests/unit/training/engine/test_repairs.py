@@ -1,5 +1,7 @@
 """``--iterations-to-skip``: every rank takes the whole batch, each chunk of an interleaved pipeline its own."""
 
+from argparse import Namespace
+
 from megatron_mixcpt.testing import run_distributed
 
 
@@ -14,12 +16,13 @@ def check_skipping() -> None:
     from megatron.core.rerun_state_machine import RerunDataIterator, RerunMode, initialize_rerun_state_machine
     from megatron.training import training
 
-    from megatron_mixcpt.training.engine.repairs import skip_steps_on_every_rank
+    from megatron_mixcpt.training.engine.patches import change_engine
+    from megatron_mixcpt.training.engine.repairs import repairs
 
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=2)
     init_num_microbatches_calculator(0, None, 4, 1, 1)
     initialize_rerun_state_machine(mode=RerunMode.DISABLED)
-    skip_steps_on_every_rank()
+    change_engine(repairs(Namespace(async_save=False)))
     one, two = RerunDataIterator(iter(range(10))), RerunDataIterator(iter(range(10)))
     training.dummy_train_step(one)
     assert next(one) == 4

@@ -1,0 +1,282 @@
+"""The register of engine changes: each name of Megatron or torch that we replace, wrap or override, or that is private.
+
+    python -m megatron_mixcpt.training.engine.patches        # prints the register
+
+Nothing else in the package assigns to an attribute of the engine. A module that needs a change offers a
+:class:`Change`, and the launch applies those that its run needs with :func:`change_engine`. After an upgrade of the
+engine, ``tests/unit/training/engine/test_patches.py`` names the entries whose signature is another one, and with each
+the module to look at. The stand-ins for CUDA have a table of their own, ``cpu_emulation.EMULATED``.
+"""
+
+import functools
+import itertools
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+REPLACED, WRAPPED, OVERRIDDEN, READ = "replaced", "wrapped", "overridden", "read"
+
+
+class Entry(NamedTuple):
+    """One name of the engine and what one of our modules does with it."""
+
+    name: str
+    """Where the engine looks it up: ``package.module.attribute`` or ``package.module.Class.attribute``."""
+    kind: str
+    """``replaced``, ``wrapped``, ``overridden`` in a subclass, or ``read`` although it is private."""
+    owner: str
+    """Our module, below ``megatron_mixcpt/``."""
+    reason: str
+
+
+class Change(NamedTuple):
+    """A change to the engine that a run asks for; ``REGISTER`` has an entry for it."""
+
+    name: str
+    """As in :class:`Entry`."""
+    owner: str
+    """``__name__`` of the module that offers the change."""
+    make: Callable[[Any], Any]
+    """Makes the new value from the one below it: the engine's own, or that of the entry before."""
+
+
+# Where several entries wrap the same name, the first is the innermost.
+REGISTER = (
+    Entry(
+        "megatron.training.training.train",
+        WRAPPED,
+        "training/engine/whole_validation.py",
+        "validation sets are measured before the first step",
+    ),
+    Entry(
+        "megatron.training.training.train",
+        WRAPPED,
+        "training/engine/loss_watch.py",
+        "weights that are not finite are found before anything runs",
+    ),
+    Entry(
+        "megatron.training.training.train_step",
+        WRAPPED,
+        "training/engine/loss_watch.py",
+        "a loss or gradient that is not finite is reported with its samples, as is a spike of the loss",
+    ),
+    Entry(
+        "megatron.training.training.dummy_train_step",
+        REPLACED,
+        "training/engine/repairs.py",
+        "--iterations-to-skip passes over a batch on every rank, not only on the first of a tensor parallel group",
+    ),
+    Entry(
+        "megatron.training.training.evaluate",
+        WRAPPED,
+        "training/pretraining/forgetting.py",
+        "the forgetting meter takes the losses of each validation set",
+    ),
+    Entry(
+        "megatron.training.training.evaluate_and_print_results",
+        WRAPPED,
+        "training/pretraining/forgetting.py",
+        "the forgetting meter prints its table after all validation sets",
+    ),
+    Entry(
+        "megatron.training.training.evaluate_and_print_results",
+        WRAPPED,
+        "training/engine/whole_validation.py",
+        "each sequence of a validation set is measured once, at any batch size and pipeline schedule",
+    ),
+    Entry(
+        "megatron.training.training.save_checkpoint",
+        WRAPPED,
+        "training/engine/checkpoints.py",
+        "a complete iteration is not overwritten, old ones are deleted, and errors of the disk are explained",
+    ),
+    Entry(
+        "megatron.training.training.maybe_finalize_async_save",
+        WRAPPED,
+        "training/engine/checkpoints.py",
+        "errors of the disk are explained for asynchronous saves too",
+    ),
+    Entry(
+        "megatron.training.checkpointing.schedule_async_save",
+        WRAPPED,
+        "training/engine/checkpoints.py",
+        "with --keep-last, old iterations are deleted once an asynchronous save is complete",
+    ),
+    Entry(
+        "megatron.training.global_vars.DistributedSignalHandler",
+        REPLACED,
+        "training/engine/preemption.py",
+        "two signals end a run, and ranks agree on them without waiting for the device",
+    ),
+    Entry(
+        "megatron.core.datasets.utils.compile_helpers",
+        REPLACED,
+        "training/engine/repairs.py",
+        "the wheel holds the compiled helper but no Makefile to compile it with",
+    ),
+    Entry(
+        "megatron.core.optimizer.DistributedOptimizer",
+        REPLACED,
+        "training/engine/repairs.py",
+        "with PyTorch's Adam the engine's optimizer cannot load its own checkpoints",
+    ),
+    Entry(
+        "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states",
+        OVERRIDDEN,
+        "training/engine/repairs.py",
+        "it looks for Adam's step among the tensors, where the engine has removed it",
+    ),
+    Entry(
+        "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
+        REPLACED,
+        "training/engine/repairs.py",
+        "a synchronous save needs no server process for its queue",
+    ),
+    Entry(
+        "megatron.core.pipeline_parallel.p2p_communication.P2PCommunicator._communicate",
+        OVERRIDDEN,
+        "distillation/communicator.py",
+        "the teacher's activations travel in the student's message",
+    ),
+    Entry(
+        "megatron.core.pipeline_parallel.p2p_communication.P2PCommunicator._communicate_shapes",
+        OVERRIDDEN,
+        "distillation/communicator.py",
+        "forward and backward messages have different shapes, which both sides know",
+    ),
+    Entry(
+        "megatron.training.initialize._initialize_distributed",
+        READ,
+        "training/engine/launch.py",
+        "the process groups are needed before pretrain(), which makes them",
+    ),
+    Entry(
+        "megatron.training.models.gpt.GPTModelBuilder._model_config",
+        READ,
+        "training/model.py",
+        "the builder of the student builds the teacher beside it from the same configuration",
+    ),
+    Entry(
+        "torch.distributed.checkpoint.filesystem._StorageInfo",
+        READ,
+        "conversion/megatron_writer.py",
+        "a checkpoint's index says with it where each tensor lies",
+    ),
+    Entry(
+        "torch.distributed.checkpoint.utils._create_file_view",
+        READ,
+        "conversion/megatron_reader.py",
+        "reads one tensor out of a checkpoint's file",
+    ),
+    Entry(
+        "torch._C.PyTorchFileReader",
+        READ,
+        "conversion/inert_pickle.py",
+        "opens a file of torch.save() without running its pickle",
+    ),
+    Entry(
+        "torch._dynamo.config.disable",
+        READ,
+        "losses/compiled.py",
+        "whether the user has switched torch.compile off",
+    ),
+    Entry(
+        "torch._dynamo.exc.TorchDynamoException",
+        READ,
+        "losses/compiled.py",
+        "the loss runs uncompiled where the compiler fails",
+    ),
+    Entry(
+        "torch._dynamo.exc.FailOnRecompileLimitHit",
+        READ,
+        "losses/compiled.py",
+        "the loss runs uncompiled where there are too many shapes to compile for",
+    ),
+    Entry(
+        "torch.utils._device._device_constructors",
+        READ,
+        "cpu_emulation.py",
+        "torch caches which functions make tensors, and must do so before they are replaced",
+    ),
+    Entry(
+        "torch.cuda._lazy_call",
+        REPLACED,
+        "cpu_emulation.py",
+        "the engine seeds the device with it (an entry of cpu_emulation.EMULATED)",
+    ),
+    Entry(
+        "torch.cuda._lazy_init",
+        REPLACED,
+        "cpu_emulation.py",
+        "runs before everything that needs a device (an entry of cpu_emulation.EMULATED)",
+    ),
+)
+
+_originals: dict[str, Any] = {}
+_applied: dict[str, dict[str, Callable[[Any], Any]]] = {}
+
+
+def change_engine(changes: Iterable[Change]) -> None:
+    """Change the engine of this process, in the order of ``REGISTER`` where several changes have one name.
+
+    A change that its owner has applied before, for an earlier run in this process, is replaced and not added to.
+
+    Raises:
+        LookupError: a change is not in ``REGISTER``, or the installed engine lacks the name.
+    """
+    for change in changes:
+        order = _owners(change.name)
+        if (owner := _path(change.owner)) not in order:
+            raise LookupError(f"{change.name} has no entry in {_path(__name__)} for {owner}")
+        makers = _applied.setdefault(change.name, {})
+        makers[owner] = change.make
+        ordered = (makers[owner] for owner in order if owner in makers)
+        _assign(change.name, functools.reduce(lambda below, make: make(below), ordered, _original(change.name)))
+
+
+def restore_engine() -> None:
+    """Take back every change of this process, so that the next run applies its own and no others."""
+    for name, original in _originals.items():
+        _assign(name, original)
+    _applied.clear()
+
+
+def _owners(name: str) -> list[str]:
+    return [entry.owner for entry in REGISTER if entry.name == name]
+
+
+def _path(module: str) -> str:
+    return f"{module.removeprefix('megatron_mixcpt.').replace('.', '/')}.py"
+
+
+def _original(name: str) -> Any:
+    if name not in _originals:
+        try:
+            _originals[name] = pkgutil.resolve_name(name)
+        except (AttributeError, ImportError) as error:
+            raise LookupError(
+                f"the installed engine has no {name}, which {' and '.join(_owners(name))} would change"
+            ) from error
+    return _originals[name]
+
+
+def _assign(name: str, value: Any) -> None:
+    owner, attribute = name.rsplit(".", 1)
+    setattr(pkgutil.resolve_name(owner), attribute, value)
+
+
+def table() -> str:
+    """The register as text, by the module of the engine."""
+    lines = []
+    for module, entries in itertools.groupby(REGISTER, lambda entry: entry.name.rsplit(".", 1)[0]):
+        lines.append(module)
+        for entry in entries:
+            order = _owners(entry.name)
+            place = f" {order.index(entry.owner) + 1} of {len(order)}" if len(order) > 1 else ""
+            lines.append(f"  {entry.name.rsplit('.', 1)[1]:<40} {entry.kind + place:<15} {entry.owner}")
+            lines.append(f"      {entry.reason}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
