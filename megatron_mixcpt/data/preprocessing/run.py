@@ -18,7 +18,7 @@ from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts, open_part
 from megatron_mixcpt.data.reading.sources import Source, find_sources
 from megatron_mixcpt.data.records import REJECT_REASONS
-from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, limit_encoder_threads
+from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, one_encoder_thread
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.digests import file_digest
 from megatron_mixcpt.jobs.work_folder import lock, refuse_other, start_or_resume
@@ -34,10 +34,9 @@ def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1)
     folder holds another mixture or another run is writing it; no file has a final name before all of them are whole.
     """
     sources = [source for kind in settings.kinds for source in find_sources(kind, list(settings.kinds[kind].paths))]
-    limit_encoder_threads()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with lock(output):
+        with lock(output), one_encoder_thread():
             if (output / MANIFEST_NAME).exists():
                 return _finished_before(settings, sources, output)
             return _run(settings, sources, output, num_workers)

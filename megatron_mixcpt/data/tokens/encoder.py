@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from itertools import islice
 from typing import Any
@@ -36,14 +37,27 @@ class EncoderMismatch(Exception):
     """The fast encoder and the Hugging Face tokenizer differ on a text."""
 
 
-def limit_encoder_threads() -> None:
-    """Keep the encoders to the calling thread, for the work is spread over processes. Call before they are loaded.
+ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "FASTOKENS_BPE_THREADS": "1"}
 
-    fastokens has a pool of its own that spins between batches: left alone it takes twice the time of one thread.
+
+@contextmanager
+def one_encoder_thread() -> Iterator[None]:
+    """Encoders that are loaded within it, here or in a forked process, keep to the thread that calls them.
+
+    The work is spread over processes, and fastokens' own pool spins between batches: it would take twice the time of
+    one thread. The environment is restored at the end, for it is also that of whoever preprocesses within a larger
+    program, such as a trainer that tokenizes a validation text.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    os.environ["FASTOKENS_BPE_THREADS"] = "1"
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class HuggingFaceEncoder:

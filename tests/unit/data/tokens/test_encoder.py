@@ -1,6 +1,7 @@
 """The fast encoder against the Hugging Face tokenizer: on adversarial text, and what happens when they differ."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from megatron_mixcpt.data.tokens import encoder as encoding
-from megatron_mixcpt.data.tokens.encoder import CheckedEncoder, EncoderMismatch, SpecialStrings
+from megatron_mixcpt.data.tokens.encoder import CheckedEncoder, EncoderMismatch, SpecialStrings, one_encoder_thread
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
@@ -145,3 +146,13 @@ def test_tokenizer_folder_says_what_ends_a_sample(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="tokenizer.json: cannot be read"):
         TokenizerFiles.read(folder)
+
+
+def test_the_environment_is_as_it_was_once_encoders_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYON_NUM_THREADS", "7")
+    monkeypatch.delenv("FASTOKENS_BPE_THREADS", raising=False)
+    before = dict(os.environ)
+    with pytest.raises(EncoderMismatch), one_encoder_thread():
+        assert os.environ["RAYON_NUM_THREADS"] == os.environ["FASTOKENS_BPE_THREADS"] == "1"
+        raise EncoderMismatch
+    assert dict(os.environ) == before
