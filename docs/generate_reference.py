@@ -60,7 +60,7 @@ DESCRIBED = {
 
 
 def page() -> str:
-    """The whole page."""
+    """The page."""
     parts = [HEAD]
     for tool, source in TOOLS.items():
         parser = flags.build_parser(None, source) if isinstance(source, type) else _parser_of(source)

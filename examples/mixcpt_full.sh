@@ -25,7 +25,7 @@ case "$method" in
 mixcpt) training_flags=() ;;
 wo-kd) training_flags=(--distillation none) ;;
 csd | cpt) training_flags=(--distillation none --mixture-weights cpt=1) ;;
-*) printf 'error: %s is no method; these are: mixcpt, wo-kd, csd, cpt\n' "$method" >&2 && exit 2 ;;
+*) printf 'error: unknown method %s; choose one of: mixcpt, wo-kd, csd, cpt\n' "$method" >&2 && exit 2 ;;
 esac
 
 out="${FULL_OUTPUT:-outputs/full-$method}"
@@ -73,7 +73,7 @@ report_aligned() {
             --output "$out/aligned-report.txt"
 }
 
-# What the quickstart made anew is scored and aligned anew.
+# If the quickstart ran again, its model is scored and aligned again.
 if [ "$out/.done-report" -nt "$out/.done-score" ]; then rm -f "$out/.done-score"; fi
 SECONDS=0
 run score score "$scores"

@@ -10,10 +10,10 @@
 #   4 training    trains with logit swap self-distillation, the model cut in 2 pipeline stages, one process each,
 #   5 export      writes the trained checkpoint as a Hugging Face folder,
 #   6 report      compares the model before and after on held-out code and on general English.
-# At the end stands a table: the perplexity on the code falls, and that on general English does not rise.
+# It ends with a table: perplexity on the code falls, and perplexity on general English does not rise.
 #
 # Everything is written below outputs/quickstart (QUICKSTART_OUTPUT names another folder). Run again, it skips the stages
-# whose outputs are there; a stage that was interrupted is done anew. Arguments go to the training command:
+# whose outputs are there and repeats one that was interrupted. Arguments go to the training command:
 #
 #   bash examples/quickstart.sh --alpha 0.5 --lr 2e-4       # in another QUICKSTART_OUTPUT, or after removing the old one
 set -euo pipefail

@@ -3,7 +3,7 @@
 #
 #   bash tools/setup_env.sh dev quickstart
 #
-# A second run with nothing to do ends at once. A run that was interrupted is taken up again, and two runs at the same
+# A second run with nothing to do ends at once. A run that was interrupted is continued, and two runs at the same
 # time wait for one another. PYTHON names the interpreter to use; otherwise one is looked for (see candidates below).
 # pip reads its ordinary settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...): point them at a mirror, or
 # at an index of CPU builds of torch, where that is wanted.
@@ -34,7 +34,7 @@ candidates() {
 find_python() {
     local candidate
     if [ -n "${PYTHON:-}" ]; then
-        usable "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.12 or 3.13 with venv and ensurepip; unset it or name another"
+        usable "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.12 or 3.13 with venv and ensurepip; unset it or name another"
         command -v "$PYTHON"
         return
     fi
@@ -81,14 +81,14 @@ install_package() {
     rm -f "$stamp"
     say "installing megatron-mixcpt$bracketed and its dependencies (torch alone is a download of up to 3 GB the first time)"
     "$venv/bin/python" -m pip install --disable-pip-version-check --editable "$root$bracketed" ||
-        fail "pip could not install the dependencies (its message is above); run this again once mended: finished" \
+        fail "pip could not install the dependencies (its message is above); correct the cause and run this again: finished" \
             "downloads are kept. PIP_INDEX_URL and pip's other settings choose where it looks"
     printf '%s\n' "$new_stamp" >"$stamp.new"
     mv "$stamp.new" "$stamp"
     say "done in ${SECONDS} s"
 }
 
-# Held until this script ends, however it ends. Where flock is missing or the file system has no locks, go on without.
+# Held until this script ends, however it ends. Where flock is missing or the file system has no locks, continue without.
 exec 9<"$root/pyproject.toml"
 if command -v flock >/dev/null && ! flock --nonblock 9; then
     say "waiting for another set-up of $root"

@@ -3,7 +3,7 @@
     python benchmarks/alignment/scoring.py --hf-model outputs/quickstart/smollm2-135m \\
         --sft examples/data/sft.jsonl --dpo examples/data/dpo.jsonl --num-samples 24
 
-Scoring is the whole way from rows of JSON to the lines of the scores file: reading, templates, encoding, bucketing, the
+Scoring is everything from rows of JSON to the lines of the scores file: reading, templates, encoding, bucketing, the
 model, losses. Plain evaluation is the same model's log-probabilities of rows of --seq-length tokens without padding,
 made of the samples' own tokens. Both are run alternately; the ratio is of neighbouring runs. The flags are those of
 tools/score_alignment.py, and torchrun works as there.

@@ -4,7 +4,7 @@
 
 The model folder is sparse (zeros that take no room on disk), of a Llama with hidden size 4096 and 128,256 tokens: 40
 layers are 19.55 GB in bfloat16. The folder needs twice that much room; it is emptied at the end. Each conversion is a
-process of its own (under ``torchrun`` with ``--ranks``); memory is the largest process's peak.
+separate process (under ``torchrun`` with ``--ranks``); memory is the largest process's peak.
 """
 
 import argparse

@@ -4,7 +4,7 @@
         [--tasks gsm8k svamp] [--num-fewshot 1] [--task-limit 16] [--dtype float32]
 
 ``--task-data`` holds ``TASK.jsonl`` and ``TASK.fewshot.jsonl`` with the fields that the tasks' YAML files name. lm-eval
-reads them by itself; the model and its type are the same, so that every answer has to be equal, letter for letter.
+reads them itself; the model and its type are the same, so that every answer has to be equal, letter for letter.
 A task with two ways of reading an answer (GSM8K) logs, and so counts, each twice.
 Reading the model is in the seconds; the tool's are a process's, lm-eval runs in this one.
 """

@@ -1,7 +1,7 @@
 """What the losses are compared with beside the engine's cross-entropy: what a user would take from elsewhere.
 
 None of the peers swaps logits: theirs is the reverse KL of the plain teacher, which is less work. They are installed
-without their dependencies into a folder of their own, which the measuring ranks alone see; torch and the engine are
+without their dependencies into a separate folder, which only the measuring ranks see; torch and the engine are
 those of this environment, so that all losses run on the same version.
 """
 
@@ -40,7 +40,7 @@ def install(folder: Path) -> None:
 def peer_losses(folder: Path, alpha: float, engine_loss: Loss) -> dict[str, Loss]:
     """On a rank, with the CPU emulation in place: the peers that work at as many ranks as there are.
 
-    ``engine_loss`` is the next-token loss for ModelOpt, which has none of its own.
+    ``engine_loss`` is the next-token loss for ModelOpt, which has no such loss.
     """
     sys.path.append(str(folder))  # last: what this environment has wins
     world_size = dist.get_world_size()

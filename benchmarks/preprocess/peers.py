@@ -1,4 +1,4 @@
-"""What preprocessing is compared with: each a small program of its own, given a corpus, a tokenizer and a folder."""
+"""What preprocessing is compared with: each a small separate program, given a corpus, a tokenizer and a folder."""
 
 import subprocess
 import venv

@@ -4,7 +4,7 @@
         [--megabytes 160] [--slow-megabytes 4] [--repeats 3] [--input corpus.jsonl]
 
 Without ``--input`` the corpus is the Python code that this machine has: the standard library, then the installed
-packages. Each row is a process of its own, with one thread per process. ``MB/s`` is megabytes of text over seconds net
+packages. Each row is a separate process, with one thread per process. ``MB/s`` is megabytes of text over seconds net
 of start-up, where start-up is the same command on a corpus of one document: ``wall`` counts seconds on the clock,
 ``CPU`` processor seconds of all processes, which other work on the machine disturbs less. Medians of the repeats, with
 the smallest and largest wall rate; ``memory`` is the largest sum of proportional set sizes, in MiB, of one more run.

@@ -3,7 +3,7 @@
     python benchmarks/step/cpu_platform.py
 
 Trains as the step benchmarks do, under Python's profiler, and adds up the time that functions of ``cpu_emulation.py``
-spend in their own lines. The profiler makes every Python call dearer and no kernel, so the true share is smaller.
+spend in its own code. The profiler slows down Python calls and no kernel, so the true share is smaller.
 """
 
 import argparse

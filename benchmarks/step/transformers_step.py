@@ -2,10 +2,10 @@
 
     python benchmarks/step/transformers_step.py
 
-The user's loop: two models, the teacher without gradients, the loss as the paper writes it on whole logits, AdamW,
+The user's loop: two models, the teacher without gradients, the loss as the paper writes it on complete logits, AdamW,
 clipped gradients. *autocast* keeps float32 weights and computes in bfloat16, which is the precision of the trainer
 (bfloat16 weights with float32 copies in the optimizer); *bfloat16* has no float32 copy of anything, which is cheaper
-and less exact. Each runs in a process of its own, all in turn, with all cores as threads; memory is the process's peak.
+and less exact. Each runs in a separate process, in turn, with all cores as threads; memory is the process's peak.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def run_program(name: str, world: tuple[Path, Path], options: argparse.Namespace, result: Path) -> dict:
-    """Run one of the programs in a process of its own."""
+    """Run one of the programs in a separate process."""
     call = name, *(str(path) for path in world), vars(options), len(os.sched_getaffinity(0)), str(result)
     run_distributed(run_rank, 1, *call, cpu_emulation=name == "ours", timeout_s=1800.0)
     return json.loads(result.read_text())
@@ -133,7 +133,7 @@ def train_with_transformers(model: str, options: dict, steps: int, *, autocast: 
 
 
 def mixcpt_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 1 and 4 to 7, as written, on whole logits [b, s, v]; the mean over the tokens."""
+    """Eq. 1 and 4 to 7, as written, on complete logits [b, s, v]; the mean over the tokens."""
     label, top = labels.unsqueeze(-1), teacher.argmax(-1, keepdim=True)
     label_value, top_value = teacher.gather(-1, label), teacher.gather(-1, top)
     swapped = teacher.scatter(-1, top, label_value).scatter(-1, label, top_value)

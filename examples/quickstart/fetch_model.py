@@ -114,7 +114,7 @@ def rotary_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 def read_weights(reader: gguf.GGUFReader, fields: dict) -> dict[str, torch.Tensor]:
-    """All tensors dequantized to bfloat16 under their Hugging Face names; the tied output layer has none of its own."""
+    """All tensors dequantized to bfloat16 under their Hugging Face names; the tied output layer has no tensor."""
     num_heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
     weights = {}
     for tensor in reader.tensors:

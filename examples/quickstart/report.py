@@ -18,10 +18,10 @@ MEASURES = {"perplexity": "perplexity", "bits per byte": "bits_per_byte"}
 
 
 def read_perplexities(folder: Path) -> dict[str, dict[str, Any]]:
-    """The figures of each text set in an evaluation. Raises ConfigError where the folder is none."""
+    """The figures of each text set in an evaluation. Raises ConfigError for another folder."""
     path = folder / "results.json"
     if not path.is_file():
-        raise ConfigError(f"{folder} is no output of tools/evaluate.py: it has no {path.name}")
+        raise ConfigError(f"{folder} is not an output of tools/evaluate.py: it has no {path.name}")
     return json.loads(path.read_text(encoding="utf-8"))["perplexity"]
 
 

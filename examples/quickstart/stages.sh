@@ -13,7 +13,7 @@ else
     dtype=float32 precision=()
 fi
 
-# train LOG TOOL FLAGS...: shows of the engine's lines the main figures of each iteration, and the user's errors.
+# train LOG TOOL FLAGS...: shows the main figures of each iteration from the engine's lines, and the user's errors.
 train() {
     local log="$1" figures
     figures='s/ \| (lssd loss (cpt|sft|dpo)|top-1 agreement|(teacher|student) top-1 probability): [^ ]+//g;'
@@ -27,7 +27,7 @@ train() {
     }
 }
 
-# evaluate MODEL OUTPUT: what a Hugging Face model makes of held-out code and of general English.
+# evaluate MODEL OUTPUT: measures a Hugging Face model on held-out code and on general English.
 evaluate() {
     rm -rf "$2"
     OMP_NUM_THREADS="$threads" torchrun --nproc-per-node "$ranks" tools/evaluate.py --hf-model "$1" --output "$2" \
@@ -35,7 +35,7 @@ evaluate() {
         --perplexity "Python code=$out/domain_heldout.jsonl" "general English=examples/data/general_english.jsonl"
 }
 
-# run STAGE FUNCTION OUTPUT: does nothing where the stage is marked as done. A stage that runs makes the later ones stale.
+# run STAGE FUNCTION OUTPUT: skips a stage that is marked as done. A stage that runs makes the later ones stale.
 run() {
     local stage="$1" function="$2" output="$3" started=$SECONDS later
     number=$((number + 1))
@@ -47,7 +47,7 @@ run() {
     rm -rf "$output"
     printf '\n[%d/%d] %s\n' "$number" "${#stages[@]}" "$stage"
     if ! "$function"; then
-        printf 'error: stage "%s" failed (its message is above); mend it and run this again, the stages before it are kept\n' "$stage" >&2
+        printf 'error: stage "%s" failed (its message is above); correct the cause and run this again: finished stages are kept\n' "$stage" >&2
         exit 1
     fi
     touch "$out/.done-$stage"

@@ -1,4 +1,4 @@
-"""Runs that meet a fault: torn checkpoints, signals, numbers that are not finite, and settings that have changed."""
+"""Runs with a fault: incomplete checkpoints, signals, numbers that are not finite, and settings that have changed."""
 
 import json
 import os
@@ -60,8 +60,8 @@ def test_torn_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits(
 ) -> None:
     """As well as that --deterministic gives the same bits twice, by another process in another folder."""
     save = shutil.copytree(undisturbed, tmp_path / "save")
-    torn = next(path for path in sorted((save / "iter_0000006").glob("*.distcp")) if path.stat().st_size)
-    os.truncate(torn, torn.stat().st_size // 2)
+    truncated = next(path for path in sorted((save / "iter_0000006").glob("*.distcp")) if path.stat().st_size)
+    os.truncate(truncated, truncated.stat().st_size // 2)
     resumed = train(2, command(world, save), tmp_path / "log")
     assert len(resumed["loss"]) == 2  # from iteration 4 on
     assert_same_bits(save, undisturbed, tmp_path)

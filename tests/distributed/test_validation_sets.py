@@ -1,4 +1,4 @@
-"""Whole validation sets: each by itself, every sequence once, from before the first step; student against teacher."""
+"""Complete validation sets: each alone, every sequence once, from before the first step; student against teacher."""
 
 import json
 from pathlib import Path

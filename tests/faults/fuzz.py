@@ -32,7 +32,7 @@ ADDRESS_SPACE_BYTES = 16 * 2**30
 
 
 def run_target(name: str, number: int, num_examples: int) -> Counter[str]:
-    """Try so many inputs of one target; returns how often it ended well or in a user's error. Raises what it finds."""
+    """Try ``num_examples`` inputs of one target; count successes and user errors. Raises what it finds."""
     ends: Counter[str] = Counter()
 
     @seed(number)

@@ -1,7 +1,7 @@
 """What is fuzzed: for each kind of input a way to make hostile ones, and what reads them.
 
 A target draws an input, writes it into an empty folder and hands it to the code that users' files meet. It may end well
-or with an error that the user can mend (:class:`MixCPTError`, or what a single record is rejected by); anything else is
+or with an error that the user can correct (:class:`MixCPTError`, or what rejects a single record); anything else is
 a finding. ``CANARY`` is the file that the hostile inputs try to make: its presence is a finding too.
 """
 
@@ -56,7 +56,7 @@ def safetensors_header(draw: Draw, folder: Path) -> None:
 
 
 def safetensors_index(draw: Draw, folder: Path) -> None:
-    """An index that names shards elsewhere, or is no index."""
+    """An index that names shards elsewhere, or is not an index."""
     header = dumped(HEADER)
     (folder / "shard.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
     outside = folder.parent / f"{folder.name}.safetensors"

@@ -50,7 +50,7 @@ class Torchrun:
         send(number, chosen or [ranks[int(victim[-1])]])
 
     def end(self, ranks: list[int]) -> None:
-        """Wait until it and these ranks are gone; exits where a rank goes on without it."""
+        """Wait until it and these ranks are gone; exits where a rank continues without it."""
         self._process.wait()
         wait_until_gone(ranks)
 

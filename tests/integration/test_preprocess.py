@@ -52,7 +52,7 @@ class Finished:
 
 @pytest.fixture
 def run_tool(tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs the tool in the test's folder, in this process, for a process of its own costs a second."""
+    """Runs the tool in the test's folder, in this process, because a separate process costs a second."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object, output: Path | str = "mixture") -> Finished:

@@ -1,6 +1,6 @@
 """The bytes that preprocessing writes for a fixed corpus do not change unnoticed.
 
-``python -m tests.integration.test_preprocess_golden`` writes the expected digests anew.
+``python -m tests.integration.test_preprocess_golden`` writes the expected digests again.
 """
 
 import json

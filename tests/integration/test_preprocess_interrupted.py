@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def in_process(function: Callable[..., None], *args: object) -> int:
-    """Call ``function`` in a process of its own and return its exit code."""
+    """Call ``function`` in a separate process and return its exit code."""
     process = multiprocessing.get_context("fork").Process(target=function, args=args)
     process.start()
     process.join(120)

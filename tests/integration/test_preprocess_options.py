@@ -1,4 +1,4 @@
-"""The optional steps of the preprocessing end to end: counts add up, and runs with a wrong encoder mend themselves."""
+"""The optional steps of the preprocessing end to end: counts add up, and a run with a wrong encoder corrects itself."""
 
 import gzip
 import json
@@ -87,7 +87,7 @@ def test_wrong_fast_encoder_is_replaced_for_the_whole_run(
     monkeypatch.setattr(fast_encoding.FastEncoder, "encode", wrong)
     monkeypatch.setattr("megatron_mixcpt.data.preprocessing.parts.worker.COMPARED_SHARE", 1.0)
     for workers in (1, 2):
-        output = tmp_path / f"mended{workers}"
+        output = tmp_path / f"corrected{workers}"
         manifest = run(tokenizer_dir, output, "--cpt", data, workers=workers)
         assert manifest.tokenizer.encoder.startswith("tokenizers ")
         assert "starting again without it" in capsys.readouterr().out

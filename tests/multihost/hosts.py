@@ -1,6 +1,6 @@
-"""Several hosts on one machine: network namespaces with addresses of their own, cabled to a bridge.
+"""Several hosts on one machine: network namespaces with separate addresses, connected to a bridge.
 
-Each host sees its loopback and one interface, ``eth0``; the bridge is in a namespace of its own, so that nothing of the
+Each host sees its loopback and one interface, ``eth0``; the bridge is in a separate namespace, so that nothing of the
 machine's own network is touched. Needs root and the ``ip`` command. Hosts share the machine's files, as a cluster's do.
 """
 
@@ -37,7 +37,7 @@ def why_not() -> str | None:
 
 
 class Hosts:
-    """So many hosts, for a ``with`` block; at its end every process on them is killed and they are gone."""
+    """Make ``num_hosts`` hosts for a ``with`` block; at its end every process on them is killed and they are gone."""
 
     def __init__(self, num_hosts: int) -> None:
         self._prefix = f"mixcpt-{os.getpid()}"

@@ -31,7 +31,7 @@ PARSERS = {
 }
 ROWS = list(product(("llama3", "qwen2"), DOMAINS, METHODS))
 
-# In a process of its own, for all trainings at once: importing the engine takes seconds and changes the process.
+# In a separate process, for all trainings at once: importing the engine takes seconds and changes the process.
 PARSE = """
 import json, sys
 from megatron_mixcpt import cpu_emulation

@@ -28,7 +28,7 @@ def check_layers(num_layers: int) -> None:
         torch.testing.assert_close(run(layers, torch.ones(3, 7)), expected, rtol=0, atol=0)
     assert seen <= on_device and len(seen) == 2
     assert host == [parameter.data_ptr() for layer in layers for parameter in layer.parameters()]
-    # Weights loaded between two passes: all but the first layer, which is on its way already, are read anew.
+    # Weights loaded between two passes: all but the first layer, which is on its way already, are read again.
     for parameter in layers[-1].parameters():
         parameter.data.zero_()
     if num_layers > 1:

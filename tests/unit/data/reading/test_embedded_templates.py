@@ -1,4 +1,4 @@
-"""Rendered chat templates are taken off; text that only talks about them is not touched."""
+"""Rendered chat templates are removed; text that only talks about them is not touched."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The forgetting meter by itself: what it adds to an evaluation, its table, and what a resumed run knows."""
+"""The forgetting meter alone: what it adds to an evaluation, its table, and what a resumed run knows."""
 
 from pathlib import Path
 
