@@ -94,19 +94,25 @@ def build_parser(description: str | None, *settings_classes: type) -> Parser:
     """The parser of a tool: the flags of the first class stand by themselves, those of each further in a group."""
     parser = Parser(description)
     for number, settings_class in enumerate(settings_classes):
-        add_flags(parser if number == 0 else _group(parser, settings_class), settings_class)
+        add_flags(parser, settings_class, grouped=number > 0)
     return parser
 
 
-def add_flags(parser: argparse._ActionsContainer, settings_class: type, *, prefix: str = "") -> None:
-    """Add the flags of a settings class; changes ``parser``, a parser or a group of one."""
+def add_flags(
+    parser: argparse.ArgumentParser, settings_class: type, *, prefix: str = "", grouped: bool = False
+) -> None:
+    """Add the flags of a settings class, those of dataclasses in it in groups; changes ``parser``.
+
+    With ``grouped`` the flags of the class itself are a group, too, whose title is the first line of its docstring.
+    """
+    container = _group(parser, settings_class) if grouped else parser
     items = list(_flags(settings_class, prefix))
     for item in items:
         if item.nested is None:
-            parser.add_argument(item.flag, dest=item.destination, **item.options())
+            container.add_argument(item.flag, dest=item.destination, **item.options())
     for item in items:
         if item.nested is not None:
-            add_flags(_group(parser, item.nested), item.nested, prefix=item.prefix)
+            add_flags(parser, item.nested, prefix=item.prefix, grouped=True)
 
 
 def settings_from[S](arguments: argparse.Namespace | Mapping[str, Any], settings_class: type[S], prefix: str = "") -> S:
@@ -150,7 +156,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _group(parser: argparse._ActionsContainer, settings_class: type) -> argparse._ActionsContainer:
+def _group(parser: argparse.ArgumentParser, settings_class: type) -> argparse._ActionsContainer:
     title, _, rest = (inspect.getdoc(settings_class) or settings_class.__name__).partition("\n\n")
     return parser.add_argument_group(title.rstrip(".").replace("\n", " "), rest or None)
 

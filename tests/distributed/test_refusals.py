@@ -83,7 +83,7 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ([*good, "--epochs", "cpt=1,code=2"], r"--epochs cpt=1,code=2: expected kinds and numbers such as"),
         ([*good, "--epochs", "sft=-1"], r"--epochs sft=-1.0: expected a number of zero or more"),
         ([*good, "--mixture-weights", "cpt"], r"--mixture-weights cpt: expected kinds and numbers such as"),
-        ([*good, "--alpha", "2"], r"--alpha 2.0 is outside"),
+        ([*good, "--alpha", "2"], "--alpha 2.0: must be between 0 and 1"),
         ([*good, "--distillation", "magic"], r"--distillation.*'magic'"),
         ([*good, "--data-path", "elsewhere"], r"--data-path has no say here: --mixture names the data"),
         ([*good, "--full-validation"], r"--full-validation has no say here: held-out samples"),

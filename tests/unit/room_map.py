@@ -37,7 +37,8 @@ ROOMS = {
     "flags": _room("settings as dataclasses: flags, help and record"),
     "parallel_sizes": _room("how a run's ranks are divided, checked as the engine would"),
     "log_names": _room("names of the curves that training writes and the report reads"),
-    "config": _room("settings of each training stage", "flags"),
+    "objective": _room("the options of the loss", "flags"),
+    "config": _room("settings of each training stage", "flags objective"),
     "training_log": _room("the curves of a run, read from TensorBoard files"),
     "cpu_emulation": _room("the engine on machines without a GPU", takes="torch"),
     "jobs": _room("complete outputs, resumable folders, digests, progress, ranks", takes="torch"),
@@ -83,14 +84,15 @@ ROOMS = {
     ),
     "training/pretraining": _room(
         "continual pre-training",
-        "training/engine config parallel_sizes log_names named_paths conversion conversion/architectures inference "
-        "distillation losses data data/reading data/tokens data/mixture data/preprocessing data/datasets jobs",
+        "training/engine config flags objective parallel_sizes log_names named_paths conversion inference distillation "
+        "conversion/architectures losses data data/reading data/tokens data/mixture data/preprocessing data/datasets "
+        "jobs",
         "engine",
     ),
     "training/alignment": _room(
         "SFT and DPO",
-        "training/engine config parallel_sizes conversion inference distillation losses data data/reading data/chat "
-        "data/tokens data/datasets",
+        "training/engine config flags parallel_sizes conversion inference distillation losses data data/reading "
+        "data/chat data/tokens data/datasets",
         "engine",
     ),
     "testing": _room("gloo ranks for the tests", takes="engine"),

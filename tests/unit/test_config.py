@@ -2,54 +2,67 @@
 
 import pytest
 
-from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.config import DPOConfig, MixCPTConfig, RunConfig, SFTConfig
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import build_parser, described, settings_from
+from megatron_mixcpt.objective import Divergence, Objective
 
 FOLDERS = {"hf_model": "model", "mixture": "mixture"}
+NO_TEACHER = Objective(distillation="none")
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("config_class", "wrong", "message"),
     [
-        ({"hf_model": None}, "--hf-model is missing"),
-        ({"mixture": ""}, "--mixture is missing"),
-        ({"alpha": 1.5}, r"--alpha 1.5 is outside \[0, 1\]"),
-        ({"distillation_fraction": -0.1}, "--distillation-fraction -0.1 is outside"),
-        ({"l2_coefficient": -1.0}, "--l2-coefficient -1.0 is negative"),
-        ({"teacher_fp8": True, "distillation": "none"}, "--teacher-fp8: no teacher runs with --distillation none"),
-        ({"teacher_offload": "cpu", "distillation": "l2"}, "--teacher-offload cpu: no teacher runs with .* l2"),
-        ({"loss_chunk_tokens": -1}, "--loss-chunk-tokens -1 is negative"),
-        ({"distillation_temperature": 0.0}, "--distillation-temperature 0.0 is no positive number"),
-        ({"distillation_temperature": float("nan")}, "--distillation-temperature nan is no positive number"),
-        ({"distillation": "l2", "divergence": "forward"}, "--divergence forward with --distillation l2"),
-        ({"distillation": "none", "distillation_temperature": 2.0}, "--distillation-temperature 2.0 with .* none"),
+        (RunConfig, {"keep_last": 0}, "--keep-last 0: must be greater than 0"),
+        (RunConfig, {"loss_spike_sigma": -1.0}, "--loss-spike-sigma -1.0: must be at least 0"),
+        (MixCPTConfig, FOLDERS | {"hf_model": None}, "--hf-model is missing"),
+        (MixCPTConfig, FOLDERS | {"mixture": ""}, "--mixture is missing"),
+        (
+            MixCPTConfig,
+            FOLDERS | {"teacher_fp8": True, "objective": NO_TEACHER},
+            "--teacher-fp8: no teacher runs with --distillation none",
+        ),
+        (
+            MixCPTConfig,
+            FOLDERS | {"teacher_offload": "cpu", "objective": Objective(distillation="l2")},
+            "--teacher-offload cpu: no teacher runs with .* l2",
+        ),
+        (MixCPTConfig, FOLDERS | {"loss_chunk_tokens": -1}, "--loss-chunk-tokens -1: must be at least 0"),
+        (SFTConfig, {}, "--sft is missing"),
+        (SFTConfig, {"data": ["a"], "epochs": 0}, "--epochs 0: must be greater than 0"),
+        (SFTConfig, {"data": ["a"], "held_out": 1.0}, "--held-out 1.0: must be at least 0 and below 1"),
+        (DPOConfig, {}, "--dpo is missing"),
+        (DPOConfig, {"data": ["a"], "beta": 0.0}, "--beta 0.0: must be greater than 0"),
+        (DPOConfig, {"data": ["a"], "dpo_label_smoothing": 0.5}, "--label-smoothing 0.5: must be .* below 0.5"),
+        (DPOConfig, {"data": ["a"], "dpo_label_smoothing": 0.1, "loss": "ipo"}, "0.1 is not used with --loss ipo"),
+        (DPOConfig, {"data": ["a"], "sft_coefficient": -1.0}, "--sft-coefficient -1.0: must be at least 0"),
     ],
 )
-def test_refuses(wrong: dict, message: str) -> None:
+def test_refuses(config_class: type, wrong: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        MixCPTConfig(**FOLDERS | wrong)
+        config_class(**wrong)
 
 
 def test_takes_the_ends() -> None:
-    MixCPTConfig(**FOLDERS, alpha=0.0, distillation_fraction=1.0, l2_coefficient=0.0)
-    MixCPTConfig(**FOLDERS, alpha=1.0, distillation_fraction=0.0)
-    MixCPTConfig(**FOLDERS, teacher_offload="cpu")
-    MixCPTConfig(**FOLDERS, distillation="kd", divergence="forward", distillation_temperature=0.5)
-    MixCPTConfig(**FOLDERS, distillation="l2", divergence="reverse", distillation_temperature=1.0)
+    RunConfig(keep_last=1, loss_spike_sigma=0.0)
+    MixCPTConfig(**FOLDERS, teacher_offload="cpu", teacher_fp8=True, loss_chunk_tokens=0)
+    SFTConfig(data=["a"], epochs=1, held_out=0.0)
+    DPOConfig(data=["a"], beta=1e-9, dpo_label_smoothing=0.49, sft_coefficient=0.0)
 
 
-@pytest.mark.parametrize(
-    ("settings", "runs", "holds"),
-    [
-        ({}, True, True),
-        ({"distillation": "kd"}, True, True),
-        ({"distillation": "none"}, False, False),
-        ({"alpha": 1.0}, False, False),
-        ({"distillation_fraction": 0.0}, False, False),
-        ({"distillation": "l2"}, False, True),
-        ({"distillation": "l2", "l2_coefficient": 0.0}, False, False),
-    ],
-)
-def test_teacher_is_there_only_where_needed(settings: dict, runs: bool, holds: bool) -> None:
-    config = MixCPTConfig(**FOLDERS, **settings)
-    assert (config.runs_teacher, config.holds_teacher) == (runs, holds)
+def test_flags_of_the_loss_make_the_objective() -> None:
+    argv = "--hf-model model --mixture mixture --distillation kd --alpha 0.5 --distillation-fraction 0.25".split()
+    argv += "--divergence forward --distillation-temperature 2 --log-teacher-entropy".split()
+    config = settings_from(build_parser("A trainer.", MixCPTConfig).parse_args(argv), MixCPTConfig)
+    divergence = Divergence(direction="forward", temperature=2.0, teacher_entropy=True)
+    expected = Objective(distillation="kd", alpha=0.5, distillation_fraction=0.25, divergence=divergence)
+    assert config.objective == expected
+    assert described(expected) == {
+        "--distillation": "kd",
+        "--alpha": 0.5,
+        "--distillation-fraction": 0.25,
+        "--l2-coefficient": 1e-4,
+        "--divergence": "forward",
+        "--distillation-temperature": 2.0,
+    }

@@ -37,12 +37,13 @@ import json, sys
 from megatron_mixcpt import cpu_emulation
 cpu_emulation.install()
 from megatron_mixcpt.config import DPOConfig, MixCPTConfig, SFTConfig
-from megatron_mixcpt.training.engine.arguments import config_from, explicit_arguments
+from megatron_mixcpt.flags import settings_from
+from megatron_mixcpt.training.engine.arguments import explicit_arguments
 settings = {"pretrain": MixCPTConfig, "sft": SFTConfig, "dpo": DPOConfig}
 for script, flags in json.load(sys.stdin):
     config = settings[script.split("/")[1].split("_")[0]]
     values = explicit_arguments(flags, config)
-    config_from(values, config)
+    settings_from(values, config)
     print("PARSED", json.dumps(values, default=str))
 """
 

@@ -26,12 +26,12 @@ from megatron_mixcpt.data.records import Record
 from megatron_mixcpt.data.sample_id import sample_id
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.flags import settings_from
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.parallel_sizes import ParallelSizes, check_layout
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
-    config_from,
     engine_defaults,
     explicit_arguments,
     parallel_sizes,
@@ -116,7 +116,7 @@ def parse_alignment_run(
         MixCPTError: what the user can mend, in one line.
     """
     explicit = explicit_arguments(argv, config_class)
-    config = config_from(explicit, config_class)
+    config = settings_from(explicit, config_class)
     refuse_decided(explicit, DECIDED_ELSEWHERE)
     source = _open_source(config, explicit)
     refuse_contradictions(explicit, source.plan)

@@ -9,7 +9,6 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
@@ -35,7 +34,7 @@ class _Unset(list):
 def _add_flags(parser: argparse.ArgumentParser, config_class: type) -> argparse.ArgumentParser:
     """Add the flags of a settings dataclass to the engine's; changes and returns ``parser``."""
     parser.conflict_handler = "resolve"  # the engine has an --sft too, a switch
-    add_flags(parser.add_argument_group(str(config_class.__doc__)), config_class)
+    add_flags(parser, config_class, grouped=True)
     return parser
 
 
@@ -53,12 +52,6 @@ def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any
     unset = _Unset()
     blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
     return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
-
-
-def config_from[Config](explicit: Settings, config_class: type[Config]) -> Config:
-    """The settings dataclass with what the command line says of its fields. Raises what its checks raise."""
-    names = {field.name for field in fields(config_class)}
-    return config_class(**{name: value for name, value in explicit.items() if name in names})
 
 
 def refuse_decided(explicit: Settings, decided: Mapping[str, str]) -> None:

@@ -54,6 +54,8 @@ def build_model_config(
     holds_teacher: bool,
     build_head: Callable[[ProcessGroupCollection], Head],
     load_weights: Callable[[list[StudentTeacherModel]], list[StudentTeacherModel]],
+    offload_teacher: bool = False,
+    teacher_fp8: bool = False,
 ) -> StudentTeacherModelConfig:
     """The student's architecture from the engine's arguments, the teacher beside it, and where their weights are from.
 
@@ -62,11 +64,15 @@ def build_model_config(
         holds_teacher: build the frozen teacher's stages.
         build_head: see :class:`StudentTeacherModelConfig`.
         load_weights: fills this rank's chunks in place and returns them.
+        offload_teacher: keep the teacher's layers in host memory.
+        teacher_fp8: run the teacher's layers in 8 bits.
     """
     model_config = gpt_config_from_args(args, model_config_cls=StudentTeacherModelConfig)
     model_config.transformer_layer_spec = gpt_layer_spec
     model_config.rope_scaling_factor = args.rope_scaling_factor  # which the engine's function leaves at its default
     model_config.holds_teacher = holds_teacher
+    model_config.offload_teacher = offload_teacher
+    model_config.teacher_fp8 = teacher_fp8
     model_config.build_head = build_head
     model_config.pre_wrap_hooks = [load_weights]
     return model_config

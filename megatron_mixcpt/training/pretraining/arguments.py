@@ -22,11 +22,11 @@ from megatron_mixcpt.data.mixture.plan import (
     split_fractions,
 )
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import settings_from
 from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
-    config_from,
     engine_defaults,
     explicit_arguments,
     parallel_sizes,
@@ -89,7 +89,7 @@ def parse_run(argv: Sequence[str]) -> Run:
         MixCPTError: what the user can mend, in one line.
     """
     explicit = explicit_arguments(argv, MixCPTConfig)
-    config = config_from(explicit, MixCPTConfig)
+    config = settings_from(explicit, MixCPTConfig)
     refuse_decided(explicit, DECIDED_ELSEWHERE)
     student = read_model_folder(config.hf_model)
     refuse_contradictions(explicit, student)

@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = start_distributed()
     model_config = build_model_config(
         args,
-        holds_teacher=config.holds_teacher,
+        holds_teacher=config.objective.holds_teacher,
         build_head=functools.partial(build_head, run),
         load_weights=functools.partial(load_weights, run),
+        offload_teacher=config.teacher_offload == "cpu",
+        teacher_fp8=config.teacher_fp8,
     )
-    model_config.offload_teacher = config.teacher_offload == "cpu"
-    model_config.teacher_fp8 = config.teacher_fp8
     if args.save and args.rank == 0:
         copy_hf_metadata(run.student.folder, args.save, run.student)
     named = open_named_sets(run.named_sets, run.manifest, run.student.folder, args.data_cache_path)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         datasets,
         forward_step,
         describe_sample,
-        runs_teacher=config.runs_teacher,
+        runs_teacher=config.objective.runs_teacher,
         engine_changes=shown_forgetting(meter) if meter else (),
     )
 
@@ -86,20 +86,20 @@ def build_meter(run: Run, named: Mapping[str, NamedSet]) -> ForgettingMeter | No
         return None
     identities = set_identities(args, run.manifest, run.plan, named)
     folder = Path(args.save) if args.save else None
-    return ForgettingMeter(identities, runs_teacher=run.config.runs_teacher, folder=folder)
+    return ForgettingMeter(identities, runs_teacher=run.config.objective.runs_teacher, folder=folder)
 
 
 def build_head(run: Run, groups: ProcessGroupCollection) -> MixCPTHead:
     """What the last stage makes of both models' hidden states."""
     args, config = run.args, run.config
     return MixCPTHead(
-        alpha=config.alpha,
-        swap=config.distillation == "lssd",
+        alpha=config.objective.alpha,
+        swap=config.objective.swaps,
         vocab_size=run.student.vocab_size,
         tp_group=groups.tp,
-        divergence=config.divergence,
-        temperature=config.distillation_temperature,
-        teacher_entropy=config.log_teacher_entropy,
+        divergence=config.objective.divergence.direction,
+        temperature=config.objective.divergence.temperature,
+        teacher_entropy=config.objective.divergence.teacher_entropy,
         chunk_tokens=config.loss_chunk_tokens,
         sequence_parallel=args.sequence_parallel,
         gradient_accumulation_fusion=args.gradient_accumulation_fusion,
@@ -136,17 +136,18 @@ def forward_step_func(
     read = functools.partial(
         get_batch, seed=args.seed, packed_attention=args.transformer_impl == "transformer_engine", cp_group=groups.cp
     )
+    objective = config.objective
     tokens_per_second = TokensPerSecond(groups.dp_cp.size())
     anchor = None
-    if config.distillation == "l2" and config.l2_coefficient > 0.0:
+    if objective.anchors_weights:
         chunks = args.virtual_pipeline_model_parallel_size or 1
-        anchor = L2Anchor(config.l2_coefficient, groups.mp, tp_rank=groups.tp.rank(), num_chunks=chunks)
+        anchor = L2Anchor(objective.l2_coefficient, groups.mp, tp_rank=groups.tp.rank(), num_chunks=chunks)
 
     def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple[Tensor | tuple[Tensor, ...], Callable]:
         training = torch.is_grad_enabled()
         measures_teacher = not training and meter is not None and meter.measures_teacher
         # Validation distils every sample, so that its figures do not depend on the fraction.
-        fraction = (config.distillation_fraction if training else 1.0) if config.runs_teacher else 0.0
+        fraction = (objective.distillation_fraction if training else 1.0) if objective.runs_teacher else 0.0
         timers = get_timers()
         timers("batch-generator", log_level=2).start()
         batch = read(data_iterator, fraction=fraction)
@@ -166,8 +167,8 @@ def forward_step_func(
             mixcpt_loss_func,
             batch.loss_mask,
             batch.distill_mask,
-            with_teacher=config.runs_teacher,
-            with_entropy=config.log_teacher_entropy,
+            with_teacher=objective.runs_teacher,
+            with_entropy=objective.divergence.teacher_entropy,
             kinds=kinds if training else (),
             kind=batch.kind,
             penalty=penalty,

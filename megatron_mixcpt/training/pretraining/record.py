@@ -8,17 +8,9 @@ from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.hf_metadata import metadata_digest
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import MixturePlan
+from megatron_mixcpt.flags import described
 from megatron_mixcpt.training.engine.run_record import Record
 
-_LOSS = (
-    "distillation",
-    "alpha",
-    "distillation_fraction",
-    "divergence",
-    "distillation_temperature",
-    "l2_coefficient",
-    "document_masking",
-)
 _COMPARED_BYTES = 1 << 20  # of each weight file
 
 
@@ -28,12 +20,13 @@ def mixture_record(
     """What decides the loss and the order of the samples in continual pre-training."""
     digests = [digest for kind in manifest.kinds.values() for digest in (kind.bin_sha256, kind.idx_sha256)]
     return {
-        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in _LOSS},
+        **described(config.objective),
+        "--document-masking": config.document_masking,
         **{f"--{name.replace('_', '-')}": getattr(args, name) for name in ("seed", "seq_length", "global_batch_size")},
         "--split": plan.split,
         "the mixture's content": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
         "sequences": ", ".join(f"{kind.kind} {kind.num_sequences}" for kind in plan.kinds),
-        "the teacher": _weights_digest(Path(config.teacher_dir)) if config.holds_teacher else "none",
+        "the teacher": _weights_digest(Path(config.teacher_dir)) if config.objective.holds_teacher else "none",
     }
 
 

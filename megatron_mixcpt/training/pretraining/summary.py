@@ -3,6 +3,7 @@
 import argparse
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.training.pretraining.arguments import Run
 
 _METHODS = {
@@ -11,6 +12,17 @@ _METHODS = {
     "l2": "distance to the original weights",
     "none": "none",
 }
+
+
+def _method(objective: Objective) -> str:
+    method = _METHODS[objective.distillation]
+    if objective.runs_teacher:
+        divergence = objective.divergence
+        method += f", alpha {objective.alpha:g}, {objective.distillation_fraction:.0%} of the samples"
+        method += f", {divergence.direction} KL at temperature {divergence.temperature:g}"
+    elif objective.anchors_weights:
+        method += f", coefficient {objective.l2_coefficient:g}"
+    return method
 
 
 def _loss(config: MixCPTConfig) -> str:
@@ -36,22 +48,16 @@ def describe(run: Run) -> str:
     """The models, the method, the layout and the mixture's plan as lines of text."""
     args, config, student = run.args, run.config, run.student
     weights = f"{args.num_layers} layers, hidden size {args.hidden_size}, vocabulary {student.vocab_size:,}"
-    method = _METHODS[config.distillation]
-    if config.runs_teacher:
-        method += f", alpha {config.alpha:g}, {config.distillation_fraction:.0%} of the samples"
-        method += f", {config.divergence} KL at temperature {config.distillation_temperature:g}"
-    elif config.holds_teacher:
-        method += f", coefficient {config.l2_coefficient:g}"
     layout = f"TP {run.sizes.tensor} x PP {run.sizes.pipeline} x CP {run.sizes.context} x DP {run.sizes.data}"
     layout += f" = {args.world_size} ranks"
-    teacher = str(run.teacher.folder) if config.holds_teacher else "not needed"
+    teacher = str(run.teacher.folder) if config.objective.holds_teacher else "not needed"
     teacher += ", its layers in host memory" if config.teacher_offload == "cpu" else ""
     teacher += ", its layers in 8 bits" if config.teacher_fp8 else ""
     return "\n".join(
         [
             f"student        {student.folder} ({student.architecture.name}, {weights})",
             f"teacher        {teacher}",
-            f"distillation   {method}",
+            f"distillation   {_method(config.objective)}",
             f"loss           {_loss(config)}",
             f"layout         {layout}, {str(args.params_dtype).removeprefix('torch.')}",
             f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",
