@@ -38,11 +38,11 @@ class RunConfig:
 class MixCPTConfig(RunConfig):
     """Continual pre-training: the models, the mixture and how the run goes over it."""
 
-    hf_model: str | None = None
+    hf_model: str = ""
     """Required. Hugging Face folder (config.json, tokenizer, safetensors) that the student starts from. It also sets
     the architecture, the vocabulary and, unless --teacher is given, the frozen teacher."""
 
-    mixture: str | None = None
+    mixture: str = ""
     """Required. Folder written by tools/preprocess_mixture.py: indexed datasets of the three kinds and mixture.json."""
 
     teacher: str | None = None
@@ -110,7 +110,7 @@ class MixCPTConfig(RunConfig):
             )
 
     @property
-    def teacher_dir(self) -> str | None:
+    def teacher_dir(self) -> str:
         """Folder of the weights that the student is compared with: the teacher's, or those of the base model."""
         return self.teacher or self.hf_model
 

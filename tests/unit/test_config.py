@@ -16,7 +16,7 @@ NO_TEACHER = Objective(distillation="none")
     [
         (RunConfig, {"keep_last": 0}, "--keep-last 0: must be greater than 0"),
         (RunConfig, {"loss_spike_sigma": -1.0}, "--loss-spike-sigma -1.0: must be at least 0"),
-        (MixCPTConfig, FOLDERS | {"hf_model": None}, "--hf-model is missing"),
+        (MixCPTConfig, FOLDERS | {"hf_model": ""}, "--hf-model is missing"),
         (MixCPTConfig, FOLDERS | {"mixture": ""}, "--mixture is missing"),
         (
             MixCPTConfig,
