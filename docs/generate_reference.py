@@ -64,7 +64,7 @@ def page() -> str:
     parts = [HEAD]
     for tool, source in TOOLS.items():
         parser = flags.build_parser(None, source) if isinstance(source, type) else _parser_of(source)
-        parts += [f"## {tool}\n", _purpose(ROOT / "tools" / tool), *_tables(parser)]
+        parts += [f"## {tool}\n", _purpose(parser, tool), *_tables(parser)]
     parts += ["## Megatron's flags\n", *_engine_tables()]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -95,10 +95,10 @@ def _captured(tool: str) -> argparse.ArgumentParser:
     raise AssertionError(tool)
 
 
-def _purpose(tool: Path) -> str:
-    """The first paragraph of a tool's docstring."""
-    docstring = ast.get_docstring(ast.parse(tool.read_text(encoding="utf-8"))) or ""
-    return _prose(docstring.partition("\n\n")[0]) + "\n"
+def _purpose(parser: argparse.ArgumentParser, tool: str) -> str:
+    """The first paragraph of what the parser says of the tool; for a trainer, of the tool's docstring."""
+    text = parser.description or ast.get_docstring(ast.parse((ROOT / "tools" / tool).read_text(encoding="utf-8"))) or ""
+    return _prose(text.strip().partition("\n\n")[0]) + "\n"
 
 
 def _tables(parser: argparse.ArgumentParser) -> Iterator[str]:
