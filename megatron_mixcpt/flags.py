@@ -64,7 +64,8 @@ def setting(
     Args:
         default: as in ``dataclasses.field``.
         default_factory: as in ``dataclasses.field``.
-        flag: the flag, where it is not the field's name.
+        flag: the flag, where it is not the field's name; the field's name itself makes values without a flag, which
+            need a default and ``nargs``.
         metavar: what stands for the value in the help.
         read: makes the value of (flag, text); raises ConfigError.
         prefix: of a field that is a dataclass: stands before the names of its flags (``cpt`` gives ``--cpt-filter``).
@@ -108,7 +109,9 @@ def add_flags(
     container = _group(parser, settings_class) if grouped else parser
     items = list(_flags(settings_class, prefix))
     for item in items:
-        if item.nested is None:
+        if item.nested is None and item.is_positional:
+            container.add_argument(item.destination, **item.options())
+        elif item.nested is None:
             container.add_argument(item.flag, dest=item.destination, **item.options())
     for item in items:
         if item.nested is not None:
@@ -200,6 +203,11 @@ class _Flag:
     @property
     def nested(self) -> type | None:
         return self.type if dataclasses.is_dataclass(self.type) and not self.told["read"] else None
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether its values stand without a flag before them."""
+        return not self.flag.startswith("-")
 
     @property
     def is_tuple(self) -> bool:

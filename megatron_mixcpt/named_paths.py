@@ -17,6 +17,6 @@ def parse_named_paths(flag: str, given: Sequence[str]) -> dict[str, str]:
         if not (name and path):
             raise ConfigError(f"{flag} {text}: expected NAME=PATH")
         if name in named:
-            raise ConfigError(f"{flag} {text}: {name} is {named[name]} already; give each a name of its own")
+            raise ConfigError(f"{flag} {text}: {name} is already {named[name]}; give each path a different name")
         named[name] = path
     return named

@@ -14,7 +14,7 @@ from megatron_mixcpt import cpu_emulation
 
 cpu_emulation.install()
 
-from megatron_mixcpt.evaluation.evaluate import main  # noqa: E402 - Megatron is imported after the emulation
+from megatron_mixcpt.evaluation.tool import main  # noqa: E402 - Megatron is imported after the emulation
 
 if __name__ == "__main__":
     main()

@@ -48,7 +48,7 @@ def check_available() -> None:
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"--tasks needs lm-eval ({error}): pip install 'megatron-mixcpt[evaluate]', or leave --tasks out"
+            f"--tasks needs lm-eval ({error}): pip install 'megatron-mixcpt[evaluate]', or remove --tasks"
         ) from error
 
 
@@ -62,11 +62,11 @@ def prepare_tasks(settings: TaskSettings) -> dict[str, list[tuple[BenchmarkTask,
     if code := [task.name for task in tasks if task.runs_code]:
         if not settings.run_generated_code:
             raise ConfigError(
-                f"--tasks {code[0]}: runs programs that the model writes; allow it with --run-generated-code"
+                f"--tasks {code[0]} runs programs that the model writes; allow this with --run-generated-code"
             )
         check_isolation()
     return {
-        suite: [(task, load_task(suite, task, settings.data, settings.num_fewshot_of(task))) for task in chosen]
+        suite: [(task, load_task(suite, task, settings.task_data, settings.num_fewshot_of(task))) for task in chosen]
         for suite, chosen in settings.suites.items()
     }
 
@@ -80,7 +80,7 @@ def run_tasks(
     """Scores by suite and task. One process calls it, when no process group is there any more."""
     from lm_eval.models.huggingface import HFLM
 
-    runner = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+    runner = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.task_batch_size)
     return {
         suite: {task.name: _run(runner, task, loaded, settings) for task, loaded in items}
         for suite, items in prepared.items()
@@ -117,7 +117,7 @@ def _run(runner: "HFLM", task: BenchmarkTask, loaded: Any, settings: TaskSetting
         model=runner,
         tasks=[loaded],
         num_fewshot=settings.num_fewshot_of(task),
-        limit=settings.limit,
+        limit=settings.task_limit,
         apply_chat_template=settings.apply_chat_template,
         bootstrap_iters=BOOTSTRAP_ITERATIONS,
         confirm_run_unsafe_code=settings.run_generated_code,

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.records import Document, FieldNames
 from megatron_mixcpt.errors import CheckpointError, DataError
+from megatron_mixcpt.evaluation.settings import PerplexitySettings
 from megatron_mixcpt.inference.batches import ScoredSequence
 from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.progress import LOG_SECONDS
@@ -28,18 +29,6 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 PART_TOKENS = 1 << 18
 """Tokens that are held at once, and that batches are formed from."""
-
-
-@dataclass(frozen=True)
-class WindowSettings:
-    """How texts are cut, and how many of the pieces run together; the latter decides no figure."""
-
-    sequence_length: int
-    """The most tokens that the model reads at once."""
-    stride: int
-    """Tokens that every window after the first scores, from 1 to ``sequence_length``."""
-    batch_tokens: int
-    """Places in a batch, padding included."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ class TextSet:
         self._names = FieldNames(text=text_field)
         self._tokenizer = tokenizer
 
-    def parts(self, settings: WindowSettings) -> Iterator[list[ScoredSequence]]:
+    def parts(self, settings: PerplexitySettings) -> Iterator[list[ScoredSequence]]:
         """Windows of all documents, some ``PART_TOKENS`` tokens at a time.
 
         Raises DataError, naming file and line, where a record cannot be read, and where there is no text at all.
@@ -101,7 +90,7 @@ class TextSet:
         part_tokens = 0
         for record in read_records("cpt", [self.path], self._names, flag="perplexity"):
             assert isinstance(record, Document) and isinstance(record.text, str)
-            for window in cut_windows(self._encode(record.text), settings.sequence_length, settings.stride):
+            for window in cut_windows(self._encode(record.text), settings.sequence_length, settings.tokens_per_window):
                 part.append(window)
                 part_tokens += window.num_inputs
                 if part_tokens >= PART_TOKENS:
@@ -119,14 +108,16 @@ class TextSet:
             self.num_bytes += len(text.encode())
         except UnicodeEncodeError as error:
             where = f"--perplexity {self.name}={self.path}: document {self.num_documents}"
-            raise DataError(f"{where} holds half of a surrogate pair, which is no text; mend or remove it") from error
+            raise DataError(
+                f"{where} holds half of a surrogate pair, which is not text; correct or remove the document"
+            ) from error
         encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         tokens = np.array([self._tokenizer.eos_token_id, *encoded["input_ids"]], np.int32)
         self.num_tokens += len(tokens) - 1
         return tokens
 
 
-def measure_perplexity(runner: ForwardRunner, texts: TextSet, settings: WindowSettings) -> Perplexity:
+def measure_perplexity(runner: ForwardRunner, texts: TextSet, settings: PerplexitySettings) -> Perplexity:
     """Score every token of ``texts``; all ranks call it, and all get the figures.
 
     Raises:

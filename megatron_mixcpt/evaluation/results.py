@@ -19,7 +19,8 @@ from typing import Any
 
 from megatron_mixcpt import __version__
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.evaluation.perplexity import Perplexity, WindowSettings
+from megatron_mixcpt.evaluation.perplexity import Perplexity
+from megatron_mixcpt.evaluation.settings import PerplexitySettings
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.jobs.ranks import whole_folder_of_ranks
 
@@ -45,7 +46,7 @@ def described_model(source: ModelSource, folder: Path, name: str | None) -> dict
     }
 
 
-def described_perplexity(figures: Perplexity, settings: WindowSettings) -> dict[str, Any]:
+def described_perplexity(figures: Perplexity, settings: PerplexitySettings) -> dict[str, Any]:
     """One text set's entry."""
     return {
         "path": figures.path,
@@ -55,7 +56,7 @@ def described_perplexity(figures: Perplexity, settings: WindowSettings) -> dict[
         "bits_per_byte": figures.bits_per_byte,
         "perplexity": figures.perplexity,
         "sequence_length": settings.sequence_length,
-        "stride": settings.stride,
+        "stride": settings.tokens_per_window,
     }
 
 

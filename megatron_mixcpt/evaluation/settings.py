@@ -1,99 +1,151 @@
-"""What the user asks of an evaluation, as far as it decides what is measured; the number of ranks does not."""
+"""Settings of ``tools/evaluate.py``; the field docstrings are the help texts (``flags.py``)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megatron_mixcpt.evaluation.perplexity import WindowSettings
-from megatron_mixcpt.evaluation.suites import BenchmarkTask
+from megatron_mixcpt.data.records import FieldNames
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.evaluation.suites import BenchmarkTask, choose_tasks, listing
+from megatron_mixcpt.flags import setting
+from megatron_mixcpt.inference.settings import LayoutSettings, ModelSettings
+from megatron_mixcpt.named_paths import parse_named_paths
 
 
-@dataclass(frozen=True)
+def _check_at_least(flag: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{flag} {value}: must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexitySettings:
+    """Perplexity and bits per byte of texts."""
+
+    perplexity: tuple[str, ...] = setting(default=(), metavar="NAME=PATH")
+    """Text sets: JSONL, plain text (.gz, .bz2, .zst too), Parquet, folders or globs of these."""
+    text_field: str = setting(default=FieldNames.text, metavar="NAME")
+    """The field of a record that holds its text."""
+    sequence_length: int = 2048
+    """Maximum number of tokens that the model reads at once."""
+    stride: int | None = None
+    """Number of tokens that each window after a document's first scores; a smaller stride gives more context.
+    Default: the sequence length."""
+    batch_tokens: int = 4096
+    """Maximum number of tokens in a batch, padding included; affects speed and memory only."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("--sequence-length", self.sequence_length, 1)
+        _check_at_least("--batch-tokens", self.batch_tokens, 1)
+        if not 1 <= self.tokens_per_window <= self.sequence_length:
+            raise ConfigError(
+                f"--stride {self.stride}: must be between 1 and --sequence-length ({self.sequence_length})"
+            )
+        parse_named_paths("--perplexity", self.perplexity)
+
+    @property
+    def tokens_per_window(self) -> int:
+        """Number of tokens that every window after a document's first scores: the stride, given or not."""
+        return self.sequence_length if self.stride is None else self.stride
+
+    @property
+    def text_sets(self) -> dict[str, str]:
+        """Name -> file, folder or glob."""
+        return parse_named_paths("--perplexity", self.perplexity)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """Benchmark tasks to run."""
+    """Benchmark tasks, through lm-eval."""
 
-    suites: dict[str, tuple[BenchmarkTask, ...]]
-    """The tasks by suite; none where ``--tasks`` is not given."""
-    data: Path | None = None
-    """The folder of their local files; None: lm-eval downloads them."""
+    tasks: tuple[str, ...] = setting(default=(), metavar="SUITE|TASK")
+    """Suites, or single tasks of them; see --list-suites."""
+    list_suites: bool = setting(default=False, decides=False, action="version", version=listing())
+    """List the suites and exit."""
+    task_data: Path | None = setting(default=None, metavar="DIR")
+    """Folder with the tasks' data as local files, which are read instead of downloading the data
+    (docs/evaluation.md)."""
     num_fewshot: int | None = None
-    """Examples before each question; None: as each task has it."""
-    limit: int | None = None
-    """Ask only so many questions of each task (of each member of a group), the first ones."""
-    batch_size: int = 8
-    """Questions that run together."""
+    """Number of examples before each question; tasks with fixed examples keep them. Default: as each task defines
+    it."""
+    task_limit: int | None = None
+    """Ask only the first N questions of each task (of each member of a group). Default: all."""
+    task_batch_size: int = 8
+    """Number of questions that run together."""
     apply_chat_template: bool = False
-    """Ask in the tokenizer's chat template."""
+    """Ask in the tokenizer's chat template, for aligned models."""
     run_generated_code: bool = False
-    """Whether programs that the model writes may be run."""
+    """Run the programs that the model writes for HumanEval and MBPP, isolated from the machine
+    (docs/evaluation.md)."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("--num-fewshot", self.num_fewshot, 0)
+        _check_at_least("--task-limit", self.task_limit, 1)
+        _check_at_least("--task-batch-size", self.task_batch_size, 1)
+        if self.task_data is not None and not self.task_data.is_dir():
+            raise ConfigError(f"--task-data {self.task_data}: no such folder; check the path")
+        choose_tasks(self.tasks)
+
+    @property
+    def suites(self) -> dict[str, tuple[BenchmarkTask, ...]]:
+        """The tasks to run, by suite."""
+        return choose_tasks(self.tasks)
 
     def num_fewshot_of(self, task: BenchmarkTask) -> int:
         """How many examples a task is given."""
         return task.num_fewshot if self.num_fewshot is None or task.own_examples else self.num_fewshot
 
-    def described(self) -> dict[str, Any]:
-        """The settings by their flags."""
-        return {
-            "--tasks": [task.name for tasks in self.suites.values() for task in tasks],
-            "--task-data": str(self.data) if self.data else None,
-            "--num-fewshot": self.num_fewshot,
-            "--task-limit": self.limit,
-            "--task-batch-size": self.batch_size,
-            "--apply-chat-template": self.apply_chat_template,
-            "--run-generated-code": self.run_generated_code,
-        }
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MTBenchSettings:
-    """How the questions of MT-Bench are answered, and by whom the answers are rated."""
+    """MT-Bench, for aligned models."""
 
-    questions: Path
-    judge_url: str
-    judge_model: str
-    judge_key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key, if the judge wants one."""
-    temperature: float = 0.3
-    top_p: float = 0.9
-    max_new_tokens: int = 1024
-    """Of an answer, in tokens."""
-    seed: int = 0
+    questions: Path | None = setting(default=None, flag="--mt-bench", metavar="FILE")
+    """MT-Bench's questions as JSONL with the fields question_id, category, turns and reference."""
+    judge_url: str = setting(default="", metavar="URL")
+    """OpenAI-compatible endpoint of the model that rates the answers, such as https://api.openai.com/v1."""
+    judge_model: str = setting(default="", metavar="NAME")
+    """Name of that model at the endpoint."""
+    judge_key_variable: str = setting(default="OPENAI_API_KEY", flag="--judge-key", metavar="VARIABLE", decides=False)
+    """Environment variable that holds the endpoint's key, if it requires one."""
+    temperature: float = setting(default=0.3, flag="--mt-bench-temperature")
+    """Sampling temperature of the answers."""
+    top_p: float = setting(default=0.9, flag="--mt-bench-top-p")
+    """Probability mass that the answers are sampled from."""
+    max_new_tokens: int = setting(default=1024, flag="--mt-bench-max-new-tokens")
+    """Maximum number of tokens in each answer."""
+    seed: int = setting(default=0, is_flag=False)
 
-    def described(self) -> dict[str, Any]:
-        """The settings by their flags."""
-        return {
-            "--mt-bench": str(self.questions),
-            "--judge-url": self.judge_url,
-            "--judge-model": self.judge_model,
-            "--mt-bench-temperature": self.temperature,
-            "--mt-bench-top-p": self.top_p,
-            "--mt-bench-max-new-tokens": self.max_new_tokens,
-        }
+    def __post_init__(self) -> None:
+        if self.questions is None:
+            return
+        if not self.judge_url or not self.judge_model:
+            raise ConfigError(f"--mt-bench {self.questions}: name the judge with --judge-url and --judge-model")
+        if not self.judge_url.startswith(("http://", "https://")):
+            raise ConfigError(f"--judge-url {self.judge_url}: expected an address that begins with http:// or https://")
+        if self.temperature <= 0:
+            raise ConfigError(f"--mt-bench-temperature {self.temperature}: must be greater than 0")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--mt-bench-top-p {self.top_p}: must be greater than 0 and at most 1")
+        _check_at_least("--mt-bench-max-new-tokens", self.max_new_tokens, 1)
 
 
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """A whole run."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(ModelSettings):
+    """What to evaluate, and where to write."""
 
-    windows: WindowSettings
-    text_sets: dict[str, str] = field(default_factory=dict)
-    """Name -> file, folder or glob, as given to ``--perplexity``."""
-    text_field: str = "text"
-    """The field of a record that holds its text."""
-    dtype: str = "bfloat16"
-    """Of weights and computation."""
-    tasks: TaskSettings = field(default_factory=lambda: TaskSettings({}))
-    mt_bench: MTBenchSettings | None = None
+    iteration: int | None = setting(default=None, metavar="N", decides=False)
+    """Iteration of --load. Default: the latest."""
+    name: str | None = setting(default=None, metavar="NAME", decides=False)
+    """What reports call the model. Default: the name of its folder."""
+    output: Path = setting(metavar="DIR", decides=False)
+    """Folder to write; must not exist."""
+    texts: PerplexitySettings = setting(default_factory=PerplexitySettings)
+    tasks: TaskSettings = setting(default_factory=TaskSettings)
+    mt_bench: MTBenchSettings = setting(default_factory=MTBenchSettings)
+    layout: LayoutSettings = setting(default_factory=LayoutSettings)
 
-    def described(self) -> dict[str, Any]:
-        """The settings by their flags, for ``results.json``."""
-        return {
-            "--perplexity": [f"{name}={path}" for name, path in self.text_sets.items()],
-            "--text-field": self.text_field,
-            "--sequence-length": self.windows.sequence_length,
-            "--stride": self.windows.stride,
-            "--batch-tokens": self.windows.batch_tokens,
-            "--dtype": self.dtype,
-            **self.tasks.described(),
-            **(self.mt_bench.described() if self.mt_bench else {}),
-        }
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.texts.perplexity or self.tasks.tasks or self.mt_bench.questions):
+            raise ConfigError("nothing to evaluate: give --perplexity NAME=PATH, --tasks or --mt-bench")
+        if self.iteration is not None and self.load is None:
+            raise ConfigError(f"--iteration {self.iteration} is not used with --hf-model; remove it, or use --load")

@@ -4,7 +4,7 @@ Answers are greedy (temperature 0), as in the paper (appendix A.5). How many exa
 not know: the numbers here are those that the task is usually reported with, and ``--num-fewshot`` changes them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from megatron_mixcpt.errors import ConfigError
@@ -98,7 +98,7 @@ SUITES: dict[str, tuple[BenchmarkTask, ...]] = {
 }
 
 
-def choose_tasks(names: list[str]) -> dict[str, tuple[BenchmarkTask, ...]]:
+def choose_tasks(names: Sequence[str]) -> dict[str, tuple[BenchmarkTask, ...]]:
     """Suites, or single tasks of them, by name -> the tasks to run by suite. Raises ConfigError."""
     known = set(SUITES) | {task.name for tasks in SUITES.values() for task in tasks}
     if unknown := [name for name in names if name not in known]:

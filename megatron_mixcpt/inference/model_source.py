@@ -18,6 +18,7 @@ from megatron_mixcpt.inference.engine_model import (
     load_on_this_rank,
     transformer_config,
 )
+from megatron_mixcpt.inference.settings import check_one_model
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -42,10 +43,10 @@ class ModelSource:
             ConfigError: neither or both are given, or the engine cannot express the model.
             CheckpointError: the folder is missing, damaged or incomplete.
         """
-        if (hf_model is None) == (load is None):
-            raise ConfigError("give the model with either --hf-model (Hugging Face folder) or --load (checkpoint)")
+        check_one_model(hf_model, load)
         if hf_model is not None:
             return cls(read_model_folder(hf_model), hf_model)
+        assert load is not None
         weights = find_iteration(load, iteration)
         if not (load / FOLDER_NAME).is_dir():
             raise CheckpointError(

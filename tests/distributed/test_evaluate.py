@@ -177,13 +177,16 @@ def text_flags(path: Path) -> list[str]:
 
 def measure(argv: list[str], tp_size: int = 1, pp_size: int = 1) -> dict[str, dict]:
     """What the tool does between parsing its flags and writing, within a process group that is there already."""
-    from megatron_mixcpt.evaluation.arguments import evaluate_parser, evaluate_settings
     from megatron_mixcpt.evaluation.evaluate import measure_text_sets
+    from megatron_mixcpt.evaluation.settings import EvaluateSettings
+    from megatron_mixcpt.evaluation.tool import build_parser
+    from megatron_mixcpt.flags import settings_from
     from megatron_mixcpt.inference.model_source import ModelSource
 
-    given = evaluate_parser("").parse_args(argv)
-    source = ModelSource.open(hf_model=given.hf_model, load=given.load, iteration=given.iteration)
-    return measure_text_sets(source, evaluate_settings(given), tp_size=tp_size, pp_size=pp_size)
+    sizes = ["--tensor-model-parallel-size", str(tp_size), "--pipeline-model-parallel-size", str(pp_size)]
+    settings = settings_from(build_parser().parse_args([*argv, *sizes]), EvaluateSettings)
+    source = ModelSource.open(hf_model=settings.hf_model, load=settings.load, iteration=settings.iteration)
+    return measure_text_sets(source, settings)
 
 
 def check_refusals(world: Path, checkpoint: Path) -> None:

@@ -61,13 +61,13 @@ ROOMS = {
     "distillation": _room("teacher and student in one pipeline", "losses", "engine core"),
     "inference": _room(
         "a model in memory without the trainer",
-        "conversion models losses data/tokens",
+        "flags conversion models losses data/tokens",
         "engine core",
     ),
     "verification": _room("a model folder and its conversion, checked", "flags conversion inference", "torch"),
     "evaluation": _room(
         "perplexity, benchmark tasks, MT-Bench",
-        "inference conversion data data/chat data/reading data/tokens named_paths jobs",
+        "flags named_paths inference conversion data data/chat data/reading data/tokens jobs",
         "torch",
     ),
     "evaluation/tasks": _room("benchmark tasks that lm-eval lacks"),

@@ -37,6 +37,8 @@ class BaseSettings:
 class ToolSettings(BaseSettings):
     """A tool."""
 
+    folders: tuple[Path, ...] = setting(default=(), flag="folders", nargs="*", metavar="FOLDER")
+    """Folders to search."""
     paths: tuple[str, ...] = setting(default=(), flag="--from", metavar="PATH")
     """Files to read."""
     kind: Literal["a", "b"] = "a"
@@ -62,9 +64,10 @@ def parsed(*argv: str) -> ToolSettings:
 
 
 def test_values_of_every_type() -> None:
-    argv = "--output out --from x y --kind b --share 5% --limit 2 --quick --no-packing --second-size 3".split()
+    argv = "a b --output out --from x y --kind b --share 5% --limit 2 --quick --no-packing --second-size 3".split()
     assert parsed(*argv) == ToolSettings(
         output=Path("out"),
+        folders=(Path("a"), Path("b")),
         paths=("x", "y"),
         kind="b",
         share=0.05,
@@ -78,6 +81,7 @@ def test_values_of_every_type() -> None:
 
 def test_the_record_is_of_what_decides() -> None:
     assert described(parsed("--output", "out", "--from", "x")) == {
+        "folders": [],
         "--from": ["x"],
         "--kind": "a",
         "--share": 1.0,
@@ -92,6 +96,7 @@ def test_the_record_is_of_what_decides() -> None:
 def test_the_help_is_the_fields_docstrings() -> None:
     text = " ".join(build_parser("A tool.", ToolSettings).format_help().split())
     assert "--from PATH [PATH ...] Files to read." in text
+    assert "FOLDER Folders to search." in text
     assert "How much to keep, such as 5%. (default: 1.0)" in text
     assert "At most so many. Default: all." in text
     assert "How parts are cut: --first-size N Of a part, in tokens. (default: 8)" in text
@@ -107,7 +112,7 @@ def test_the_help_is_the_fields_docstrings() -> None:
         (["--output", "x", "--limit", "0"], "--limit 0: must be greater than 0"),
         (["--output", "x", "--share", "half"], "--share half: expected a share such as 1%"),
         (["--outpu", "x"], "the following arguments are required: --output"),
-        (["--output", "x", "--second", "1"], "unrecognized arguments: --second 1"),
+        (["--output", "x", "--second", "1"], "unrecognized arguments: --second"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(argv: list[str], message: str) -> None:

@@ -1,10 +1,10 @@
 """The paper's experiments as commands: every line of every row is one that our tools accept."""
 
-import argparse
 import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -13,21 +13,25 @@ import pytest
 from examples.paper.commands import DOMAINS, METHODS, commands
 from megatron_mixcpt.data.preprocessing.arguments import build_parser
 from megatron_mixcpt.data.reading.record_flags import record_settings
-from megatron_mixcpt.evaluation.arguments import evaluate_parser, evaluate_settings
+from megatron_mixcpt.evaluation.settings import EvaluateSettings
+from megatron_mixcpt.evaluation.tool import build_parser as evaluate_parser
+from megatron_mixcpt.flags import settings_from
 from megatron_mixcpt.selection.arguments import score_parser, score_settings, select_parser
 
 
-def record_settings_of_all(arguments: argparse.Namespace) -> None:
+def parse_mixture(words: list[str]) -> None:
     """The settings of each kind; the tokenizer, which the rest needs, is not here."""
+    arguments = build_parser("").parse_args(words)
     for kind in ("cpt", "sft", "dpo"):
         record_settings(kind, arguments)
 
 
-PARSERS = {
-    "tools/preprocess_mixture.py": (build_parser, record_settings_of_all),
-    "tools/score_alignment.py": (score_parser, score_settings),
-    "tools/select_alignment.py": (select_parser, None),
-    "tools/evaluate.py": (evaluate_parser, evaluate_settings),
+# Tool -> takes its flags; raises where it does not accept them.
+PARSERS: dict[str, Callable[[list[str]], object]] = {
+    "tools/preprocess_mixture.py": parse_mixture,
+    "tools/score_alignment.py": lambda words: score_settings(score_parser("").parse_args(words)),
+    "tools/select_alignment.py": lambda words: select_parser("").parse_args(words),
+    "tools/evaluate.py": lambda words: settings_from(evaluate_parser().parse_args(words), EvaluateSettings),
 }
 ROWS = list(product(("llama3", "qwen2"), DOMAINS, METHODS))
 
@@ -75,10 +79,7 @@ def test_tools_accept_the_flags(method: str) -> None:
         for words in row("llama3", domain, method):
             script = next(word for word in words if "/" in word)
             if script in PARSERS:
-                parser, settings = PARSERS[script]
-                arguments = parser("").parse_args(words[words.index(script) + 1 :])
-                if settings is not None:
-                    settings(arguments)
+                PARSERS[script](words[words.index(script) + 1 :])
 
 
 def test_trainers_accept_the_flags() -> None:

@@ -64,7 +64,9 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings() -> MTBenchSettings:
-    return MTBenchSettings(Path("questions.jsonl"), "http://judge", "judge", max_new_tokens=8)
+    return MTBenchSettings(
+        questions=Path("questions.jsonl"), judge_url="http://judge", judge_model="judge", max_new_tokens=8
+    )
 
 
 @pytest.fixture(scope="module")

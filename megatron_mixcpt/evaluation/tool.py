@@ -1,0 +1,23 @@
+"""The program behind ``tools/evaluate.py``, which imports it once the CPU emulation is in place."""
+
+from collections.abc import Sequence
+
+from megatron_mixcpt import flags
+from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.evaluation.evaluate import evaluate
+from megatron_mixcpt.evaluation.settings import EvaluateSettings
+
+ABOUT = """Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, benchmark tasks, MT-Bench.
+
+Writes DIR/results.json, which tools/report.py reads, and prints a table. See docs/evaluation.md."""
+
+
+def build_parser() -> flags.Parser:
+    """The parser of the command line."""
+    return flags.build_parser(ABOUT, EvaluateSettings)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, evaluate, write and print."""
+    evaluate(flags.settings_from(build_parser().parse_args(argv), EvaluateSettings))

@@ -1,0 +1,18 @@
+"""The command line of ``tools/evaluate.py``: what it lists, and how it ends on a wrong one."""
+
+import pytest
+
+from megatron_mixcpt.evaluation.tool import build_parser, main
+
+
+def test_the_suites_are_listed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        build_parser().parse_args(["--list-suites"])
+    assert "HumanEval; needs --run-generated-code\n" in capsys.readouterr().out
+
+
+def test_a_wrong_command_line_is_one_line(capsys, tmp_path):
+    with pytest.raises(SystemExit, match="1"):
+        main(["--hf-model", str(tmp_path), "--output", str(tmp_path), "--perplexity", "a=x"])
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --output {tmp_path} exists already") and error.count("\n") == 1
