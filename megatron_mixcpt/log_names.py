@@ -1,4 +1,32 @@
-"""Names of the curves that training writes and the report reads."""
+"""Names of the curves that training writes to TensorBoard and the report reads."""
 
+from collections.abc import Iterable
+
+LOSS = "loss"
+"""What is minimised."""
 STUDENT_LOSS = "ntp loss"
 TEACHER_LOSS = "teacher ntp loss"
+DIVERGENCE = "lssd loss"
+SWAPPED_FRACTION = "swapped fraction"
+AGREEMENT = "top-1 agreement"
+ACCURACY = "accuracy"
+"""Of DPO: the share of pairs whose chosen response is ahead."""
+REWARD_MARGIN = "reward margin"
+"""Of DPO: the chosen response's reward less the rejected one's."""
+
+
+def of_kind(curve: str, kind: str) -> str:
+    """A curve over the samples of one kind of data alone."""
+    return f"{curve} {kind}"
+
+
+def of_validation(curve: str, name: str) -> str:
+    """A curve on the validation set ``name``, as the engine calls it."""
+    return f"{curve} validation-{name}"
+
+
+def validation_sets(curve: str, curves: Iterable[str]) -> list[str]:
+    """The validation sets that have ``curve`` among ``curves``."""
+    start = of_validation(curve, "")
+    names = [name.removeprefix(start) for name in curves if name.startswith(start)]
+    return [name for name in names if " " not in name]  # the rest are the engine's: over samples, or as perplexities

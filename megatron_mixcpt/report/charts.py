@@ -19,6 +19,7 @@ from megatron_mixcpt.report.style import (
     finish,
     line_style,
     new_figure,
+    whole_numbers_only,
 )
 
 if TYPE_CHECKING:
@@ -78,15 +79,15 @@ def draw_curves(chart: CurveChart, order: Sequence[str]) -> Picture:
     figure, axes = new_figure(2.9 + 0.22 * legend_rows)
     for line in chart.lines:
         style = line_style(order.index(line.method))
-        marker = {"marker": "o", "markersize": 4} if len(line.iterations) < 12 else {}
-        axes.plot(line.iterations, line.mean, linewidth=1.8, label=line.method, **style, **marker)
+        marker = "o" if len(line.iterations) < 12 else ""
+        axes.plot(line.iterations, line.mean, marker=marker, markersize=4, linewidth=1.8, label=line.method, **style)
         if line.num_seeds > 1:
             axes.fill_between(line.iterations, line.low, line.high, color=style["color"], alpha=0.18, linewidth=0)
     for value in chart.teacher:
         axes.axhline(value, color=INK, linestyle=":", linewidth=1.5)
     axes.set_title(chart.title)
     axes.set_xlabel("iteration")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers_only(axes.xaxis)
     figure.legend(loc="outside lower left", ncols=3, fontsize=9.5, handlelength=2.6)
     ends = "; ".join(f"{line.method} from {line.mean[0]:.4g} to {line.mean[-1]:.4g}" for line in chart.lines)
     teacher = "".join(f"; the teacher's constant {value:.4g}" for value in chart.teacher)
@@ -103,7 +104,7 @@ def draw_fas(scores: ScoresFile) -> Picture:
     """How the alignment scores of each kind of sample are distributed, on a logarithmic axis."""
     figure, axes = new_figure(3.1)
     everything = np.concatenate([np.asarray(values) for values in scores.fas.values()])
-    edges = np.geomspace(max(everything.min(), 1e-3) / 1.02, max(everything.max(), 1e-3) * 1.02, 41)
+    edges = np.geomspace(max(everything.min(), 1e-3) / 1.02, max(everything.max(), 1e-3) * 1.02, 41).tolist()
     said = []
     for index, (kind, values) in enumerate(scores.fas.items()):
         share = np.full(len(values), 100 / len(values))

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.log_names import STUDENT_LOSS, TEACHER_LOSS, of_validation, validation_sets
 from megatron_mixcpt.report.inputs import Evaluation, Run, Score, method_of
 
 DOMAIN, GENERAL = "domain", "general"
 SIDES = (DOMAIN, GENERAL)
 _TEACHER_NAME = "teacher"
-_STUDENT, _TEACHER = "ntp loss validation-", "teacher ntp loss validation-"
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,16 @@ class Spread:
 
     values: tuple[float, ...]
 
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+        """The spread of a figure of each seed; None where a seed has no figure."""
+        found = list(values)
+        known = tuple(value for value in found if value is not None)
+        return cls(known) if len(known) == len(found) else None
+
     @property
     def mean(self) -> float:
-        """Of the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.values)
 
     @property
@@ -75,11 +82,12 @@ class Comparison:
 
     def gain(self, name: str, side: str) -> float | None:
         """How much better a model's average is than its base's; None where one of them is not known."""
-        base = self.bases.get(name)
-        averages = [self.average(model, side) for model in (name, base) if model is not None]
-        if len(averages) < 2 or None in averages or not averages[1]:
+        if name not in self.bases:
             return None
-        return averages[0] - averages[1] if self.higher_is_better else 100 * (1 - averages[0] / averages[1])
+        average, base = self.average(name, side), self.average(self.bases[name], side)
+        if average is None or not base:
+            return None
+        return average - base if self.higher_is_better else 100 * (1 - average / base)
 
     def methods(self) -> list[str]:
         """The methods that are held against a base, those that learned most of the domain first."""
@@ -92,7 +100,8 @@ class Comparison:
         found: dict[str, list[float | None]] = {}
         for name in self.bases:
             found.setdefault(method_of(name), []).append(self.gain(name, side))
-        return {method: Spread(tuple(gains)) for method, gains in found.items() if None not in gains}
+        spreads = {method: Spread.of(gains) for method, gains in found.items()}
+        return {method: spread for method, spread in spreads.items() if spread}
 
 
 def check_domain(domain: Sequence[str], evaluations: Iterable[Evaluation], runs: Iterable[Run]) -> None:
@@ -107,8 +116,13 @@ def check_domain(domain: Sequence[str], evaluations: Iterable[Evaluation], runs:
 
 def validated(run: Run) -> list[str]:
     """The validation sets that a run measured for student and teacher."""
-    names = [name.removeprefix(_TEACHER) for name in run.log.curves if name.startswith(_TEACHER)]
-    return [name for name in names if " " not in name and _STUDENT + name in run.log.curves]
+    student = validation_sets(STUDENT_LOSS, run.log.curves)
+    return [name for name in validation_sets(TEACHER_LOSS, run.log.curves) if name in student]
+
+
+def last_validation(run: Run, curve: str, name: str) -> float:
+    """The last value of ``curve`` on a validation set that :func:`validated` names."""
+    return run.log.curves[of_validation(curve, name)][-1][1]
 
 
 def compare_evaluations(evaluations: Sequence[Evaluation], base: str | None, domain: Sequence[str]) -> list[Comparison]:
@@ -143,9 +157,9 @@ def compare_validation(runs: Sequence[Run], domain: Sequence[str]) -> Comparison
             Column(DOMAIN if name in domain else GENERAL, "", name, "held-out loss"): name for name in validated(run)
         }
         if sets:
-            teacher = {column: run.log.curves[_TEACHER + name][-1][1] for column, name in sets.items()}
+            teacher = {column: last_validation(run, TEACHER_LOSS, name) for column, name in sets.items()}
             bases[run.name] = _add_teacher(scores, teacher, run.name)
-            scores[run.name] = {column: run.log.curves[_STUDENT + name][-1][1] for column, name in sets.items()}
+            scores[run.name] = {column: last_validation(run, STUDENT_LOSS, name) for column, name in sets.items()}
     if not scores:
         return None
     return Comparison(

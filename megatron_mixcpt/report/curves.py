@@ -6,23 +6,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_mixcpt.data.records import KINDS
-from megatron_mixcpt.report.compare import validated
+from megatron_mixcpt.log_names import (
+    ACCURACY,
+    AGREEMENT,
+    DIVERGENCE,
+    LOSS,
+    REWARD_MARGIN,
+    STUDENT_LOSS,
+    SWAPPED_FRACTION,
+    TEACHER_LOSS,
+    of_kind,
+    of_validation,
+)
+from megatron_mixcpt.report.compare import last_validation, validated
 from megatron_mixcpt.report.inputs import Run, methods
 
-# Curve -> title and what it says. The engine's own names; see docs/training.md.
+# Curve -> title and unit; see docs/training.md.
 TRAINING_CURVES = {
-    "ntp loss": ("Training: next-token loss", "nats per token; batches differ, so look at the trend"),
-    "lssd loss": ("Training: KL to the teacher", "nats per token, all kinds together"),
-    "lssd loss cpt": ("Training: KL to the teacher, documents", "nats per token"),
-    "lssd loss sft": ("Training: KL to the teacher, instructions", "nats per token"),
-    "lssd loss dpo": ("Training: KL to the teacher, preferences", "nats per token"),
-    "swapped fraction": ("Swap rate", "share of tokens whose teacher's first choice is not the label"),
-    "top-1 agreement": ("Agreement", "share of tokens where student and teacher put the same token first"),
-    "accuracy": ("DPO: accuracy", "share of pairs with the chosen response ahead"),
-    "reward margin": ("DPO: reward margin", "chosen less rejected"),
+    STUDENT_LOSS: ("Training: next-token loss", "nats per token; batches differ, so look at the trend"),
+    DIVERGENCE: ("Training: KL to the teacher", "nats per token, all kinds together"),
+    of_kind(DIVERGENCE, "cpt"): ("Training: KL to the teacher, documents", "nats per token"),
+    of_kind(DIVERGENCE, "sft"): ("Training: KL to the teacher, instructions", "nats per token"),
+    of_kind(DIVERGENCE, "dpo"): ("Training: KL to the teacher, preferences", "nats per token"),
+    SWAPPED_FRACTION: ("Swap rate", "share of tokens whose teacher's first choice is not the label"),
+    AGREEMENT: ("Agreement", "share of tokens where student and teacher put the same token first"),
+    ACCURACY: ("DPO: accuracy", "share of pairs with the chosen response ahead"),
+    REWARD_MARGIN: ("DPO: reward margin", "chosen less rejected"),
 }
 # Where a batch has no sample of the kind, the engine logs 0.
-_BY_KIND = tuple(f"lssd loss {kind}" for kind in KINDS)
+_BY_KIND = tuple(of_kind(DIVERGENCE, kind) for kind in KINDS)
 _MOST_POINTS = 80
 
 
@@ -56,21 +68,20 @@ def validation_charts(runs: Sequence[Run]) -> list[CurveChart]:
     """For each validation set the next-token loss beside the teacher's, and the divergence from the teacher."""
     charts = []
     for name in dict.fromkeys(name for run in runs for name in validated(run)):
-        teachers = [
-            run.log.curves[f"teacher ntp loss validation-{name}"][-1][1] for run in runs if name in validated(run)
-        ]
+        teachers = [last_validation(run, TEACHER_LOSS, name) for run in runs if name in validated(run)]
         unit = "next-token loss in nats per token; dotted: the teacher"
-        charts.append(_chart(runs, f"ntp loss validation-{name}", f"Validation: {name}", unit, _distinct(teachers)))
+        curve = of_validation(STUDENT_LOSS, name)
+        charts.append(_chart(runs, curve, f"Validation: {name}", unit, _distinct(teachers)))
         title = f"Validation: KL to the teacher, {name}"
-        charts.append(_chart(runs, f"lssd loss validation-{name}", title, "nats per token"))
+        charts.append(_chart(runs, of_validation(DIVERGENCE, name), title, "nats per token"))
     return [chart for chart in charts if chart.lines]
 
 
 def training_charts(runs: Sequence[Run]) -> list[CurveChart]:
     """The curves of :data:`TRAINING_CURVES` that were logged, and the loss of runs of format alignment."""
     charts = [_chart(runs, curve, title, unit) for curve, (title, unit) in TRAINING_CURVES.items()]
-    aligned = [run for run in runs if "ntp loss" not in run.log.curves]
-    charts.append(_chart(aligned, "loss", "Format alignment: loss", "of SFT or DPO"))
+    aligned = [run for run in runs if STUDENT_LOSS not in run.log.curves]
+    charts.append(_chart(aligned, LOSS, "Format alignment: loss", "of SFT or DPO"))
     return [chart for chart in charts if chart.lines]
 
 

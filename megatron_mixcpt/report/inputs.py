@@ -29,12 +29,12 @@ class Score:
     """One figure of an evaluation."""
 
     suite: str
-    """Of a task; of a text ``""``."""
+    """Suite of a task; ``""`` for a text."""
     name: str
     value: float
-    """Of a text bits per byte, of a task percent."""
+    """Bits per byte of a text, or percent of a task."""
     detail: str
-    """How it was measured."""
+    """How the figure was measured."""
 
     @property
     def is_text(self) -> bool:
@@ -44,7 +44,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A results.json of tools/evaluate.py."""
+    """A ``results.json`` of ``tools/evaluate.py``."""
 
     name: str
     scores: tuple[Score, ...]
@@ -72,7 +72,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A folder of tools/preprocess_mixture.py."""
+    """A folder of ``tools/preprocess_mixture.py``."""
 
     name: str
     manifest: MixtureManifest
@@ -80,7 +80,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class ScoresFile:
-    """An output of tools/score_alignment.py."""
+    """An output of ``tools/score_alignment.py``."""
 
     name: str
     fas: dict[str, list[float]]
@@ -89,7 +89,7 @@ class ScoresFile:
 
 @dataclass
 class Inputs:
-    """All that was given or found; each in the order it was."""
+    """All that was given or found, in that order."""
 
     runs: list[Run] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -108,7 +108,7 @@ def read_run(name: str, folder: Path) -> Run:
 
 
 def read_evaluation(name: str, path: Path) -> Evaluation:
-    """An evaluation from tools/evaluate.py's output folder, or its results.json. Raises DataError."""
+    """An evaluation from the output folder of ``tools/evaluate.py``, or its ``results.json``. Raises DataError."""
     file = path / RESULTS_NAME if path.is_dir() else path
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def read_evaluation(name: str, path: Path) -> Evaluation:
             f"--evaluation {name}={path}: {error.strerror}; give the --output folder of tools/evaluate.py"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: not as tools/evaluate.py writes it ({error!r}); evaluate again") from error
+        raise DataError(f"{file}: not in the form that tools/evaluate.py writes ({error!r}); evaluate again") from error
 
 
 def _texts(perplexity: dict[str, Any]) -> list[Score]:
@@ -152,7 +152,7 @@ def read_mixture(name: str, folder: Path) -> Mixture:
 
 
 def read_fas(name: str, path: Path) -> ScoresFile:
-    """The format alignment scores of a file of tools/score_alignment.py. Raises DataError."""
+    """The format alignment scores in a file of ``tools/score_alignment.py``. Raises DataError."""
     scores: dict[str, list[float]] = {}
     try:
         with open(path, "rb") as lines:
@@ -161,10 +161,10 @@ def read_fas(name: str, path: Path) -> ScoresFile:
                 scores.setdefault(kind, []).append(score)
     except OSError as error:
         raise DataError(
-            f"--scores {name}={path}: {error.strerror}; give the output of tools/score_alignment.py"
+            f"--scores {name}={path}: {error.strerror}; give an output of tools/score_alignment.py"
         ) from error
     if not scores:
-        raise DataError(f"--scores {name}={path}: no scores in it; give the output of tools/score_alignment.py")
+        raise DataError(f"--scores {name}={path}: it holds no scores; give an output of tools/score_alignment.py")
     return ScoresFile(name, scores)
 
 
@@ -176,7 +176,7 @@ def _fas_of(line: bytes, place: str) -> tuple[str, float]:
             raise ValueError(f"a score of {score}")
         return str(sample["kind"]), score
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place}: no line of tools/score_alignment.py ({error!r}); score again") from error
+        raise DataError(f"{place}: not a line of tools/score_alignment.py ({error!r}); score again") from error
 
 
 def methods(items: Sequence[Run] | Sequence[Evaluation]) -> list[str]:

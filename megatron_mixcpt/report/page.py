@@ -9,10 +9,12 @@ import jinja2
 
 from megatron_mixcpt import __version__
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.jobs.whole_outputs import write_whole
 from megatron_mixcpt.report.charts import SIDE_TITLES, draw_curves, draw_fas, gain_pictures, signed
 from megatron_mixcpt.report.compare import DOMAIN, GENERAL, Comparison, compare_evaluations, compare_validation
 from megatron_mixcpt.report.curves import CurveChart, training_charts, validation_charts
-from megatron_mixcpt.report.inputs import Inputs, methods
+from megatron_mixcpt.report.gather import Gathered
+from megatron_mixcpt.report.inputs import methods
 from megatron_mixcpt.report.style import Picture
 from megatron_mixcpt.report.tables import ScoreTable, fas_table, mixture_table, score_table, settings_tables
 
@@ -29,18 +31,8 @@ class Verdict:
     table: ScoreTable
 
 
-def write_page(
-    inputs: Inputs, output: Path, *, title: str, base: str | None, domain: Sequence[str], notes: list[str]
-) -> int:
+def write_page(gathered: Gathered, output: Path, *, title: str) -> int:
     """Write ``report.html`` and the pictures as PNG into ``output``, which is made; files of these names are replaced.
-
-    Args:
-        inputs: what to report on.
-        output: folder.
-        title: of the page.
-        base: name of the evaluation of the model before training, or None.
-        domain: texts, tasks, suites and validation sets that are of the domain.
-        notes: what the reader should know is missing.
 
     Returns:
         How many pictures there are.
@@ -48,7 +40,8 @@ def write_page(
     Raises:
         ConfigError: the folder cannot be written, or matplotlib is missing.
     """
-    comparisons = compare_evaluations(inputs.evaluations, base, domain)
+    inputs, domain = gathered.inputs, gathered.domain
+    comparisons = compare_evaluations(inputs.evaluations, gathered.base, domain)
     validation = compare_validation(inputs.runs, domain)
     verdicts = [_verdict(item) for item in [*comparisons, *([validation] if validation else [])]]
     order = methods(inputs.runs)
@@ -57,7 +50,7 @@ def write_page(
         ("Training", _curves(training_charts(inputs.runs), order)),
         ("Format alignment scores", [draw_fas(scores) for scores in inputs.fas]),
     ]
-    pictures = _with_names_of_their_own(
+    pictures = _with_distinct_names(
         itertools.chain(*(verdict.pictures for verdict in verdicts), *(drawn for _, drawn in sections))
     )
     text = _template().render(
@@ -69,7 +62,7 @@ def write_page(
         settings=settings_tables(inputs.runs),
         mixtures=mixture_table(inputs.mixtures),
         fas=fas_table(inputs.fas),
-        notes=notes,
+        notes=gathered.notes,
     )
     try:
         _write(output, pictures, text)
@@ -79,13 +72,11 @@ def write_page(
 
 
 def _write(output: Path, pictures: Sequence[Picture], text: str) -> None:
-    """The files, the page last; each aside and renamed."""
+    """Write the files, each complete or not at all, the page last."""
     output.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
-        picture.save(output)
-    aside = output / f".{PAGE_NAME}"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(output / PAGE_NAME)
+        write_whole(output / f"{picture.name}.png", picture.png)
+    write_whole(output / PAGE_NAME, text)
 
 
 def _verdict(comparison: Comparison) -> Verdict:
@@ -98,7 +89,7 @@ def _verdict(comparison: Comparison) -> Verdict:
         elif best and any(gain.mean != gains[best].mean for gain in gains.values()):
             sentences.append(f"{words}: {best} ({signed(gains[best])} {comparison.gain_unit}).")
         elif comparison.bases and not comparison.shared(side):
-            sentences.append(f"{SIDE_TITLES[side]} Not known: the models share no such score.")
+            sentences.append(f"{SIDE_TITLES[side]} Not known: no such score is common to all models.")
     return Verdict(comparison.title, tuple(sentences), tuple(gain_pictures(comparison)), score_table(comparison))
 
 
@@ -106,8 +97,8 @@ def _curves(charts: Iterable[CurveChart], order: Sequence[str]) -> list[Picture]
     return [draw_curves(chart, order) for chart in charts]
 
 
-def _with_names_of_their_own(pictures: Iterable[Picture]) -> list[Picture]:
-    """The pictures, those with the name of an earlier one with a number behind it."""
+def _with_distinct_names(pictures: Iterable[Picture]) -> list[Picture]:
+    """The pictures; a picture with the name of an earlier one gets a number at the end of its name."""
     taken: dict[str, int] = {}
     named = []
     for picture in pictures:

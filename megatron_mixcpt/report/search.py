@@ -1,12 +1,13 @@
 """Finds in a folder what a report is made of: logs, evaluations, mixtures and score files, named after where they lie.
 
 A name is the path below the searched folder without the parts that only say what lies there (``runs``, ``tensorboard``,
-``evaluations``...), so that ``runs/mixcpt/seed-1/tensorboard`` and ``evaluations/mixcpt/seed-1/results.json`` are both
-of ``mixcpt/seed-1``.
+``evaluations``...), so that ``runs/mixcpt/seed-1/tensorboard`` and ``evaluations/mixcpt/seed-1/results.json`` both
+belong to ``mixcpt/seed-1``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME
 from megatron_mixcpt.errors import ConfigError, MixCPTError
@@ -20,6 +21,13 @@ _REJECTS_SUFFIX = ".rejects.jsonl"
 _TOKENIZED_PREFIX = "validation-"
 
 
+class _Named(Protocol):
+    """An input of any kind."""
+
+    @property
+    def name(self) -> str: ...
+
+
 def search(folder: Path, inputs: Inputs) -> list[str]:
     """Add what is at or below ``folder`` to ``inputs``, in place.
 
@@ -27,37 +35,47 @@ def search(folder: Path, inputs: Inputs) -> list[str]:
         What was found but cannot be read, and why, a line each.
 
     Raises:
-        ConfigError: no such folder, or nothing in it.
+        ConfigError: the folder does not exist or holds nothing to report on.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; give one with runs and evaluations in it")
-    found = [(inputs.runs, read_run, path, _name(path, folder)) for path in find_log_folders(folder)]
-    for path in sorted(folder.rglob(RESULTS_NAME)):
-        found.append((inputs.evaluations, read_evaluation, path, _name(path.parent, folder)))
-    for path in sorted(folder.rglob(MANIFEST_NAME)):
-        if not path.parent.name.startswith(_TOKENIZED_PREFIX):
-            found.append((inputs.mixtures, read_mixture, path.parent, _name(path.parent, folder)))
-    for path in sorted(folder.rglob(_SCORES_PATTERN)):
-        if not path.name.endswith(_REJECTS_SUFFIX):
-            found.append((inputs.fas, read_fas, path, str(path.relative_to(folder).with_suffix(""))))
-    if not found:
+    logs = [(path, _name(path, folder)) for path in find_log_folders(folder)]
+    results = [(path, _name(path.parent, folder)) for path in sorted(folder.rglob(RESULTS_NAME))]
+    mixtures = [(path, _name(path, folder)) for path in _mixtures(folder)]
+    scores = [(path, str(path.relative_to(folder).with_suffix(""))) for path in _score_files(folder)]
+    if not (logs or results or mixtures or scores):
         raise ConfigError(
             f"{folder}: no training log, {RESULTS_NAME}, {MANIFEST_NAME} or {_SCORES_PATTERN} in it; give the folder "
             "of runs and evaluations, or name each with --run, --evaluation and --scores"
         )
-    problems = [_add(items, read, path, name) for items, read, path, name in found]
-    return [problem for problem in problems if problem]
+    return [
+        *_add(inputs.runs, read_run, logs),
+        *_add(inputs.evaluations, read_evaluation, results),
+        *_add(inputs.mixtures, read_mixture, mixtures),
+        *_add(inputs.fas, read_fas, scores),
+    ]
 
 
-def _add(items: list, read: Callable, path: Path, name: str) -> str | None:
-    """Read ``path`` and append it to ``items``; returns why not, where that fails."""
-    if any(item.name == name for item in items):
-        return f"{path}: there is another {name} already; give each a name of its own with the flags"
-    try:
-        items.append(read(name, path))
-    except MixCPTError as error:
-        return str(error)
-    return None
+def _mixtures(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob(MANIFEST_NAME)):
+        if not path.parent.name.startswith(_TOKENIZED_PREFIX):
+            yield path.parent
+
+
+def _score_files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob(_SCORES_PATTERN)) if not path.name.endswith(_REJECTS_SUFFIX))
+
+
+def _add[T: _Named](items: list[T], read: Callable[[str, Path], T], found: Sequence[tuple[Path, str]]) -> Iterator[str]:
+    """Read each path and append it, with its name, to ``items``; yields why not, where that fails."""
+    for path, name in found:
+        if any(item.name == name for item in items):
+            yield f"{path}: {name} exists already; name each with a flag"
+            continue
+        try:
+            items.append(read(name, path))
+        except MixCPTError as error:
+            yield str(error)
 
 
 def _name(path: Path, folder: Path) -> str:

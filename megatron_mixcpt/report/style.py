@@ -6,16 +6,16 @@ that a run's name may hold can run.
 
 import base64
 import io
-import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from megatron_mixcpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 # Okabe and Ito's colours, without yellow and a little darker where white paper asks for it.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c2669a", "#c98a00", "#3fa0d8")
@@ -23,7 +23,7 @@ STYLES = ("-", "--", "-.")
 BETTER, WORSE = COLOURS[0], COLOURS[1]
 INK, MUTED, GRID = "#1c2024", "#69727c", "#dde1e6"
 _DARK = {INK: "#e8ebee", MUTED: "#9aa4ae", GRID: "#343a41"}
-_SETTINGS = {
+_SETTINGS: "dict[RcKeyType, Any]" = {
     "axes.edgecolor": MUTED,
     "axes.grid": True,
     "axes.labelcolor": INK,
@@ -67,12 +67,6 @@ class Picture:
         """The SVG as a data URI."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
 
-    def save(self, folder: Path) -> None:
-        """Write NAME.png, aside and renamed."""
-        aside = folder / f".{self.name}.png"
-        aside.write_bytes(self.png)
-        aside.replace(folder / f"{self.name}.png")
-
 
 def new_figure(height_inches: float) -> tuple["Figure", "Axes"]:
     """An empty figure of the page's width, with one pair of axes. Raises ConfigError where matplotlib is missing."""
@@ -97,12 +91,23 @@ def finish(figure: "Figure", name: str, alt: str, caption: str = "") -> Picture:
     return Picture(slug, alt, _following_the_colour_scheme(svg.getvalue()), png.getvalue(), caption)
 
 
-def line_style(index: int) -> dict[str, str]:
+class LineStyle(TypedDict):
+    """What tells one line from another, as matplotlib names it."""
+
+    color: str
+    linestyle: str
+
+
+def line_style(index: int) -> LineStyle:
     """Colour and dashes of the line with this number: 18 that differ."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": STYLES[math.floor(index / len(COLOURS)) % len(STYLES)],
-    }
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+
+
+def whole_numbers_only(axis: "Axis") -> None:
+    """Put the ticks of an axis on whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
 
 
 def _following_the_colour_scheme(svg: str) -> str:

@@ -1,7 +1,7 @@
 """The tables of the page as rows of text: scores in the paper's form, what was set differently, and the data."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_mixcpt.data.mixture.manifest import KindSummary
@@ -115,14 +115,14 @@ def _side(
         (f"{column.suite}: {column.name}" if column.suite else column.name, column.detail) for column in columns
     ]
     values = [
-        [_spread(comparison.scores[name].get(column) for name in names) for names in members.values()]
+        [Spread.of(comparison.scores[name].get(column) for name in names) for names in members.values()]
         for column in columns
     ]
     digits = 2 if comparison.higher_is_better else 4
     cells = [_column_cells(column, digits, comparison.higher_is_better) for column in values]
     shared = len(comparison.shared(side))
     if len(columns) > 1 and shared:
-        averages = [_spread(comparison.average(name, side) for name in names) for names in members.values()]
+        averages = [Spread.of(comparison.average(name, side) for name in names) for names in members.values()]
         headings.append(("average", f"of {shared} columns" if shared == len(columns) else f"of {shared} that all have"))
         cells.append(_column_cells(averages, digits, comparison.higher_is_better))
     gains = comparison.gains(side)
@@ -137,12 +137,6 @@ def _gain_cell(name: str, gains: Mapping[str, Spread]) -> Cell:
         return Cell(NOTHING)
     best = max(spread.mean for spread in gains.values())
     return Cell(signed(gains[name]), best=len(gains) > 1 and gains[name].mean == best)
-
-
-def _spread(values: Iterable[float | None]) -> Spread | None:
-    """Of a method's seeds; None where one of them has no figure."""
-    found = list(values)
-    return None if None in found else Spread(tuple(found))
 
 
 def _column_cells(spreads: Sequence[Spread | None], digits: int, higher_is_better: bool) -> list[Cell]:
@@ -168,7 +162,7 @@ def settings_tables(runs: Sequence[Run]) -> dict[str, TextTable]:
 
 
 def _trainer(run: Run) -> str:
-    """By a flag that it alone has."""
+    """Which trainer wrote the run, recognised by a flag that no other trainer has."""
     if "distillation" in run.log.arguments:
         return "continual pre-training"
     return "DPO" if "beta" in run.log.arguments else "SFT"

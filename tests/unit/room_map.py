@@ -75,7 +75,7 @@ ROOMS = {
         "scores and selects samples for alignment", "inference data data/chat data/reading jobs", "torch"
     ),
     "planning": _room("memory of a run on paper", "conversion"),
-    "report": _room("one page about several runs", "training_log named_paths data data/mixture"),
+    "report": _room("one page about several runs", "flags named_paths log_names training_log data data/mixture jobs"),
     "training": _room("what all trainings share: batches, the model, recipes", "distillation", "engine"),
     "training/engine": _room(
         "what wraps the engine's training loop",
@@ -91,8 +91,8 @@ ROOMS = {
     ),
     "training/alignment": _room(
         "SFT and DPO",
-        "training/engine config flags parallel_sizes conversion inference distillation losses data data/reading "
-        "data/chat data/tokens data/datasets",
+        "training/engine config flags log_names parallel_sizes conversion inference distillation losses data "
+        "data/reading data/chat data/tokens data/datasets",
         "engine",
     ),
     "testing": _room("gloo ranks for the tests", takes="engine"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_mixcpt.distillation.log_probs_head import LogProbs
+from megatron_mixcpt.log_names import ACCURACY, LOSS, REWARD_MARGIN
 from megatron_mixcpt.losses.dpo import dpo_loss
 
 LossFunc = Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -27,7 +28,7 @@ def sft_loss_func(loss_mask: Tensor, output: tuple[Tensor, ...]) -> tuple[Tensor
         The summed loss, the number of response tokens (int32), and ``loss`` as sum and count, float32 [2].
     """
     loss, num_tokens = -LogProbs(*output).policy.sum(), loss_mask.sum()
-    return loss, num_tokens.to(torch.int32), {"loss": torch.stack([loss.detach(), num_tokens])}
+    return loss, num_tokens.to(torch.int32), {LOSS: torch.stack([loss.detach(), num_tokens])}
 
 
 def dpo_loss_func(
@@ -75,11 +76,11 @@ def dpo_loss_func(
     loss = pairs.loss - sft_coefficient * (policy * per_token)[:, 0::2] if sft_coefficient else pairs.loss
     total = (loss * present).sum()
     figures = {
-        "loss": loss.detach(),
+        LOSS: loss.detach(),
         "chosen reward": pairs.chosen_reward,
         "rejected reward": pairs.rejected_reward,
-        "reward margin": pairs.margin,
-        "accuracy": pairs.accuracy,
+        REWARD_MARGIN: pairs.margin,
+        ACCURACY: pairs.accuracy,
         "chosen log-probability": policy[:, 0::2].detach(),
         "rejected log-probability": policy[:, 1::2].detach(),
     }

@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from megatron_mixcpt.log_names import STUDENT_LOSS, TEACHER_LOSS
+from megatron_mixcpt.log_names import (
+    AGREEMENT,
+    DIVERGENCE,
+    LOSS,
+    STUDENT_LOSS,
+    SWAPPED_FRACTION,
+    TEACHER_LOSS,
+    of_kind,
+)
 from megatron_mixcpt.losses.fused_linear import FusedMixCPTLoss
 
 # Stands for "no token", so that a mean over none is 0 and not nan; lost as soon as one token is added to it.
@@ -49,13 +57,13 @@ def mixcpt_loss_func(
     num_tokens = mask.sum()
     distilled = torch.zeros_like(mask) if distill_mask is None else mask * distill_mask.transpose(0, 1)
     report = {
-        "loss": torch.stack([losses.loss_sum.detach() + (penalty() if penalty else 0.0), num_tokens]),
+        LOSS: torch.stack([losses.loss_sum.detach() + (penalty() if penalty else 0.0), num_tokens]),
         STUDENT_LOSS: _mean(losses.ntp, mask),
-        "lssd loss": _mean(losses.lssd, distilled),
-        "swapped fraction": _mean(losses.swapped, distilled),
+        DIVERGENCE: _mean(losses.lssd, distilled),
+        SWAPPED_FRACTION: _mean(losses.swapped, distilled),
     }
     if with_teacher:
-        report["top-1 agreement"] = _mean(losses.agreed, distilled)
+        report[AGREEMENT] = _mean(losses.agreed, distilled)
         report["teacher top-1 probability"] = _mean(losses.teacher_top, distilled)
         report["student top-1 probability"] = _mean(losses.student_top, distilled)
         if with_entropy:
@@ -63,7 +71,7 @@ def mixcpt_loss_func(
         if losses.teacher_ntp is not None:
             report[TEACHER_LOSS] = _mean(losses.teacher_ntp, mask)
         for place, name in enumerate(kinds):
-            report[f"lssd loss {name}"] = _mean(losses.lssd, distilled * (kind == place))
+            report[of_kind(DIVERGENCE, name)] = _mean(losses.lssd, distilled * (kind == place))
     return losses.loss_sum, num_tokens.to(torch.int32), report
 
 
@@ -91,7 +99,7 @@ class TokensPerSecond:
         """Run ``loss_func`` on ``output`` and add the key to its report."""
         loss, num_tokens, report = loss_func(output)
         now_s = time.monotonic()
-        tokens = report["loss"][1]
+        tokens = report[LOSS][1]
         seconds = torch.full_like(tokens, (now_s - self._last_s) / self.num_ranks)
         report["tokens per second"] = torch.stack([tokens, seconds])
         self._last_s = now_s
