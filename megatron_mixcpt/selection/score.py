@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.chat.templates import choose_template
+from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.record_maker import RecordMaker
-from megatron_mixcpt.data.reading.sources import Source, find_sources
+from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.progress import LOG_SECONDS

@@ -46,6 +46,7 @@ ROOMS = {
     "models": _room("layers without Transformer Engine", takes="engine core"),
     "data": _room("records: documents, conversations, preferences"),
     "data/reading": _room("files become records"),
+    "data/reading/formats": _room("one file for each input format, and their registry", "data"),
     "data/chat": _room("chat templates and the tokens of a conversation"),
     "data/tokens": _room("texts become token ids", "jobs"),
     "data/mixture": _room("datasets on disk, mixture.json, the plan of a run", "data/tokens"),

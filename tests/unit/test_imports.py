@@ -229,7 +229,7 @@ def test_preprocessing_loads_neither_torch_nor_the_engine() -> None:
         ("megatron_mixcpt.losses.kd", "megatron.core.parallel_state", r"may import \['torch'\]"),
         ("megatron_mixcpt.distillation.kd", "megatron.training.get_args", "may not import megatron.training"),
         ("megatron_mixcpt.data.mixture.plan", "torch.nn", "may not import torch"),
-        ("megatron_mixcpt.data.reading.tables", "megatron_mixcpt.data.preprocessing.run", "room 'data/preprocessing'"),
+        ("megatron_mixcpt.data.reading.presets", "megatron_mixcpt.data.preprocessing.run", "room 'data/preprocessing'"),
         ("megatron_mixcpt.errors", "megatron_mixcpt.config.CPTConfig", "may not import room 'config'"),
         ("megatron_mixcpt.config", "megatron_mixcpt.losses.lssd", "may not import room 'losses'"),
         ("tools.preprocess_mixture", "tools.helpers", "nothing imports tools"),

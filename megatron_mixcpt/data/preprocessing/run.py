@@ -16,7 +16,8 @@ from megatron_mixcpt.data.preprocessing.parts.encode import encode_parts
 from megatron_mixcpt.data.preprocessing.parts.plan import Part, plan_parts
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts, open_part
-from megatron_mixcpt.data.reading.sources import Source, find_sources
+from megatron_mixcpt.data.reading.input_format import Source
+from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, one_encoder_thread
 from megatron_mixcpt.errors import DataError
@@ -52,7 +53,9 @@ def describe_plan(settings: PreprocessSettings, output: Path) -> str:
         sources = find_sources(kind, list(chosen.paths))
         megabytes = sum(source.size for source in sources) / 1e6
         lines.append(f"{kind}: {len(sources)} file(s), {megabytes:,.1f} MB -> {output / kind}.bin and .idx")
-        lines += [f"  {source.path} ({source.format}{source.compression}, {source.size:,} bytes)" for source in sources]
+        lines += [
+            f"  {source.path} ({source.format.name}{source.compression}, {source.size:,} bytes)" for source in sources
+        ]
     tokenizer = settings.tokenizer
     lines.append(f"tokenizer: {tokenizer.folder}, {tokenizer.vocab_size:,} tokens, end {tokenizer.eos_token!r}")
     return "\n".join(lines)

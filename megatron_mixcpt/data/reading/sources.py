@@ -2,52 +2,24 @@
 
 import glob
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from megatron_mixcpt.data.reading.formats.compression import COMPRESSIONS
+from megatron_mixcpt.data.reading.formats.registry import FORMATS
+from megatron_mixcpt.data.reading.input_format import InputFormat, Source
+from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.errors import DataError
 
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "txt",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-COMPRESSIONS = (".gz", ".bz2", ".zst")
-WIKIEXTRACTOR_NAME = re.compile(r"wiki_\d+")
-COMPRESSIBLE = ("jsonl", "txt")
 
-
-@dataclass(frozen=True)
-class Source:
-    """One input file."""
-
-    kind: str
-    path: Path
-    format: str
-    """``jsonl``, ``txt``, ``parquet`` or ``arrow``."""
-    compression: str
-    """``.gz``, ``.bz2``, ``.zst`` or nothing."""
-    size: int
-    """In bytes, as it lies on disk."""
-
-    def stamp(self) -> list[Any]:
-        """What tells the file, as it is now, from another: kind, path, size in bytes and time of change."""
-        return [self.kind, str(self.path), self.size, self.path.stat().st_mtime_ns]
-
-
-def format_of(path: Path) -> tuple[str, str] | None:
+def format_of(path: Path) -> tuple[InputFormat, str] | None:
     """(format, compression) that a file's name stands for, or None where it is not a data file."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
-    known = FORMATS.get(suffixes[-1]) if suffixes else None
-    if WIKIEXTRACTOR_NAME.fullmatch(path.name.partition(".")[0]) and not suffixes:
-        known = "jsonl"
-    if known is None or (compression and known not in COMPRESSIBLE):
+    name, compression = path.name, path.suffix.lower()
+    if compression in COMPRESSIONS:
+        name = path.stem
+    else:
+        compression = ""
+    known = next((known for known in FORMATS if known.has_name(name)), None)
+    if known is None or (compression and not known.is_compressible):
         return None
     return known, compression
 
@@ -105,8 +77,9 @@ def _source(kind: str, path: Path) -> Source:
     known = format_of(path)
     if known is None:
         raise DataError(f"--{kind} {path}: not a data file by its name; expected {_known_names()}")
-    if known[0] == "txt" and kind in ("sft", "dpo"):
-        raise DataError(f"--{kind} {path}: plain text holds documents only; give it to --cpt")
+    if kind in KINDS and kind not in known[0].kinds:
+        possible = " or ".join(f"--{kind}" for kind in known[0].kinds)
+        raise DataError(f"--{kind} {path}: a .{known[0].name} file holds no such records; give it to {possible}")
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -115,4 +88,7 @@ def _source(kind: str, path: Path) -> Source:
 
 
 def _known_names() -> str:
-    return ".jsonl, .json, .txt, these with .gz, .bz2 or .zst, .parquet or .arrow"
+    plain = [suffix for known in FORMATS if known.is_compressible for suffix in known.suffixes]
+    others = [suffix for known in FORMATS if not known.is_compressible for suffix in known.suffixes]
+    compressions = f"these with {', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}"
+    return f"{', '.join([*plain, compressions, *others[:-1]])} or {others[-1]}"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megatron_mixcpt.data import long_text
 from megatron_mixcpt.data.long_text import LongText, load_json_keeping_long, slices
-from megatron_mixcpt.data.reading.readers import parse_json
+from megatron_mixcpt.data.reading.formats.json_lines import parse_json
 from megatron_mixcpt.data.records import BadRecord
 
 TEXTS = st.text(st.sampled_from('ab" \\/\n\t\x01é好🙂\u2028') | st.characters(exclude_categories=["Cs"]), max_size=60)

@@ -10,7 +10,7 @@ from megatron_mixcpt.data.preprocessing.parts.plan import Part
 from megatron_mixcpt.data.preprocessing.parts.pool import compare_first, run_part, worker_pool
 from megatron_mixcpt.data.preprocessing.parts.worker import NUM_COMPARED_FIRST, PartWorker
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
-from megatron_mixcpt.data.reading.sources import Source
+from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.digests import file_digest
 from megatron_mixcpt.jobs.progress import Progress

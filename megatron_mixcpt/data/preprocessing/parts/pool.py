@@ -11,7 +11,7 @@ from megatron_mixcpt.data.preprocessing.parts.files import PartResult
 from megatron_mixcpt.data.preprocessing.parts.plan import Part
 from megatron_mixcpt.data.preprocessing.parts.worker import PartWorker
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
-from megatron_mixcpt.data.reading.sources import Source
+from megatron_mixcpt.data.reading.input_format import Source
 
 _worker: PartWorker | None = None
 

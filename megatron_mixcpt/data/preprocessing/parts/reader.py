@@ -10,9 +10,9 @@ from megatron_mixcpt.data.preprocessing.parts.files import SegmentCounts
 from megatron_mixcpt.data.preprocessing.parts.plan import Part, Segment
 from megatron_mixcpt.data.preprocessing.sample_maker import Sample, SampleMaker
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
+from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks, record_fields
 from megatron_mixcpt.data.reading.record_maker import Dropped
-from megatron_mixcpt.data.reading.sources import Source
 from megatron_mixcpt.data.records import BadRecord
 from megatron_mixcpt.errors import DataError
 
@@ -103,7 +103,7 @@ class PartReader:
         rejects: TextIO,
     ) -> None:
         if isinstance(error, BadRecord) and not self._settings.skip_bad_records:
-            line += lines_before(source, segment)
+            line += source.format.lines_before(source, segment.start) if segment.start else 0
             way_out = "mend it, or go on without such records with --on-bad-record skip"
             raise DataError(f"{source.path}:{line}: {error.detail}; {way_out}") from error
         record = {"segment": index, "line": line, "reason": error.reason, "detail": error.detail}
@@ -115,20 +115,3 @@ def _parsed(source: Source, row: Row, keep_long: bool) -> Any:
         return parse(source, row, keep_long)
     except BadRecord as error:
         return error
-
-
-def lines_before(source: Source, segment: Segment) -> int:
-    """Lines of a source that lie before a segment; for a message to the user, since it reads them again."""
-    if segment.start == 0:
-        return 0
-    if source.format != "jsonl":
-        from pyarrow.parquet import read_metadata
-
-        metadata = read_metadata(source.path)
-        return sum(metadata.row_group(group).num_rows for group in range(segment.start))
-    with open(source.path, "rb") as file:
-        left, count = segment.start, 0
-        while left > 0 and (block := file.read(min(left, 1 << 20))):
-            count += block.count(b"\n")
-            left -= len(block)
-        return count + (not block.endswith(b"\n"))

@@ -13,7 +13,7 @@ from megatron_mixcpt.data.preprocessing.parts.files import SAMPLE_TYPE, PartFile
 from megatron_mixcpt.data.preprocessing.parts.plan import Part
 from megatron_mixcpt.data.preprocessing.parts.reader import Batch, PartReader
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
-from megatron_mixcpt.data.reading.sources import Source
+from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.tokens.encoder import PIECE_CHARACTERS, CheckedEncoder, SpecialStrings
 
 NUM_COMPARED_FIRST = 1000

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from megatron_mixcpt.data.reading.readers import parse_json, read_blocks, read_records
+from megatron_mixcpt.data.reading.formats.json_lines import parse_json
+from megatron_mixcpt.data.reading.readers import read_blocks, read_records
 from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.records import BadRecord
 from megatron_mixcpt.errors import DataError

@@ -1,15 +1,16 @@
-"""Data files as streams of unpacked bytes, and a cut file as an error rather than as a shorter one."""
+"""Data files as streams of unpacked bytes; a file that is cut short gives an error rather than a shorter stream."""
 
 import bz2
 import gzip
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from megatron_mixcpt.data.reading.sources import Source
+from megatron_mixcpt.data.reading.input_format import Source
 
 BUFFER_BYTES = 1 << 16
+COMPRESSIONS = (".gz", ".bz2", ".zst")
 
 
 @contextmanager
@@ -18,10 +19,10 @@ def open_unpacked(source: Source) -> Iterator[BinaryIO]:
     with open(source.path, "rb", buffering=BUFFER_BYTES) as file:
         if source.compression == ".gz":
             with gzip.open(file) as unpacked:
-                yield io.BufferedReader(unpacked, BUFFER_BYTES)
+                yield io.BufferedReader(cast(io.RawIOBase, unpacked), BUFFER_BYTES)
         elif source.compression == ".bz2":
             with bz2.open(file) as unpacked:
-                yield io.BufferedReader(unpacked, BUFFER_BYTES)
+                yield io.BufferedReader(cast(io.RawIOBase, unpacked), BUFFER_BYTES)
         elif source.compression == ".zst":
             yield io.BufferedReader(_ZstdFile(file), BUFFER_BYTES)
         else:
@@ -29,11 +30,11 @@ def open_unpacked(source: Source) -> Iterator[BinaryIO]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """A .zst file, unpacked as it is read. Unlike zstandard's own reader it tells a cut file from a whole one."""
+    """A .zst file, unpacked as it is read. Unlike zstandard's own reader it tells a cut file from a complete one."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        self._frame = None
+        self._frame: Any = None  # a zstandard.ZstdDecompressionObj, whose package is imported when it is needed
         self._unpacked = memoryview(b"")
         self._packed = b""
 

@@ -1,0 +1,1 @@
+"""Input formats: one file and one entry in ``registry.py`` for each; ``docs/how-to/add-input-format.md`` shows how."""
