@@ -6,6 +6,7 @@ python docs/generate_reference.py --check    # exits with 1 where the page is no
 
 import argparse
 import ast
+import html
 import importlib
 import re
 import sys
@@ -121,7 +122,8 @@ def _tables(parser: argparse.ArgumentParser) -> Iterator[str]:
 def _names(formatter: argparse.HelpFormatter, action: argparse.Action) -> str:
     values = formatter._format_args(action, action.metavar or action.dest.upper()) if action.nargs != 0 else ""
     names = ", ".join(action.option_strings) or ""
-    return f"`{f'{names} {values}'.strip()}`".replace("|", "\\|")
+    text = f"{names} {values}".strip()
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 def _engine_tables() -> Iterator[str]:
