@@ -98,7 +98,7 @@ def defined_in(path: Path) -> set[str]:
 def documented_flags() -> dict[str, set[str]]:
     """Tool -> its flags, from the reference."""
     sections = re.split(r"^## ", (ROOT / "docs/reference/flags.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {text.split("\n", 1)[0].strip(): set(re.findall(r"(?<=[`\s])--[\w-]+", text)) for text in sections[1:]}
+    return {text.split("\n", 1)[0].strip(): set(re.findall(r"(?<=[`\s>])--[\w-]+", text)) for text in sections[1:]}
 
 
 def unknown_flags(text: str) -> Iterator[str]:
