@@ -1,6 +1,6 @@
 """Run a function on several ranks of a real process group, for tests.
 
-`run_distributed` starts one process per rank on this machine, joins them through a temporary file (so no port can
+``run_distributed`` starts one process per rank on this machine, joins them through a temporary file (so no port can
 collide with another test's), calls the function on every rank and raises the first failing rank's traceback in the
 caller. Ranks use one thread each: tests run several of them on few cores.
 """
@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 
 class RankFailedError(RuntimeError):
-    """A rank of `run_distributed` raised, died or did not finish in time."""
+    """A rank of ``run_distributed`` raised, died or did not finish in time."""
 
 
 def run_distributed(
@@ -34,14 +34,15 @@ def run_distributed(
     timeout_s: float = 120.0,
     cpu_emulation: bool = False,
 ) -> None:
-    """Call `func(*args)` on `world_size` ranks with the default process group initialised.
+    """Call ``func(*args)`` on ``world_size`` ranks with the default process group initialised.
 
-    `func` must be a top-level function of an importable module and `args` picklable. `torch.distributed.get_rank()`
-    tells a rank which one it is. With `cpu_emulation`, `megatron_mixcpt.cpu_emulation.install()` runs before `func`'s
-    module is imported, so that the module may import Megatron at its top on a machine without a GPU.
+    ``func`` must be a top-level function of an importable module and ``args`` picklable.
+    ``torch.distributed.get_rank()`` tells a rank which one it is. With ``cpu_emulation``,
+    ``megatron_mixcpt.cpu_emulation.install()`` runs before ``func``'s module is imported, so that the
+    module may import Megatron at its top on a machine without a GPU.
 
     Raises:
-        RankFailedError: with the traceback of the rank that failed first, or after `timeout_s` seconds the numbers of
+        RankFailedError: with the traceback of the rank that failed first, or after ``timeout_s`` seconds the numbers of
             the ranks that had not finished. No rank outlives the call.
     """
     context = _start_context()

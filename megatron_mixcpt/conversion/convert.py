@@ -1,8 +1,8 @@
 """Hugging Face folder to Megatron checkpoint and back, on disk, tensor by tensor.
 
 Both directions plan from headers first (names, shapes and dtypes on both sides must match exactly), then stream: memory
-is bounded by the largest group of tensors that a rule joins. Under ``torchrun`` processes share the tensors. Outputs
-are written aside and renamed when they are whole. Under a process group, every rank must call.
+is bounded by the largest group of tensors that a rule joins. Outputs are either complete or absent. Under ``torchrun``
+the processes share the tensors, and every rank must call.
 """
 
 from collections.abc import Mapping
@@ -106,7 +106,7 @@ def convert_to_hf(
         hf_reference: a model folder whose config and tokenizer stand in for a checkpoint's missing ``hf/``.
 
     Raises:
-        CheckpointError: a checkpoint that is missing, damaged, of another model, or a ``save_dir`` that exists.
+        CheckpointError: the checkpoint is missing, damaged or of another model, or ``save_dir`` exists.
     """
     checkpoint, target = MegatronCheckpoint(load_dir, iteration), Path(save_dir)
     metadata = metadata_folder(Path(load_dir), hf_reference)
@@ -147,10 +147,9 @@ def _write_tensors(
 def check_checkpoint(
     checkpoint: MegatronCheckpoint, plan: ModelPlan, rules: Mapping[str, Rule]
 ) -> dict[str, torch.dtype]:
-    """Every tensor of the model is in the checkpoint, no other is, and shapes agree; returns dtypes by engine name.
+    """Check that a checkpoint holds exactly the model's tensors, with their shapes; returns dtypes by engine name.
 
-    Raises:
-        CheckpointError: naming what is missing and what is unexpected, or the first shape that differs.
+    Raises CheckpointError that lists the missing and the unexpected tensors, or names the first shape that differs.
     """
     present = checkpoint.model_tensors()
     expected = {name: place_in(rule, plan) for name, rule in rules.items()}

@@ -14,8 +14,8 @@ def save_chat_template(folder: str | Path, template: str, stop_token_ids: Sequen
     """Make ``template`` the folder's chat template, in place, and have generation stop at ``stop_token_ids``.
 
     ``chat_template.jinja`` is written; a template inside tokenizer_config.json, which older versions of transformers
-    kept there, is taken out. generation_config.json gains the stop tokens that it lacks: a base model's names the end
-    of a document only, and would let a chat run on after its end of turn.
+    kept there, is removed. generation_config.json gains the stop tokens that it lacks: a base model's names only the
+    end of a document, and a chat would then continue past the end of a turn.
     """
     folder = Path(folder)
     write_whole(folder / TEMPLATE_NAME, template)

@@ -1,4 +1,4 @@
-"""The files of an exported model folder beside its weights: config.json, model card, and where they come from."""
+"""The files of an exported model folder other than its weights: config.json and the model card."""
 
 import json
 from collections.abc import Mapping
@@ -15,14 +15,19 @@ from megatron_mixcpt.errors import CheckpointError
 
 
 def metadata_folder(load_dir: Path, hf_reference: str | Path | None) -> Path:
-    """The folder to export with: the checkpoint's own, or the reference that stands in for it; never both."""
+    """The folder with the config and tokenizer to export: the checkpoint's, or the reference that stands in for it.
+
+    Raises CheckpointError where both are there, or neither.
+    """
     own = load_dir / FOLDER_NAME
     if own.is_dir() and hf_reference is not None:
-        raise CheckpointError(f"{own} has the model's config and tokenizer: leave out --hf-reference {hf_reference}")
+        raise CheckpointError(
+            f"{own} already has the model's config and tokenizer: remove --hf-reference {hf_reference}"
+        )
     if not own.is_dir() and hf_reference is None:
         raise CheckpointError(
             f"{load_dir} has no {FOLDER_NAME}/ folder with the model's config and tokenizer: "
-            "name the model folder it was trained from with --hf-reference"
+            "give the model folder that it was trained from as --hf-reference"
         )
     return own if hf_reference is None else Path(hf_reference)
 
@@ -35,9 +40,9 @@ def write_card(metadata: Path, folder: Path, arguments: Mapping[str, Any], figur
 
 
 def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], arguments: Mapping[str, Any]) -> None:
-    """Say in config.json the dtype and the sequence length of training; untouched where both are right already.
+    """Write the dtype and the sequence length of training into config.json, unless it has them already.
 
-    The dtype keeps the key it had there. A length is raised to what training used, never lowered.
+    The dtype is written under the key that it has there. A length is raised to what training used, never lowered.
     """
     name = str(next(iter(dtypes)) if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
     key = "dtype" if "dtype" in plan.config else "torch_dtype"

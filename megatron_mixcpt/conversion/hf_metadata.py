@@ -1,7 +1,7 @@
-"""The files of a model folder that are not weights: they travel with a Megatron checkpoint, byte for byte.
+"""The files of a model folder other than its weights, which travel with a Megatron checkpoint byte for byte.
 
 A checkpoint folder keeps them once, as ``hf/``, beside its iterations: config.json, tokenizer, chat template,
-generation settings, and ``source.json``, which says where they come from. Export needs nothing else, and no base model.
+generation settings, and ``source.json``, which says where they come from. Export needs nothing else: no base model.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ TEMPLATE_FOLDER = "additional_chat_templates"
 
 
 def metadata_files(folder: Path) -> list[Path]:
-    """Files to carry, relative to ``folder``: tokenizer, templates and settings; no weights, code or model card."""
+    """The files to carry, relative to ``folder``: tokenizer, templates and settings; no weights, code or model card."""
     candidates = [*folder.glob("*"), *folder.glob(f"{TEMPLATE_FOLDER}/*.jinja")]
     return sorted(
         path.relative_to(folder)
@@ -60,16 +60,16 @@ def copy_hf_metadata(
     chat_template: str | None = None,
     stop_token_ids: Sequence[int] = (),
 ) -> Path:
-    """Keep a model folder's metadata as ``save_dir/hf``; call it on one process. Returns that folder.
+    """Copy a model folder's metadata to ``save_dir/hf``, which is returned; call it on one process.
 
     The folder is either complete or absent. Where it exists already, it is only compared.
 
     Args:
         hf_dir: the model folder that training starts from, or the ``hf`` folder of a checkpoint.
         save_dir: the checkpoint folder (``--save``); made where missing.
-        hf_model: the folder as already read, to save reading its headers again.
-        chat_template: Jinja, the template that the run trains with; None keeps the folder's own.
-        stop_token_ids: tokens that end a response in it, see :func:`~.hf_chat_template.save_chat_template`.
+        hf_model: ``hf_dir`` as already read, so that its headers are not read again.
+        chat_template: the Jinja template that the run trains with; None keeps the folder's.
+        stop_token_ids: tokens that end a response in that template, see :func:`~.hf_chat_template.save_chat_template`.
 
     Raises:
         CheckpointError: ``save_dir`` holds the metadata of another model, or of a run with another chat template.
@@ -91,15 +91,15 @@ def copy_hf_metadata(
 
 
 def _check_same(target: Path, source: Path, wanted: Mapping[str, str]) -> None:
-    """Raise CheckpointError where ``target`` is not what copying ``source`` with these settings would make."""
+    """Raise CheckpointError unless ``target`` is what copying ``source`` with these settings would make."""
     kept = read_json(target / SOURCE_NAME)
     if kept.get("digest") != wanted["digest"]:
         raise CheckpointError(
-            f"{target} is from {kept.get('base_model')}, whose config or tokenizer differ from {source}: "
-            "give another --save folder"
+            f"{target} belongs to {kept.get('base_model')}, whose config or tokenizer differs from {source}: "
+            "choose another --save folder"
         )
     if kept.get("chat_template") != wanted.get("chat_template"):
-        raise CheckpointError(f"{target} is of a run with another chat template: give another --save folder")
+        raise CheckpointError(f"{target} belongs to a run with another chat template: choose another --save folder")
 
 
 def _origin(source: Path, hf_model: ModelPlan | None) -> dict[str, Any]:

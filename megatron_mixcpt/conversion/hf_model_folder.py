@@ -1,4 +1,4 @@
-"""A Hugging Face model folder, understood and checked before any weight is read.
+"""A Hugging Face model folder, read and checked before any weight is.
 
 :func:`read_model_folder` is where training, scoring and conversion start: it finds the architecture, turns
 ``config.json`` into the engine's arguments, and compares every tensor's name and shape in the safetensors headers with
@@ -67,7 +67,7 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class HFModel(ModelPlan):
-    """A model folder whose weights are there, whole and of the right shapes."""
+    """A model folder whose weights are complete and of the right shapes."""
 
     tensors: SafetensorsFolder
 
@@ -78,7 +78,12 @@ class HFModel(ModelPlan):
 
 
 def read_config(hf_dir: str | Path) -> ModelPlan:
-    """Understand ``config.json`` alone; raises :class:`CheckpointError` or :class:`ConfigError` in one line."""
+    """Read ``config.json`` alone.
+
+    Raises:
+        CheckpointError: no such folder, or no readable config.json in it.
+        ConfigError: an architecture or setting that the engine cannot express.
+    """
     folder = Path(hf_dir)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: give a Hugging Face model folder on this machine")
@@ -98,11 +103,11 @@ def read_config(hf_dir: str | Path) -> ModelPlan:
 
 
 def read_model_folder(hf_dir: str | Path) -> HFModel:
-    """Understand a folder and check its weights from their headers; no tensor is read.
+    """Read a folder's config and check its weights by their headers; no tensor is read.
 
     Raises:
-        CheckpointError: no such folder, no config.json, pickled weights only, or shards that are missing, truncated,
-            doubled or not as the index says, or tensors that are missing, unexpected or of another shape.
+        CheckpointError: no such folder or config.json, weights only as pickles, shards that are missing, truncated,
+            duplicated or not as the index says, or tensors that are missing, unexpected or of another shape.
         ConfigError: an architecture or setting that the engine cannot express.
     """
     plan = read_config(hf_dir)
@@ -146,7 +151,7 @@ def _check_tied_copy(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
     if not same:
         raise CheckpointError(
             f"{plan.folder}: {CONFIG_NAME} ties the embeddings, but lm_head.weight is not {embedding}: "
-            "set tie_word_embeddings to false if the output layer is its own"
+            "set tie_word_embeddings to false if the output layer is separate"
         )
 
 
@@ -155,7 +160,7 @@ def _some(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more if names else "none"
 
 
-FLAG_NAMES = {  # where a flag is not its argument's name
+FLAG_NAMES = {  # flags that are not named after their argument
     "add_bias_linear": "--disable-bias-linear",
     "layernorm_epsilon": "--norm-epsilon",
     "layernorm_zero_centered_gamma": "--apply-layernorm-1p",
@@ -163,11 +168,11 @@ FLAG_NAMES = {  # where a flag is not its argument's name
 
 
 def refuse_contradictions(explicit_flags: Mapping[str, Any], model: ModelPlan) -> None:
-    """Refuse flags that say something else than the checkpoint.
+    """Refuse flags that contradict the checkpoint.
 
     Args:
-        explicit_flags: value of every argument that the user gave, by its name in ``get_args()`` (``num_layers``).
-        model: the folder whose settings hold.
+        explicit_flags: value of every flag that the user gave, by its name in ``get_args()`` (``num_layers``).
+        model: the model folder.
 
     Raises:
         ConfigError: naming every contradicting flag, with both values.
@@ -180,5 +185,5 @@ def refuse_contradictions(explicit_flags: Mapping[str, Any], model: ModelPlan) -
     if wrong:
         raise ConfigError(
             f"{', '.join(wrong)} contradict{'s' if len(wrong) == 1 else ''} {model.folder / CONFIG_NAME}: "
-            f"leave {'the flag' if len(wrong) == 1 else 'these flags'} out"
+            f"remove {'the flag' if len(wrong) == 1 else 'these flags'}"
         )

@@ -1,8 +1,8 @@
-"""Open the engine's pickles without running anything from them.
+"""Open the engine's pickles without running anything that they name.
 
 A checkpoint of the engine keeps its index and the arguments of its run as pickles, which can name any function to call.
-Here only plain containers, argument namespaces and torch's own index classes are made; everything else (the engine's
-enumerations, paths, anything hostile) becomes an :class:`Opaque` that does nothing.
+Only plain containers, argument namespaces and torch's index classes are made here; everything else (the engine's
+enumerations, paths, anything hostile) becomes an :class:`Opaque`, which does nothing.
 """
 
 import io
@@ -65,20 +65,19 @@ def load_index(content: bytes) -> Any:
 
 
 def names_beyond(content: bytes, allowed: frozenset[str]) -> list[str]:
-    """What a pickle names that is neither opened here nor ``allowed``, as ``module.name``."""
+    """The classes and functions in a pickle that are neither opened here nor ``allowed``, as ``module.name``."""
     unpickler = InertUnpickler(content)
     unpickler.load()
     return sorted(unpickler.unopened - allowed)
 
 
 def load_object(content: bytes) -> Any:
-    """What torch.save wrote, with every tensor opaque.
+    """An object that torch.save wrote, with every tensor opaque.
 
     torch.load would do more than unpickle: it reads files of its first format with the plain ``pickle.load``, whatever
     unpickler it is given, and runs TorchScript.
 
-    Raises:
-        ValueError: not a file of torch.save's zip format.
+    Raises ValueError where the file is not in torch.save's zip format.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -1,8 +1,7 @@
 """Fill one pipeline stage of an engine model with its slices of a Hugging Face checkpoint.
 
 Each rank reads from the safetensors files only the bytes of its own tensor-parallel shard and its own layers. Every
-parameter of the stage is filled exactly once, and every rule of the stage's layers is used exactly once, or nothing is
-trained.
+parameter of the stage must be filled, and every rule of the stage's layers used, exactly once.
 """
 
 import re
@@ -28,7 +27,7 @@ LOCAL_NAMES = {
 
 @dataclass(frozen=True)
 class ExpertParallel:
-    """This rank's place among the ranks that share a mixture of experts; the default holds every expert whole."""
+    """This rank's place among the ranks that share a mixture of experts; by default it holds every expert, unsplit."""
 
     rank: int = 0
     """Rank in the expert-parallel group: which experts."""
@@ -71,9 +70,9 @@ def load_hf_weights(
 ) -> None:
     """Copy this rank's part of ``hf_model`` into an unwrapped ``GPTModel``, in place, cast to the parameters' dtype.
 
-    Rows that pad the vocabulary for tensor parallelism become zero. With tied embeddings, the last stage's copy
-    (``output_layer.weight``) is filled too. Call it before the optimizer takes its float32 copies, or let the optimizer
-    reload them (``reload_model_params``).
+    Rows that pad the vocabulary for tensor parallelism are set to zero. With tied embeddings, the last stage's copy
+    (``output_layer.weight``) is filled too. Call this before the optimizer takes its float32 copies, or let it reload
+    them (``reload_model_params``).
 
     Args:
         model_chunk: one pipeline stage (or virtual stage), as the engine builds it.
@@ -99,13 +98,16 @@ def load_hf_weights(
         if name not in rules:
             raise CheckpointError(
                 f"the engine's parameter {parameter_name} has no counterpart in {hf_model.architecture.name} "
-                f"({hf_model.folder}): leave out the flag that adds it"
+                f"({hf_model.folder}): remove the flag that adds it"
             )
         split = (experts.tp_rank, experts.tp_size) if rules[name].is_expert else (tp_rank, tp_size)
         _fill(parameter.data, parameter_name, rules[name], hf_model, *split)
         unused.discard(name)
     if unused:
-        raise CheckpointError(f"the engine's model has no parameter for {', '.join(sorted(unused))}")
+        raise CheckpointError(
+            f"the engine's model has no parameter for {', '.join(sorted(unused))} of {hf_model.folder}: "
+            "its architecture flags differ from the checkpoint's"
+        )
 
 
 def _rules_of_stage(model_chunk: "GPTModel", rules: dict[str, Rule], layer_numbers: list[int]) -> set[str]:

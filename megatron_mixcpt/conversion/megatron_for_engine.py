@@ -1,9 +1,9 @@
-"""Before the engine loads a checkpoint: would loading it run code that the checkpoint names?
+"""Check, before the engine loads a checkpoint, that loading it would not run code that the checkpoint names.
 
 The engine opens a checkpoint's index, ``.metadata``, with ``pickle.load`` and the objects beside the tensors with
 ``torch.load(weights_only=False)`` (torch/distributed/checkpoint/filesystem.py and default_planner.py). Both call
-whatever function a pickle names. So each is looked through first, inertly, and a checkpoint that names anything but
-what the engine itself saves is refused. Where a folder is not of this project's making, a warning says so.
+whatever function a pickle names. So every pickle is read inertly first, and a checkpoint that names anything other than
+what the engine saves is refused. A warning tells where a folder was not written by this project.
 """
 
 import io
@@ -25,7 +25,7 @@ INDEX_CLASSES = frozenset(
     | {f"torch.distributed.checkpoint.planner.{name}" for name in ("SavePlan", "WriteItem", "WriteItemType")}
     | {f"torch.distributed.checkpoint.planner.{name}" for name in ("TensorWriteData", "BytesIOWriteData")}
 )
-_WAY_OUT = "loading it would run what it names, so it is refused; get the checkpoint from where you trust it"
+_WAY_OUT = "loading it would run code that it names, so it is refused; get the checkpoint from a source you trust"
 
 
 def open_for_engine(load_dir: str | Path, iteration: int | None = None) -> MegatronCheckpoint:
@@ -40,9 +40,9 @@ def open_for_engine(load_dir: str | Path, iteration: int | None = None) -> Megat
 
 
 def _check_pickles(checkpoint: MegatronCheckpoint) -> None:
-    """Look through all pickles of one saved iteration without running them.
+    """Read all pickles of one saved iteration without running them.
 
-    The first rank warns of a checkpoint that this project's tools did not write, known by ``hf/source.json`` beside it.
+    The first rank warns of a checkpoint that this project did not write: it has no ``hf/source.json`` beside it.
 
     Raises:
         CheckpointError: one names something that the engine would not have saved, or cannot be read.
@@ -51,7 +51,7 @@ def _check_pickles(checkpoint: MegatronCheckpoint) -> None:
     if not (load_dir / FOLDER_NAME / SOURCE_NAME).is_file() and os.environ.get("RANK", "0") == "0":
         warnings.warn(
             f"{load_dir} was not written by megatron-mixcpt (it has no {FOLDER_NAME}/{SOURCE_NAME}): its pickles are "
-            "looked through before they are loaded, but load such checkpoints from sources you trust only",
+            "checked before they are loaded, but only load such checkpoints from sources you trust",
             stacklevel=3,
         )
     index = checkpoint.folder / ".metadata"

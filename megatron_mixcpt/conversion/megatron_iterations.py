@@ -1,9 +1,9 @@
-"""Which iterations of a checkpoint folder are whole: a save that was cut off is recognised without reading its tensors.
+"""Which iterations of a checkpoint folder are complete: an interrupted save is found without reading its tensors.
 
-The engine writes the files with the tensors first, then ``.metadata``, the index, which says what lies where in them
-(renamed into place), then ``metadata.json``, and last the tracker file. So an iteration is whole when it has the two
-and every file is at least as long as its index says, which also finds files that were truncated later: by a power
-failure, or a copy that was cut off.
+The engine writes the files with the tensors first, then ``.metadata``, the index of what they hold (renamed into
+place), then ``metadata.json``, and last the tracker file. So an iteration is complete when it has the latter two and
+every file is at least as long as its index says. This also finds files that were truncated later, by a power failure or
+an interrupted copy.
 """
 
 from pathlib import Path
@@ -19,20 +19,20 @@ RELEASE = "release"
 
 
 class Choice(NamedTuple):
-    """A whole iteration to go on from."""
+    """A complete iteration to continue from."""
 
     folder: Path
     passed_over: str | None
-    """Why it is not the one that the tracker file names, in one line; None: it is."""
+    """Why it is not the one that the tracker file names, in one line; None where it is."""
 
 
 def iteration_folder(load_dir: Path, iteration: int) -> Path:
-    """Where the engine keeps an iteration."""
+    """The folder in which the engine keeps an iteration."""
     return load_dir / f"iter_{iteration:07d}"
 
 
 def iteration_folders(load_dir: Path) -> list[Path]:
-    """Folders of saved iterations, whole or not, the newest first."""
+    """Folders of saved iterations, complete or not, the newest first."""
     folders = [path for path in load_dir.glob("iter_*") if path.is_dir() and path.name[5:].isdigit()]
     return sorted(folders, key=iteration_number, reverse=True)
 
@@ -42,8 +42,8 @@ def iteration_number(folder: Path) -> int:
     return 0 if folder.name == RELEASE else int(folder.name.removeprefix("iter_"))
 
 
-def why_torn(folder: Path) -> str | None:
-    """What an iteration lacks, in a few words; None: it is whole. Reads its index and the sizes of its files."""
+def why_incomplete(folder: Path) -> str | None:
+    """What an iteration lacks, in a few words; None where it is complete. Reads its index and its files' sizes."""
     for name in (INDEX_NAME, FORMAT_NAME):
         if not (folder / name).is_file() or not (folder / name).stat().st_size:
             return f"it has no {name}"
@@ -62,31 +62,32 @@ def why_torn(folder: Path) -> str | None:
 
 
 def choose_checkpoint(load_dir: Path) -> Choice | None:
-    """The iteration to go on from: the one that the tracker file names, or where it is torn the last whole one before.
+    """The iteration that the tracker file names, or the last complete one before it where that is incomplete.
 
-    Without a tracker file, or with an unreadable one, the newest whole iteration. None: there is nothing to go on from.
+    Without a tracker file, or with an unreadable one, the newest complete iteration. None where there is no iteration.
 
-    Raises:
-        CheckpointError: the tracker file names a torn iteration, and no whole one is before it.
+    Raises CheckpointError where the named iteration is incomplete and no complete one precedes it.
     """
     named = tracked_iteration(load_dir)
     if named is None:
-        whole = _newest_whole(load_dir, None)
-        return whole and Choice(whole, f"{load_dir}/{TRACKER_NAME} names no iteration: going on from {whole.name}")
-    reason = why_torn(named) if named.is_dir() else "it is not there"
+        newest = _newest_complete(load_dir, None)
+        if newest is None:
+            return None
+        return Choice(newest, f"{load_dir / TRACKER_NAME} names no iteration; continuing from {newest.name}")
+    reason = why_incomplete(named) if named.is_dir() else "it does not exist"
     if reason is None:
         return Choice(named, None)
-    whole = _newest_whole(load_dir, iteration_number(named))
-    if whole is None:
+    last = _newest_complete(load_dir, iteration_number(named))
+    if last is None:
         raise CheckpointError(
-            f"{named} is torn ({reason}), and {load_dir} has no whole iteration before it: "
-            "give another folder, or remove this one to begin anew"
+            f"{named} is incomplete ({reason}), and {load_dir} has no complete iteration before it: "
+            "choose another folder, or delete this one to start again"
         )
-    return Choice(whole, f"{named} is torn ({reason}): going on from {whole.name}, the last whole checkpoint")
+    return Choice(last, f"{named} is incomplete ({reason}); continuing from {last.name}, the last complete checkpoint")
 
 
 def tracked_iteration(load_dir: Path) -> Path | None:
-    """The folder that the tracker file names, there or not; None where there is no tracker file or no name in it."""
+    """The folder that the tracker file names, whether it exists or not; None where no tracker file names one."""
     tracker = load_dir / TRACKER_NAME
     name = tracker.read_text(errors="replace").strip() if tracker.is_file() else ""
     if name == RELEASE:
@@ -99,6 +100,6 @@ def write_tracker(load_dir: Path, folder: Path) -> None:
     write_whole(load_dir / TRACKER_NAME, RELEASE if folder.name == RELEASE else str(iteration_number(folder)))
 
 
-def _newest_whole(load_dir: Path, before: int | None) -> Path | None:
+def _newest_complete(load_dir: Path, before: int | None) -> Path | None:
     folders = [path for path in iteration_folders(load_dir) if before is None or iteration_number(path) < before]
-    return next((path for path in folders if why_torn(path) is None), None)
+    return next((path for path in folders if why_incomplete(path) is None), None)

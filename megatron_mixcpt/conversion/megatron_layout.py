@@ -18,7 +18,7 @@ COMMON_STATE = "common_state/shard_0_1"  # the run's arguments and counters, as 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an engine tensor stands in a checkpoint: a stacked tensor's key, and the leading indices and sizes."""
+    """Where a checkpoint holds an engine tensor: a stacked tensor's key, and the leading indices and sizes."""
 
     key: str
     index: tuple[int, ...] = ()
@@ -32,7 +32,7 @@ class Place:
 
 
 def place_of(engine_name: str, num_layers: int, num_experts: int = 0) -> Place:
-    """The place of an engine tensor; names outside ``decoder.layers.3.`` (``.mlp.experts.5.``) stand for themselves."""
+    """The place of an engine tensor; names outside ``decoder.layers.3.`` are keys as they are."""
     layer = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", engine_name)
     if not layer:
         return Place(engine_name)
@@ -44,17 +44,18 @@ def place_of(engine_name: str, num_layers: int, num_experts: int = 0) -> Place:
 
 
 def find_iteration(load_dir: Path, iteration: int | None = None) -> Path:
-    """The folder of one saved iteration; raises :class:`CheckpointError` naming what there is."""
+    """The folder of a saved iteration (None: that of the tracker file). Raises CheckpointError where there is none."""
     tracker = load_dir / TRACKER_NAME
     if not tracker.is_file():
         raise CheckpointError(f"{load_dir} is not a Megatron checkpoint: it has no {TRACKER_NAME}")
     latest = tracker.read_text(errors="replace").strip() if iteration is None else str(iteration)
     if latest != "release" and not re.fullmatch(r"[0-9]{1,18}", latest):
-        raise CheckpointError(f"{tracker} names no iteration but {latest[:40]!r}: name one with a number")
+        where = tracker if iteration is None else "--iteration"
+        raise CheckpointError(f"{where} {latest[:40]!r}: expected the number of an iteration")
     folder = load_dir / ("release" if latest == "release" else f"iter_{int(latest):07d}")
     if not folder.is_dir():
         present = ", ".join(sorted(path.name for path in load_dir.iterdir() if path.is_dir())) or "nothing"
         raise CheckpointError(f"{load_dir} has no {folder.name}; it has {present}")
     if not (folder / FORMAT_NAME).is_file():
-        raise CheckpointError(f"{folder} is not a whole torch_dist checkpoint: it has no {FORMAT_NAME}")
+        raise CheckpointError(f"{folder} is not a complete torch_dist checkpoint: it has no {FORMAT_NAME}")
     return folder

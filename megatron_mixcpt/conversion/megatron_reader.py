@@ -1,7 +1,7 @@
-"""Read the model's tensors from a checkpoint of the engine (``torch_dist``), one at a time, with no model built.
+"""Read the model's tensors from a checkpoint of the engine (``torch_dist``), one at a time, without building a model.
 
 Whatever layout it was saved at, the index says which file holds which part of each stacked tensor. Index and arguments
-are pickles; they are opened inertly, and tensors by torch.load's ``weights_only``: nothing in a checkpoint is executed.
+are pickles, which are opened inertly; tensors are read with ``weights_only``. Nothing in a checkpoint is executed.
 """
 
 import pickle
@@ -23,26 +23,23 @@ from megatron_mixcpt.errors import CheckpointError
 class MegatronCheckpoint:
     """One saved iteration, open for reading tensor by tensor, whatever layout it was saved at.
 
-    Reading it here runs nothing that it holds. Where the engine is to load it, open it by
+    Reading it here runs nothing that it holds. Where the engine is to load it, open it with
     :func:`~megatron_mixcpt.conversion.megatron_for_engine.open_for_engine`.
     """
 
     def __init__(self, load_dir: str | Path, iteration: int | None = None) -> None:
-        """Open ``iteration`` (None: the one that the tracker file names).
+        """Open ``iteration`` of the checkpoint folder ``load_dir`` (None: the one that the tracker file names).
 
-        Args:
-            load_dir: the checkpoint folder.
-            iteration: of the folder.
-
-        Raises:
-            CheckpointError: no such folder or iteration, another format, or an index that cannot be read.
+        Raises CheckpointError for a missing folder or iteration, another format, or an index that cannot be read.
         """
         self.folder = find_iteration(Path(load_dir), iteration)
         try:
             metadata = load_index((self.folder / ".metadata").read_bytes())
             entries = metadata.state_dict_metadata.items()
         except Exception as error:  # an index is a pickle: anything can come out of a damaged one
-            raise CheckpointError(f"{self.folder}/.metadata cannot be read ({error}): the save was cut off") from error
+            raise CheckpointError(
+                f"{self.folder}/.metadata cannot be read ({error}): the save was interrupted"
+            ) from error
         self._storage = metadata.storage_data
         self._tensors = {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
@@ -52,10 +49,9 @@ class MegatronCheckpoint:
         return int(self.folder.name.removeprefix("iter_")) if self.folder.name.startswith("iter_") else 0
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of the run that saved it, by name; of other types than plain ones, opaque. Empty where unknown.
+        """Arguments of the run that saved it, by name; values that are not plain are opaque. Empty where unknown.
 
-        Raises:
-            CheckpointError: they cannot be read.
+        Raises CheckpointError where they cannot be read.
         """
         if MetadataIndex(COMMON_STATE) not in self._storage:
             return {}
@@ -66,7 +62,7 @@ class MegatronCheckpoint:
             raise CheckpointError(f"{self.folder}: {COMMON_STATE} cannot be read ({error}): copy it again") from error
 
     def objects(self) -> list[str]:
-        """Keys of what is saved beside tensors, each a pickle."""
+        """Keys of the objects that are saved beside the tensors, each a pickle."""
         return [index.fqn for index in self._storage if index.fqn not in self._tensors]
 
     def object_bytes(self, key: str) -> bytes:
@@ -97,7 +93,9 @@ class MegatronCheckpoint:
         items = create_read_items_for_chunk_list(place.key, entry, [wanted])
         covered = sum(torch.Size(item.lengths).numel() for item in items)
         if covered != whole.numel():
-            raise CheckpointError(f"{self.folder}: {place.key} holds {covered} of {whole.numel()} values")
+            raise CheckpointError(
+                f"{self.folder}: {place.key} holds {covered} of {whole.numel()} values: copy it again"
+            )
         if len(items) == 1:
             return self._read_item(place.key, items[0]).reshape(shape)
         target = torch.empty(whole, dtype=entry.properties.dtype)

@@ -1,7 +1,7 @@
-"""Write a model's weights as a checkpoint of the engine (``torch_dist``), one tensor at a time, with no model built.
+"""Write a model's weights as a checkpoint of the engine (``torch_dist``), one tensor at a time, without a model.
 
-torch's distributed checkpoint plans from shapes and asks for each tensor when it writes it; there we fill it in. Memory
-is one tensor. The keys, the objects beside the tensors and the common state are those that the engine itself saves
+torch's distributed checkpoint plans from shapes and asks for each tensor when it writes it; it is filled in then.
+Memory is one tensor. The keys, the objects beside the tensors and the common state are those that the engine saves
 (megatron/core/dist_checkpointing/serialization.py, megatron/training/checkpointing.py).
 """
 
@@ -49,9 +49,9 @@ class TensorSource:
 
 
 class _StreamingPlanner(dcp.DefaultSavePlanner):
-    """Plans from shapes alone and fills each tensor, in the same memory, when the writer asks for it; ranks take turns.
+    """Plans from shapes alone, shares the tensors among ranks, and fills each when the writer asks for it.
 
-    Fresh memory for each would cost as much time in page faults as the reading itself.
+    All use the same memory: fresh memory for each would cost as much time in page faults as the reading.
     """
 
     def __init__(self, sources: list[TensorSource], objects: Mapping[str, bytes]) -> None:
@@ -73,14 +73,14 @@ class _StreamingPlanner(dcp.DefaultSavePlanner):
         if write_item.type == WriteItemType.BYTE_IO:
             return io.BytesIO(self.objects[write_item.index.fqn])
         source = self._by_index[write_item.index]
-        # Not a slice of a larger tensor: torch.save would write all of that.
+        # Not a slice of a larger tensor: torch.save would write all of the larger one.
         tensor = torch.frombuffer(memoryview(self._memory)[: source.num_bytes], dtype=source.dtype).view(source.shape)
         source.fill(tensor)
         return tensor.view(*(1 for _ in source.place.sizes), *source.shape)
 
 
 class _StreamingWriter(dcp.FileSystemWriter):
-    """Holds one tensor at a time; the base class keeps the last tensor of every key until its file is whole."""
+    """Holds one tensor at a time; the base class keeps the last tensor of every key until its file is complete."""
 
     def write_data(self, plan: SavePlan, planner: dcp.SavePlanner) -> torch.futures.Future[list[WriteResult]]:
         name, results = f"{plan.storage_data.prefix}0.distcp", []
@@ -109,14 +109,14 @@ def _write_item(source: TensorSource) -> WriteItem:
 
 
 def write_release(folder: Path, sources: list[TensorSource], arguments: Mapping[str, Any]) -> None:
-    """Write a weights-only checkpoint as ``folder/release``, each tensor filled in and written in turn.
+    """Write a weights-only checkpoint as ``folder/release``, one tensor after the other.
 
-    Under an initialised process group, the ranks share the tensors, and every rank must call.
+    Under an initialised process group the ranks share the tensors, and every rank must call.
 
     Args:
         folder: the checkpoint folder; its tracker file is written last.
         sources: every tensor of the model, over all layers.
-        arguments: what the engine finds as the arguments of the run that saved (``--use-checkpoint-args``).
+        arguments: what the engine takes for the arguments of the run that saved it (``--use-checkpoint-args``).
     """
     target = folder / RELEASE
     target.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def _without_checksums() -> Iterator[None]:
 def _extra_states(sources: list[TensorSource]) -> list[str]:
     """Keys of the state that Transformer Engine keeps beside each module's weights; empty outside 8-bit training.
 
-    Loading fails where a key is missing and ignores those it has no module for, so each is written.
+    Loading fails where a key is missing, and ignores keys without a module, so all are written.
     """
     places: dict[Place, None] = {}
     for source in sources:

@@ -1,11 +1,11 @@
-"""The model card of an exported model: where it comes from and how it was trained, from what the checkpoint knows."""
+"""The model card of an exported model: its base model and how it was trained, as far as the checkpoint knows."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Arguments of the run worth a line, where the run had them, and how the card calls them.
+# Arguments of the run that get a line, where the run has them, and their names on the card.
 HYPERPARAMETERS = {
     "distillation": "distillation",
     "alpha": "alpha (weight of next-token prediction)",
@@ -27,8 +27,8 @@ def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], figures:
 
     Args:
         origin: ``source.json`` of the checkpoint's ``hf/`` folder (empty where it has none).
-        arguments: those of the run that saved the checkpoint.
-        figures: what the run logged of its losses, from :func:`training_log.logged_figures`.
+        arguments: of the run that saved the checkpoint.
+        figures: the losses that the run logged, from :func:`training_log.logged_figures`.
     """
     base = origin.get("base_model", "unknown")
     lines = ["---", "library_name: transformers", f"base_model: {base}", "tags: [mix-cpt, megatron]", "---", ""]
@@ -46,7 +46,7 @@ def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], figures:
 
 
 def _folder_name(path: Any) -> str | None:
-    """A folder without the machine's path to it, which is nobody else's business."""
+    """A folder's name without the path to it, which does not belong in a public card."""
     return Path(path).name if isinstance(path, str) else None
 
 

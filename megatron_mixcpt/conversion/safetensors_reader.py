@@ -1,7 +1,7 @@
 """Read the tensors of a Hugging Face folder: every header is checked first, then only the bytes asked for are read.
 
 A safetensors file is an 8-byte little-endian header length, a JSON header (name -> dtype, shape, byte range) and the
-raw tensors. We parse it ourselves rather than map the file: a rank reads its slices only (counted in ``bytes_read``),
+raw tensors. It is parsed here rather than mapped into memory: a rank reads only its slices (counted in ``bytes_read``),
 and memory is what the caller holds. Only JSON and safetensors are opened, so nothing in a model folder is executed.
 """
 
@@ -79,7 +79,9 @@ def _entry(path: Path, data_start: int, name: str, fields: dict) -> TensorEntry:
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
         raise ValueError(f"tensor {name} of shape {shape} at {begin} to {end}")
     if end - begin != math.prod(shape) * dtype.itemsize:
-        raise CheckpointError(f"{path} is damaged: tensor {name} of shape {shape} takes {end - begin} bytes")
+        raise CheckpointError(
+            f"{path} is damaged: tensor {name} of shape {shape} has {end - begin} bytes: download it again"
+        )
     return TensorEntry(path, data_start + begin, dtype, shape)
 
 
@@ -87,7 +89,7 @@ class SafetensorsFolder:
     """The tensors of a folder, by name, over one file or the shards of an index."""
 
     def __init__(self, folder: Path) -> None:
-        """Read every header; raises :class:`CheckpointError` for whatever is missing, damaged or doubled."""
+        """Read every header; raises :class:`CheckpointError` for what is missing, damaged or duplicated."""
         self.folder = folder
         self.bytes_read = 0
         self.entries: dict[str, TensorEntry] = {}
@@ -107,7 +109,7 @@ class SafetensorsFolder:
             raise CheckpointError(f"{index} has no weight_map: download it again")
         strays = [shard for shard in weight_map.values() if not isinstance(shard, str) or Path(shard).name != shard]
         if strays:
-            raise CheckpointError(f"{index} names {strays[0]!r}, which is no file of its folder: download it again")
+            raise CheckpointError(f"{index} names {strays[0]!r}, which is not a file of its folder: download it again")
         shards = sorted(set(weight_map.values()))
         missing = [shard for shard in shards if not (self.folder / shard).is_file()]
         if missing:
@@ -118,7 +120,9 @@ class SafetensorsFolder:
             self._add_shard(shard, weight_map)
         absent = sorted(set(weight_map) - set(self.entries))
         if absent:
-            raise CheckpointError(f"{index} places {absent[0]} in {weight_map[absent[0]]}, which does not hold it")
+            raise CheckpointError(
+                f"{index} places {absent[0]} in {weight_map[absent[0]]}, which does not hold it: download both again"
+            )
 
     def _add_shard(self, shard: str, weight_map: dict[str, str]) -> None:
         for name, entry in read_header(self.folder / shard).items():
@@ -127,7 +131,9 @@ class SafetensorsFolder:
                 raise CheckpointError(f"{self.folder}: tensor {name} is in both {first} and {shard}: download it again")
             if weight_map.get(name) != shard:
                 place = weight_map.get(name, "no file")
-                raise CheckpointError(f"{self.folder / shard} holds {name}, which {INDEX_NAME} places in {place}")
+                raise CheckpointError(
+                    f"{self.folder / shard} holds {name}, which {INDEX_NAME} places in {place}: download both again"
+                )
             self.entries[name] = entry
 
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
@@ -164,7 +170,7 @@ class SafetensorsFolder:
         while done < len(view):  # one call returns at most 2 GiB
             count = os.preadv(descriptor, [view[done:]], offset + done)
             if count == 0:
-                raise CheckpointError(f"{path} became shorter while it was read")
+                raise CheckpointError(f"{path} became shorter while it was read: start again")
             done += count
         self.bytes_read += done
 
@@ -174,6 +180,6 @@ def _explain_missing_weights(folder: Path) -> str:
     if pickles:
         return (
             f"{folder} holds pickled weights only ({pickles[0]}), which run code when opened: save them again as "
-            "safetensors (transformers: from_pretrained, then save_pretrained) in a place you trust"
+            "safetensors (transformers: from_pretrained, then save_pretrained) on a machine where that is safe"
         )
     return f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}: download the safetensors files"

@@ -38,7 +38,7 @@ class SafetensorsWriter:
     def __init__(
         self, folder: Path, tensors: Mapping[str, TensorShape], max_shard_bytes: int = MAX_SHARD_BYTES
     ) -> None:
-        """Lay the shards out; nothing is written yet. A tensor above ``max_shard_bytes`` gets its own shard."""
+        """Lay the shards out; nothing is written yet. A tensor above ``max_shard_bytes`` gets a separate shard."""
         self.folder, self.tensors = folder, tensors
         shards = _split(tensors, max_shard_bytes)
         self._headers: dict[str, bytes] = {}
@@ -62,7 +62,7 @@ class SafetensorsWriter:
             self._places[name] = (file, len(self._headers[file]) + fields[name]["data_offsets"][0])
 
     def create(self) -> None:
-        """Write headers, files of their final size and, for several shards, the index; once, before any tensor."""
+        """Write headers, files of their final size and, for several shards, the index: once, before any tensor."""
         sizes = dict.fromkeys(self._headers, 0)
         for name, (file, offset) in self._places.items():
             sizes[file] = max(sizes[file], offset + self.tensors[name].num_bytes)

@@ -1,5 +1,6 @@
-"""Forward passes without the training program: a model read from either kind of folder, run at any TP x PP x DP.
+"""Forward passes without the training program: a model from either kind of folder, run at any TP x PP x DP.
 
-``model_source.py`` opens a Hugging Face folder or a Megatron checkpoint, ``engine_model.py`` builds and fills its
-stages, ``batches.py`` puts sequences of like length together, ``runner.py`` gives their tokens' log-probabilities.
+``model_source.py`` opens a Hugging Face folder or a Megatron checkpoint, ``parallel_groups.py`` starts the ranks,
+``engine_model.py`` builds and fills the model's stages, ``batches.py`` groups sequences of similar length, and
+``runner.py`` gives the log-probabilities of their tokens.
 """

@@ -1,4 +1,4 @@
-"""Sequences of like length form batches, so that little of a batch is padding. No model, no ranks: numbers alone."""
+"""Batches of sequences of similar length, so that little of a batch is padding. Needs no model and no ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 IGNORED = -1
-"""The label of a token whose log-probability is not asked for."""
+"""The label of a token whose log-probability is not wanted."""
 MAX_PADDING = 0.08
 """The largest share of a batch's places that may be padding."""
 
@@ -29,18 +29,18 @@ class TokenBatch:
     """Rows of tokens, padded at their ends, where causal attention does not look."""
 
     places: tuple[int, ...]
-    """Which sequence each row is, as a place in the list that the batch was made from."""
+    """The sequence of each row, as an index into the list that the batch was made from."""
     tokens: np.ndarray
     """int64 [b, s]; padding is 0."""
     labels: np.ndarray
-    """int64 [b, s]: the token that follows, ``IGNORED`` where it is not scored."""
+    """int64 [b, s]: the next token, ``IGNORED`` where it is not scored."""
 
 
 def plan_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = MAX_PADDING) -> list[list[int]]:
     """Places of sequences, batch by batch, the longest sequences first.
 
-    A batch has at most ``max_tokens`` places (a longer sequence is one by itself), of which at most the share
-    ``max_padding`` is padding. The plan depends on the arguments alone.
+    A batch has at most ``max_tokens`` places (a longer sequence is a batch alone), of which at most the share
+    ``max_padding`` is padding. The plan depends only on the arguments.
     """
     batches: list[list[int]] = []
     num_tokens = 0

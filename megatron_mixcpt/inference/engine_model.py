@@ -1,9 +1,9 @@
-"""A model folder meets the engine's ``GPTModel``: filled with this rank's weights, built from settings alone, and run.
+"""The engine's ``GPTModel`` for a model folder: built from its settings, filled with this rank's weights, and run.
 
-Training builds its models through the engine's own arguments and builders, and fills them here. For checking
-conversions and evaluating without the training program, the same settings go straight into ``TransformerConfig`` and
-``GPTModel``. The functions need initialised parallel groups (``engine_ranks.py``); on a machine without a GPU, the CPU
-emulation comes before the import.
+Training builds its models through the engine's arguments and builders, and only fills them here. To check conversions
+and to evaluate without the training program, the same settings go directly into ``TransformerConfig`` and ``GPTModel``.
+The functions need initialised parallel groups (``parallel_groups.py``); on a machine without a GPU, the CPU emulation
+must be installed before this module is imported.
 """
 
 from dataclasses import fields
@@ -26,7 +26,7 @@ from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
 from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 
-# Where a mixture of experts keeps a norm of its own before the router, as Transformer Engine's layers do.
+# A mixture of experts keeps the norm before its router separate, as in Transformer Engine's layers.
 MOE_KEYS_MAP = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
 
 
@@ -51,7 +51,7 @@ def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **ov
 
 
 def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_output: bool = False) -> GPTModel:
-    """This pipeline stage's ``GPTModel``, its parameters not initialised; the vocabulary is padded to a multiple of TP.
+    """This pipeline stage's ``GPTModel``, not initialised; the vocabulary is padded to a multiple of TP.
 
     Args:
         plan: a folder as read by ``read_model_folder`` or ``read_config``.
@@ -77,7 +77,7 @@ def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_o
 
 
 def _layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules | ModuleSpec:
-    """Training's layers; without Transformer Engine, a mixture of experts is the engine's plain one."""
+    """The layers of training; without Transformer Engine, a mixture of experts takes the engine's local layers."""
     if config.num_moe_experts is None or HAVE_TE:
         return gpt_layer_spec(config)
     spec = get_gpt_layer_local_spec(
@@ -88,7 +88,7 @@ def _layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules | Modul
 
 
 def load_on_this_rank(model: GPTModel, hf_model: HFModel) -> None:
-    """Fill a pipeline stage in place with this rank's slices of a model folder, by the initialised parallel groups."""
+    """Fill a pipeline stage, in place, with this rank's slices of a model folder."""
     load_hf_weights(
         model,
         hf_model,
@@ -104,10 +104,9 @@ def load_on_this_rank(model: GPTModel, hf_model: HFModel) -> None:
 
 
 def load_megatron_weights(model: GPTModel, load_dir: str | Path, iteration: int | None = None) -> None:
-    """Fill this stage's model, in place, from a checkpoint of any layout, through the engine's own reader.
+    """Fill this stage's model, in place, from a checkpoint of any layout, with the engine's loader.
 
-    Raises:
-        CheckpointError: there is none, or loading it would run code that it names.
+    Raises CheckpointError where there is none, or where loading it would run code that it names.
     """
     folder = open_for_engine(load_dir, iteration).folder
     state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
@@ -124,8 +123,8 @@ def forward_through_stages(
 ) -> torch.Tensor | None:
     """Logits of ``tokens`` [b, s] through the pipeline's stages in turn; None on all but the last.
 
-    Hidden states [s, b, h] go from stage to stage. Every rank of the tensor- and pipeline-parallel groups must call,
-    with the same shapes; a stage is free for the next call as soon as the following one has taken its hidden states.
+    Hidden states [s, b, h] are sent from stage to stage. Every rank of the tensor- and pipeline-parallel groups must
+    call, with the same shapes; a stage can take the next call as soon as the next stage has received its output.
 
     Args:
         positions: int64 [b, s]; None counts from 0 in every row.

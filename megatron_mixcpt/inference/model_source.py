@@ -1,4 +1,4 @@
-"""Where a model to evaluate comes from: a Hugging Face folder, or a Megatron checkpoint with its ``hf/`` folder."""
+"""The model to run: a Hugging Face folder, or a Megatron checkpoint with its ``hf/`` folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,12 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that is there and understood, not yet in memory."""
+    """A model whose settings are read, and whose weights are not in memory yet."""
 
     plan: ModelPlan
-    """Architecture, config and tokenizer: ``plan.folder`` is a Hugging Face folder, with or without weights."""
+    """Architecture, config and tokenizer; ``plan.folder`` is a Hugging Face folder, with or without weights."""
     weights: Path
-    """The folder that holds the weights: the same, or one iteration of a Megatron checkpoint."""
+    """The folder that holds the weights: ``plan.folder``, or one iteration of a Megatron checkpoint."""
 
     @classmethod
     def open(
@@ -51,7 +51,7 @@ class ModelSource:
         if not (load / FOLDER_NAME).is_dir():
             raise CheckpointError(
                 f"{load} has no {FOLDER_NAME}/ folder with the model's config and tokenizer: export it with "
-                "tools/convert_to_hf.py --hf-reference, and give the result as --hf-model"
+                "tools/convert_to_hf.py --hf-reference DIR, and give the result as --hf-model"
             )
         return cls(read_config(load / FOLDER_NAME), weights)
 
@@ -62,41 +62,41 @@ class ModelSource:
 
     @property
     def iteration(self) -> int | None:
-        """Of a training run's checkpoint; None for a release and for a Hugging Face folder."""
+        """The iteration of a training run's checkpoint; None for a release and for a Hugging Face folder."""
         is_numbered = self.is_megatron and self.weights.name != "release"
         return int(self.weights.name.removeprefix("iter_")) if is_numbered else None
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The model's tokenizer. Raises CheckpointError where it is another model's, or cannot be read."""
+        """The model's tokenizer. Raises CheckpointError where it cannot be read, or belongs to another model."""
         tokenizer = load_tokenizer(self.plan.folder)
         if (largest := max(tokenizer.get_vocab().values())) >= self.plan.vocab_size:
             raise CheckpointError(
                 f"{self.plan.folder}: the tokenizer has ids up to {largest}, the model {self.plan.vocab_size} "
-                "embeddings; take the tokenizer that belongs to the model"
+                "embeddings; use the tokenizer that belongs to the model"
             )
         return tokenizer
 
     def described(self) -> dict[str, object]:
-        """What tells these weights from others: the folder, and names, sizes and times of its files."""
+        """What identifies these weights: the folder, and names, sizes and modification times of its files."""
         files = sorted(path for path in self.weights.iterdir() if path.is_file())
         stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
         return {"model": str(self.weights.resolve()), "model files": stamps}
 
     def check_layout(self, tp_size: int, pp_size: int) -> None:
-        """Raise ConfigError where the model's heads or layers do not divide by the parallel sizes."""
+        """Raise ConfigError where the model's heads or layers cannot be divided by the parallel sizes."""
         arguments = self.plan.engine_arguments
         for flag, size, name in (
             ("--tensor-model-parallel-size", tp_size, "num_attention_heads"),
             ("--tensor-model-parallel-size", tp_size, "num_query_groups"),
             ("--pipeline-model-parallel-size", pp_size, "num_layers"),
         ):
-            count = arguments.get(name)
-            if size < 1 or (count and count % size):
-                what = self.plan.origins.get(name, name)
-                raise ConfigError(f"{flag} {size}: the model has {what}, which it must divide; choose another size")
+            count = arguments[name]
+            ranks_share = name == "num_query_groups" and size > count and size % count == 0
+            if size < 1 or (count % size and not ranks_share):
+                raise ConfigError(f"{flag} {size} must divide the model's {self.plan.origins[name]}; choose another")
 
     def build(self, dtype: torch.dtype) -> GPTModel:
-        """This rank's part of the model, its weights read, for :func:`runner.token_log_probs`; needs started ranks."""
+        """This rank's part of the model, with its weights; the parallel groups must be initialised."""
         model = build_engine_model(self.plan, transformer_config(self.plan, dtype), parallel_output=True).to(dtype)
         self.load_into(model)
         return model.eval()

@@ -1,4 +1,4 @@
-"""Process and parallel groups for programs that run the engine's model without its training program."""
+"""The engine's process and parallel groups, for programs that run its model without its training program."""
 
 import os
 import tempfile
@@ -12,16 +12,15 @@ from megatron_mixcpt.errors import ConfigError
 
 
 def start_ranks(tp_size: int = 1, pp_size: int = 1, ep_size: int = 1) -> None:
-    """Join torchrun's ranks, or be the only one, and make the engine's groups; ranks beyond a model are data parallel.
+    """Join torchrun's ranks, or be the only one, and make the engine's groups; copies of the model are data parallel.
 
-    Raises:
-        ConfigError: the number of ranks is no multiple of what a model needs.
+    Raises ConfigError where the number of ranks is not a multiple of what one copy of the model needs.
     """
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     needed = tp_size * pp_size * ep_size
     if num_ranks % needed:
         layout = f"TP {tp_size} x PP {pp_size}" + (f" x EP {ep_size}" if ep_size > 1 else "")
-        raise ConfigError(f"{num_ranks} processes for {layout}: use torchrun with {needed}, or a multiple of it")
+        raise ConfigError(f"{layout} needs {needed} processes or a multiple, not {num_ranks}: use torchrun")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         if num_ranks > 1:

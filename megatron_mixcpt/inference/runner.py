@@ -1,7 +1,7 @@
 """Log-probabilities of tokens from the engine's model, forward only, at any TP x PP x DP.
 
-Logits stay split over the tensor-parallel ranks: a token's log-probability is one all-gather of 12 bytes per rank. Each
-data-parallel rank runs its share of the batches.
+Logits stay split over the tensor-parallel ranks: a token's log-probability takes one all-gather of 12 bytes per rank.
+Each data-parallel rank runs its share of the batches.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ class ForwardRunner:
     """A model in memory, spread over the ranks that torchrun started. All ranks call every method together."""
 
     def __init__(self, source: ModelSource, dtype: torch.dtype = torch.bfloat16):
-        """Read this rank's weights, in ``dtype``, which is also that of the computation; the ranks have started."""
+        """Read this rank's weights, in ``dtype``, the computation's too; the ranks must have started."""
         self._vocab_size = source.plan.vocab_size
         self._model = source.build(dtype)
         self._device = next(self._model.parameters()).device
@@ -32,15 +32,15 @@ class ForwardRunner:
         self._dp_rank = parallel_state.get_data_parallel_rank()
         self._dp_size = parallel_state.get_data_parallel_world_size()
         self.num_tokens = 0
-        """Tokens that sequences have had so far, on all ranks together."""
+        """Tokens of all sequences run so far, over all ranks."""
         self.num_places = 0
-        """Places in the batches that held them; what is more is padding."""
+        """Places in the batches that held them; the difference is padding."""
 
     @classmethod
     def start(cls, source: ModelSource, *, tp_size: int, pp_size: int, dtype: torch.dtype) -> "ForwardRunner":
         """Start the ranks, and read the weights.
 
-        Raises ConfigError where the model cannot be split so, or the ranks are no multiple of ``tp_size * pp_size``.
+        Raises ConfigError where the model cannot be split so, or the ranks are not a multiple of ``tp_size * pp_size``.
         """
         source.check_layout(tp_size, pp_size)
         start_ranks(tp_size, pp_size)
@@ -48,7 +48,7 @@ class ForwardRunner:
 
     @property
     def is_writer(self) -> bool:
-        """Whether this is the rank that writes files and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return dist.get_rank() == 0
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class ForwardRunner:
         sums = torch.zeros(len(sequences), dtype=torch.float64, device=self._device)
         share = (make_batch(sequences, places) for places in plan[self._dp_rank :: self._dp_size])
         for batch, log_probs in self.token_log_probs(share):
-            # Tensor-parallel ranks have the same values: one of them speaks.
+            # Tensor-parallel ranks have the same values: one of them counts.
             if log_probs is not None and self._tp_rank == 0:
                 sums[list(batch.places)] = log_probs.sum(1, dtype=torch.float64)
             if on_sequences is not None:
@@ -104,6 +104,6 @@ class ForwardRunner:
         return values[0]
 
     def close(self) -> None:
-        """Wait for every rank, and take the groups of the model apart; the process group stays."""
+        """Wait for every rank, and destroy the model's groups; the process group stays."""
         dist.barrier()
         parallel_state.destroy_model_parallel()

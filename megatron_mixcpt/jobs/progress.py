@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, now and then a plain line in a log."""
+"""Progress of a long job: a bar on a terminal, a plain line every ten seconds in a log."""
 
 import sys
 import time
@@ -31,7 +31,7 @@ class Progress:
             self._bar.close()
 
     def add(self, num_bytes: int) -> None:
-        """Say that ``num_bytes`` more are done."""
+        """Count ``num_bytes`` more as done."""
         self._done += num_bytes
         if self._bar is not None:
             self._bar.update(num_bytes)

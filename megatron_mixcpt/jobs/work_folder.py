@@ -1,4 +1,4 @@
-"""The folder that a run works in: one run at a time, and only ever the same one again."""
+"""The folder that a run works in: for one run at a time, and resumed only by the same run."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from megatron_mixcpt.jobs.whole_outputs import write_whole
 
 @contextmanager
 def lock(output: Path) -> Iterator[None]:
-    """Hold the folder for this run and its workers alone. The lock ends with them, however they end."""
+    """Reserve the folder for this run and its workers. The lock ends with them, however they end."""
     descriptor = os.open(output, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -28,9 +28,9 @@ def lock(output: Path) -> Iterator[None]:
 
 
 def start_or_resume(work: Path, settings: dict[str, Any], inputs: list[list[Any]], output: Path) -> None:
-    """Make the work folder of the run that writes ``output``, or check that the one that is there is of the same run.
+    """Make the work folder of the run that writes ``output``, or check that an existing one is of the same run.
 
-    ``settings`` is what the run was asked for, by flag; ``inputs`` are the stamps of its input files.
+    ``settings`` are the run's settings by flag; ``inputs`` are the stamps of its input files.
     """
     plan_path = work / "plan.json"
     plan = {"tool version": __version__, "settings": settings, "sources": inputs}
@@ -55,7 +55,7 @@ def refuse_other(before: dict[str, Any], now: dict[str, Any], output: Path) -> N
     if before["sources"] != now["sources"]:
         changed = next((new for old, new in zip(before["sources"], now["sources"], strict=False) if old != new), None)
         what = f"{changed[1]} has changed since" if changed else "the number of input files has changed since"
-        raise ConfigError(f"--output {output} is of other input: {what}; choose another --output, or delete it")
+        raise ConfigError(f"--output {output} was made from other input: {what}; choose another --output, or delete it")
     if before["tool version"] != now["tool version"]:
         raise ConfigError(
             f"--output {output} holds the work of version {before['tool version']} of this tool, this is "

@@ -1,1 +1,1 @@
-"""Transformer layers for machines without Transformer Engine, and the choice between the two."""
+"""Transformer layers for machines without Transformer Engine, and the choice between these and Transformer Engine's."""

@@ -1,6 +1,6 @@
-"""Core attention on `torch.nn.functional.scaled_dot_product_attention`, for layers without Transformer Engine.
+"""Core attention on ``torch.nn.functional.scaled_dot_product_attention``, for layers without Transformer Engine.
 
-It takes the place of the engine's `DotProductAttention` (megatron/core/transformer/dot_product_attention.py), which
+It replaces the engine's ``DotProductAttention`` (megatron/core/transformer/dot_product_attention.py), which
 writes out the softmax of every head, [b, np, sq, sk], and keeps it for backward: here no such tensor exists (except
 under attention dropout, where PyTorch falls back to it on CPUs). There are no parameters, so checkpoints are unchanged.
 """
@@ -24,7 +24,7 @@ class ScaledDotProductAttention(MegatronModule):
     """softmax(scale * q k^T + mask) v with grouped queries, on this rank's heads.
 
     The number of heads is that of the tensors passed in, which tensor parallelism has split already.
-    `config.apply_query_key_layer_scaling` divides and multiplies by the layer's number, against overflow in float16;
+    ``config.apply_query_key_layer_scaling`` divides and multiplies by the layer's number, against overflow in float16;
     this attention accumulates in float32 and needs neither.
 
     Raises:
@@ -74,13 +74,15 @@ class ScaledDotProductAttention(MegatronModule):
             ConfigError: for a bias or packed sequences, which need Transformer Engine: pass the documents as a mask.
         """
         if attention_bias is not None or packed_seq_params is not None:
-            raise ConfigError("attention biases and packed sequences need Transformer Engine, which is not in use")
+            raise ConfigError("attention biases and packed sequences need Transformer Engine, which is not enabled")
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         causal = attention_mask is None and mask_type == AttnMaskType.causal
         assert not causal or query.size(0) == key.size(0), "a causal mask over cached keys must be given"
         with self._dropout_random_state():
             context = scaled_dot_product_attention(
-                *(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)),
+                query.permute(1, 2, 0, 3),
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
                 attn_mask=None if attention_mask is None else ~attention_mask,
                 dropout_p=self.dropout_probability if self.training else 0.0,
                 is_causal=causal,
@@ -97,7 +99,7 @@ class ScaledDotProductAttention(MegatronModule):
 
 
 def _refuse_unsupported(config: TransformerConfig) -> None:
-    """Name the first flag that only Transformer Engine's attention can honour."""
+    """Raise ConfigError for the first flag that only Transformer Engine's attention supports."""
     refused = {
         f"--context-parallel-size {config.context_parallel_size}": config.context_parallel_size > 1,
         f"--window-size {config.window_size}": config.window_size is not None,
@@ -106,5 +108,5 @@ def _refuse_unsupported(config: TransformerConfig) -> None:
     for flag, given in refused.items():
         if given:
             raise ConfigError(
-                f"{flag} needs Transformer Engine, which is not in use: install it (GPU), or drop the flag"
+                f"{flag} needs Transformer Engine, which is not enabled: install it (GPU), or remove the flag"
             )

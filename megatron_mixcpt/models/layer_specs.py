@@ -1,8 +1,8 @@
-"""Which modules a GPT layer is built from: Transformer Engine's on GPUs that have it, ours elsewhere.
+"""The modules that a GPT layer is built from: Transformer Engine's on GPUs that have it, ours elsewhere.
 
 Ours are the engine's own linear layers with the attention and the norms of this package. Both choices name the same
 tensors in a checkpoint: Transformer Engine fuses a norm into the linear layer after it, so the separate norms are saved
-under the fused names (`sharded_state_dict_keys_map`), as the engine's own local layers are.
+under the fused names (``sharded_state_dict_keys_map``), as the engine's own local layers are.
 """
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
@@ -41,23 +41,22 @@ class TorchSpecProvider(LocalSpecProvider):
 def gpt_layer_spec(
     config: TransformerConfig, vp_stage: int | None = None, pp_rank: int | None = None
 ) -> TransformerBlockSubmodules | ModuleSpec:
-    """Layers of one pipeline stage: Transformer Engine's where the config asks for it and it is installed, else ours.
+    """Layers of one pipeline stage: Transformer Engine's where it is configured and installed, else ours.
 
-    Meant for `GPTModelConfig.transformer_layer_spec`, which the engine calls with its model config and `vp_stage`; a
-    model config passes its attributes on to the `TransformerConfig` within, so that either can be given.
+    Meant for ``GPTModelConfig.transformer_layer_spec``, which the engine calls with its model config and ``vp_stage``.
+    A model config passes its attributes on to the ``TransformerConfig`` within, so that either can be given.
 
     Args:
         vp_stage: virtual pipeline stage; None without interleaving.
         pp_rank: pipeline stage; None = this rank's.
 
-    Raises:
-        ConfigError: without Transformer Engine, for an architecture that is not a dense GPT.
+    Raises ConfigError where Transformer Engine is not enabled and the architecture is not a dense GPT.
     """
     config = getattr(config, "transformer", config)
     if HAVE_TE and config.transformer_impl == "transformer_engine":
         return _transformer_engine_spec(config, vp_stage, pp_rank)
     if config.num_moe_experts is not None or config.multi_latent_attention:
-        raise ConfigError("--num-experts and --multi-latent-attention need Transformer Engine, which is not in use")
+        raise ConfigError("--num-experts and --multi-latent-attention need Transformer Engine, which is not enabled")
     provider = TorchSpecProvider()
     layer = ModuleSpec(module=TransformerLayer, submodules=_layer_submodules(config, provider))
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank)
@@ -65,7 +64,7 @@ def gpt_layer_spec(
 
 
 def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) -> TransformerLayerSubmodules:
-    """One dense layer of the provider's modules (the engine's `get_gpt_layer_local_submodules` fixes its provider)."""
+    """One dense layer of the provider's modules; the engine's ``get_gpt_layer_local_submodules`` fixes its provider."""
     norm = provider.layer_norm()
     qk_norm = L2Norm if config.qk_l2_norm else norm if config.qk_layernorm else None
     attention = ModuleSpec(
@@ -96,7 +95,7 @@ def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) ->
 def _transformer_engine_spec(
     config: TransformerConfig, vp_stage: int | None, pp_rank: int | None
 ) -> TransformerBlockSubmodules | ModuleSpec:
-    """What the engine's GPT builder picks by itself (`default_layer_spec` in megatron/training/models/gpt.py)."""
+    """What the engine's GPT builder picks (``default_layer_spec`` in megatron/training/models/gpt.py)."""
     if config.num_moe_experts is not None:
         return get_gpt_decoder_block_spec(
             config,

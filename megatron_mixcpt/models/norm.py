@@ -1,7 +1,7 @@
 """RMSNorm and LayerNorm that allow sequence parallelism, for layers without Transformer Engine.
 
-The engine's own fallback, `WrappedTorchNorm` (megatron/core/transformer/torch_norm.py), refuses sequence parallelism
-because its weights do not say that their gradients are partial sums over the tensor-parallel ranks. These do.
+The engine's own fallback, ``WrappedTorchNorm`` (megatron/core/transformer/torch_norm.py), refuses sequence parallelism
+because its weights are not marked as having gradients that are partial sums over the tensor-parallel ranks. These are.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, with Hugging Face's rounding.
 
     As in transformers' LlamaRMSNorm the quotient is computed in float32, rounded to the input's dtype, and then
-    multiplied by the weight (`torch.nn.RMSNorm` multiplies before it rounds, which differs in bfloat16).
+    multiplied by the weight (``torch.nn.RMSNorm`` multiplies before it rounds, which differs in bfloat16).
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
@@ -46,14 +46,14 @@ class LayerNorm(nn.Module):
 
 
 def build_norm(*, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> nn.Module:
-    """The norm that `config.normalization` names, as the engine's layer specs ask for it.
+    """The norm that ``config.normalization`` names, as the engine's layer specs ask for it.
 
     Raises:
         ConfigError: for another normalization, or a weight stored as its distance from one.
     """
     if config.layernorm_zero_centered_gamma:
         raise ConfigError(
-            "--apply-layernorm-1p needs Transformer Engine or Apex: install one of them, or drop the flag"
+            "--apply-layernorm-1p needs Transformer Engine or Apex: install one of them, or remove the flag"
         )
     norms = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
     if config.normalization not in norms:
@@ -62,7 +62,7 @@ def build_norm(*, config: TransformerConfig, hidden_size: int, eps: float = 1e-5
 
 
 def _parameter(fill: Callable[..., Tensor], hidden_size: int, config: TransformerConfig) -> nn.Parameter:
-    """On the engine's current device (or the CPU for `--use-cpu-initialization`), marked for the gradient reduction."""
+    """On the engine's current device (the CPU for ``--use-cpu-initialization``), marked for the gradient reduction."""
     device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
     parameter = nn.Parameter(fill(hidden_size, dtype=config.params_dtype, device=device))
     parameter.sequence_parallel = config.sequence_parallel

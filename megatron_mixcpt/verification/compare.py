@@ -25,7 +25,7 @@ from megatron_mixcpt.inference.engine_model import (
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What two correct implementations may differ by at one dtype, for their sums run in another order."""
+    """What two correct implementations may differ by at one dtype, because they add in another order."""
 
     hidden: float
     """Largest difference of a layer's output, relative to its largest value."""
@@ -99,12 +99,12 @@ def compare_forward(
     iteration: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ForwardComparison:
-    """Run both models in ``dtype`` on ``tokens`` [s]; every rank must call, and every rank gets the result.
+    """Run both models in ``dtype`` on ``tokens`` [s]; every rank must call, and all get the result.
 
     Args:
-        hf_dir: the model folder; transformers runs it on rank 0, which must have room for it.
+        hf_dir: the model folder; transformers runs it on rank 0, which must have the memory for it.
         tokens: token ids.
-        load_dir: a Megatron checkpoint to test; None tests reading ``hf_dir`` straight into the engine.
+        load_dir: the Megatron checkpoint to test; None tests reading ``hf_dir`` directly into the engine.
         iteration: which one of ``load_dir``; None is the latest.
         dtype: of weights and computation on both sides.
     """
@@ -170,7 +170,7 @@ def _compare_logits(logits: torch.Tensor | None, expected: torch.Tensor) -> tupl
 def _gather(
     differences: dict[int, float], on_logits: tuple[float, float, float] | None, hf_model: HFModel
 ) -> ForwardComparison:
-    """Join what the ranks found; where several hold a layer or the logits, the worst counts."""
+    """Join what the ranks found; where several hold a layer or the logits, take the worst."""
     found: list = [None] * dist.get_world_size()
     dist.all_gather_object(found, (differences, on_logits))
     num_layers = hf_model.engine_arguments["num_layers"]

@@ -234,8 +234,11 @@ REFUSALS = [
     ({"--chat-template": "llama3"}, "has no <|start_header_id|>"),
     ({"--chat-template": None}, "has no chat template, as base models do; name one with --chat-template (llama3,"),
     ({"--sft": "missing.jsonl"}, "--sft missing.jsonl: no such file or folder"),
-    ({"--tensor-model-parallel-size": "5"}, "the model has num_attention_heads 12, which it must divide"),
-    ({"--pipeline-model-parallel-size": "2"}, "1 processes for TP 1 x PP 2: use torchrun with 2"),
+    (
+        {"--tensor-model-parallel-size": "5"},
+        "-parallel-size 5 must divide the model's num_attention_heads 12",
+    ),
+    ({"--pipeline-model-parallel-size": "2"}, "TP 1 x PP 2 needs 2 processes or a multiple, not 1: use torchrun"),
     ({"--output": "nowhere/scores.jsonl"}, "--output nowhere/scores.jsonl: there is no folder nowhere; make it first"),
     ({"--seq-length": "1"}, "--seq-length 1: expected at least 2"),
 ]

@@ -1,1 +1,4 @@
-"""A short file of tables per family of models, and what these are written in; ``registry.py`` lists them."""
+"""One short file of tables for each family of models, listed in ``registry.py``.
+
+The tables are written in the rules of ``rules.py`` and the fields of ``hf_config.Architecture``.
+"""

@@ -1,7 +1,7 @@
-"""What the values of ``config.json`` may be at all, before anything is computed from them.
+"""Types and ranges of the values in ``config.json``, checked before anything is computed from them.
 
-A config is a stranger's file: a list where a number belongs, or a number of layers that fills the memory with their
-names, is an error that names the key, not a traceback. What a key means is ``hf_config.py``'s matter.
+A config is untrusted input: a list in the place of a number, or a number of layers whose names would fill the memory,
+must end in an error that names the key. What the keys mean is in ``hf_config.py``.
 """
 
 import math
@@ -16,17 +16,20 @@ Check = tuple[Callable[[Any], bool], str]
 
 
 def _count(limit: int) -> Check:
-    return lambda value: type(value) is int and 0 < value <= limit, f"expected a whole number from 1 to {limit:,}"
+    return lambda value: type(value) is int and 0 < value <= limit, f"expected an integer from 1 to {limit:,}"
 
 
 def _is_positive(value: Any) -> bool:
-    # Whole numbers beyond the largest float are no sizes of anything.
+    # Python's integers can be larger than any float.
     return type(value) in (int, float) and 0 < value < 1e300 and math.isfinite(value)
 
 
 POSITIVE: Check = (_is_positive, "expected a positive number")
 FLAG: Check = (lambda value: type(value) is bool, "expected true or false")
-NAMES: Check = (lambda value: type(value) is list and all(type(item) is str for item in value), "expected names")
+NAMES: Check = (
+    lambda value: type(value) is list and all(type(item) is str for item in value),
+    "expected a list of strings",
+)
 FLAGS_OF_LAYERS: Check = (
     lambda value: type(value) is list and len(value) <= MAX_LAYERS and all(item in (0, 1) for item in value),
     "expected a list of 0 and 1",
@@ -48,9 +51,9 @@ CHECKS: dict[str, Check] = {
 
 
 def wrong_value(values: Mapping[str, Any]) -> tuple[str, Any, str] | None:
-    """The first key whose value cannot be one: key, value and what was expected; None where there is none.
+    """The first key with an invalid value: key, value and what was expected; None where there is none.
 
-    The rotary embedding's own objects are looked into as well. Null values count as absent.
+    The objects of the rotary embedding are checked as well. Null values count as absent.
     """
     for key, (is_good, expected) in CHECKS.items():
         value = values.get(key)
@@ -62,5 +65,9 @@ def wrong_value(values: Mapping[str, Any]) -> tuple[str, Any, str] | None:
             return wrong
     listed = values.get("num_hidden_layers", 0) * values.get("num_local_experts", 1)
     if listed > MAX_LISTED:
-        return "num_local_experts", values["num_local_experts"], f"more than {MAX_LISTED:,} experts of all layers"
+        return (
+            "num_local_experts",
+            values["num_local_experts"],
+            f"all layers together have more than {MAX_LISTED:,} experts",
+        )
     return None

@@ -1,7 +1,7 @@
-"""From ``config.json`` to the engine's arguments, or a refusal that names the setting the engine cannot express.
+"""From ``config.json`` to the engine's arguments, or an error that names the setting the engine cannot express.
 
-What decoder families have in common is here: sizes, norms, rotary embedding, sliding windows. An architecture's own
-file adds its keys (``Architecture``). Every value carries its origin in ``config.json``, so that a flag that
+This is what decoder families have in common: sizes, norms, rotary embedding, sliding windows. The file of an
+architecture adds its keys (``Architecture``). Every value carries its origin in ``config.json``, so that a flag that
 contradicts the checkpoint can be refused by name.
 """
 
@@ -57,7 +57,7 @@ FIXED_ARGUMENTS: dict[str, Any] = {
     "num_experts": None,
 }
 
-# Arguments that we fill in, and that a flag may set otherwise: they change training, not what the weights mean.
+# Defaults that a flag may override: they change training, not what the weights mean.
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "hidden_dropout": 0.0,
     "attention_dropout": 0.0,
@@ -68,26 +68,26 @@ FREE_ARGUMENTS = frozenset(DEFAULT_ARGUMENTS) | {"max_position_embeddings"}
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of models as data: how its config and its tensor names read in the engine's terms."""
+    """A family of models as data: its config and its tensor names in the engine's terms."""
 
     name: str
     """Entry of ``architectures`` in config.json."""
     name_map: tuple[Rule, ...]
-    """Every engine tensor; ``output_layer.weight`` is left out by itself where embeddings are tied."""
+    """Every engine tensor; ``output_layer.weight`` is dropped where embeddings are tied."""
     config_map: Mapping[str, str] = field(default_factory=dict)
     """Further required keys of config.json and the engine's names for them."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Engine arguments that differ from ``FIXED_ARGUMENTS``."""
     required: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of config.json that must have this value where present, for the engine has no other."""
+    """Keys of config.json that must have this value where present, because the engine supports no other."""
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Values of keys that transformers takes where config.json leaves them out."""
+    """Values that transformers assumes for keys that config.json lacks."""
     spellings: Mapping[str, str] = field(default_factory=dict)
-    """Older names of keys in config.json, and the names used here."""
+    """Older names of keys in config.json, each with the name used here."""
     ignored_tensors: str = r".*\.rotary_emb\.inv_freq"
     """Pattern of tensors without weights (old checkpoints store the rotary table)."""
     adjust: Callable[["HFConfig"], Mapping[str, Any]] | None = None
-    """Further arguments that no table expresses; may refuse."""
+    """Gives further arguments, which no table can express; may raise ConfigError."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,15 @@ def _shown(value: Any, limit: int = 80) -> str:
 
 
 def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, Setting]:
-    """Every engine argument that the checkpoint decides, by the engine's name; raises :class:`ConfigError`."""
+    """Every engine argument that the checkpoint decides, by the engine's name.
+
+    Raises ConfigError for a value that is invalid, or that the engine cannot express.
+    """
     if wrong := wrong_value(config.values):
         raise config.refuse(*wrong)
     for key, expected in architecture.required.items():
         if config.get(key, expected) != expected:
-            raise config.refuse(key, config.get(key), f"the engine's {architecture.name} has {key} {expected!r} only")
+            raise config.refuse(key, config.get(key), f"for {architecture.name} the engine only has {key} {expected!r}")
     if config.get("quantization_config"):
         raise config.refuse("quantization_config", "...", "weights are quantized: use the full-precision checkpoint")
     refuse_sliding_window(config)
@@ -162,7 +165,7 @@ def _attention_settings(config: HFConfig) -> dict[str, Setting]:
 
 
 def refuse_sliding_window(config: HFConfig) -> None:
-    """Refuse a window that some layer applies to sequences the model allows."""
+    """Raise ConfigError where a layer has a window shorter than the sequences that the model allows."""
     window = config.get("sliding_window")
     if window is None or not config.get("use_sliding_window", True):
         return
@@ -182,7 +185,7 @@ def rope_settings(config: HFConfig) -> dict[str, Setting]:
     parameters = {key: value for source in sources for key, value in source.items() if value is not None}
     theta = parameters.get("rope_theta") or 10000
     if theta != int(theta):
-        raise config.refuse("rope_theta", theta, "the engine's --rotary-base is a whole number")
+        raise config.refuse("rope_theta", theta, "the engine's --rotary-base must be an integer")
     settings = {"rotary_base": Setting(int(theta), f"rope_theta {theta}")}
     partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     settings["rotary_percent"] = Setting(float(partial), f"partial_rotary_factor {partial}")

@@ -1,4 +1,4 @@
-"""Mistral (without a sliding window in use) and the models that share its architecture: Llama's layers."""
+"""Mistral (without an active sliding window) and the models that share its architecture: Llama's layers."""
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, MLP

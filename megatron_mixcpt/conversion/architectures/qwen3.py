@@ -1,4 +1,4 @@
-"""Qwen3: Llama's layers with a norm on each query and key head, and a head size of its own."""
+"""Qwen3: Llama's layers with a norm on each query and key head, and a head size that is set separately."""
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP

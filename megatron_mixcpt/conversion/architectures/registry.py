@@ -1,4 +1,4 @@
-"""The families that can be trained, by their name in config.json: add yours here."""
+"""The supported families of models, by their name in ``config.json``. Add yours here."""
 
 from megatron_mixcpt.conversion.architectures.llama import LLAMA
 from megatron_mixcpt.conversion.architectures.mistral import MISTRAL

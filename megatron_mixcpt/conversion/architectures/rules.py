@@ -1,8 +1,8 @@
 """Reversible rules between the engine's tensors and those of a Hugging Face checkpoint.
 
 A rule knows which blocks (rows, and columns for a row-parallel weight) of which HF tensors, one below the other, make a
-tensor-parallel rank's part of an engine tensor. Reading uses the blocks to fetch only its own bytes; export uses the
-same blocks, at tensor-parallel size 1, to cut the engine's tensor apart again. A rule is therefore its own inverse.
+tensor-parallel rank's part of an engine tensor. Reading uses the blocks to fetch only the rank's bytes; export uses the
+same blocks, at tensor-parallel size 1, to cut the engine's tensor apart again. So every rule is reversible.
 
 Engine names are the keys of the engine's checkpoints, which are those of its Transformer Engine layers. ``{layer}`` and
 ``{expert}`` stand for indices. Shapes are written in the symbols of :func:`dimensions`.
@@ -56,7 +56,7 @@ class Rule(ABC):
     engine: str
 
     def instances(self, num_layers: int, num_experts: int) -> Iterator["Rule"]:
-        """This rule for every layer and expert that its engine name speaks of."""
+        """This rule for every layer and expert that its engine name refers to."""
         layers = range(num_layers) if "{layer}" in self.engine else (None,)
         experts = range(num_experts) if "{expert}" in self.engine else (None,)
         for layer in layers:
@@ -88,7 +88,7 @@ class Rule(ABC):
         """The blocks that, stacked, fill this rank's part; ``num_rows``: its rows where the engine padded them."""
 
     def take_apart(self, tensor: torch.Tensor, dims: Dimensions) -> dict[str, torch.Tensor]:
-        """Cut the whole engine tensor into HF tensors; rows past the last block are padding and dropped.
+        """Cut the full engine tensor into HF tensors; rows past the last block are padding and dropped.
 
         HF tensors that are one block are views of ``tensor``; the others are copies.
         """

@@ -24,7 +24,7 @@ from megatron_mixcpt.conversion.megatron_iterations import (
     iteration_folders,
     iteration_number,
     tracked_iteration,
-    why_torn,
+    why_incomplete,
     write_tracker,
 )
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
@@ -61,7 +61,7 @@ def settle_checkpoints(args: argparse.Namespace) -> None:
         return
     if args.ckpt_step:
         folder = iteration_folder(Path(args.load), args.ckpt_step)
-        if reason := why_torn(folder):
+        if reason := why_incomplete(folder):
             raise CheckpointError(f"--ckpt-step {args.ckpt_step}: {folder} is torn ({reason}); give another iteration")
     elif (choice := choose_checkpoint(Path(args.load))) and choice.passed_over:
         print(f"warning: {choice.passed_over}", flush=True)
@@ -123,7 +123,7 @@ def prune(save_dir: Path, keep_last: int) -> None:
             continue  # of a run that was abandoned: not this run's to delete
         if num_kept >= keep_last:
             _remove(folder)
-        elif why_torn(folder) is None:
+        elif why_incomplete(folder) is None:
             num_kept += 1
 
 

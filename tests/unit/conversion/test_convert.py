@@ -1,4 +1,4 @@
-"""Conversion on disk: bit-exact round trips, metadata byte for byte, and outputs that are whole or absent."""
+"""Conversion on disk: bit-exact round trips, metadata byte for byte, and outputs that are complete or absent."""
 
 import hashlib
 import json
@@ -167,7 +167,7 @@ def test_refusals_of_the_export(tmp_path):
     (megatron / "hf" / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen2ForCausalLM"]}))
     assert "missing ['decoder.layers.self_attention.linear_qkv.bias']" in refusal(convert_to_hf, megatron, out)
     (megatron / "hf").rename(megatron / "elsewhere")
-    assert "name the model folder it was trained from with --hf-reference" in refusal(convert_to_hf, megatron, out)
+    assert "give the model folder that it was trained from as --hf-reference" in refusal(convert_to_hf, megatron, out)
     assert not out.exists()
 
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_without_metadata_exports_with_a_reference(tmp_path):
     source = save_with_extras("llama", tmp_path / "hf")
     convert_from_hf(source, tmp_path / "megatron")
     refused = refusal(convert_to_hf, tmp_path / "megatron", tmp_path / "out", hf_reference=source)
-    assert "leave out --hf-reference" in refused
+    assert "remove --hf-reference" in refused
     shutil.rmtree(tmp_path / "megatron" / "hf")
     convert_to_hf(tmp_path / "megatron", tmp_path / "out", hf_reference=source)
     assert_same_bits(read_all(tmp_path / "out"), read_all(source))
@@ -223,9 +223,9 @@ def test_damaged_megatron_checkpoints(tmp_path):
     data.write_bytes(data.read_bytes()[:-50_000])
     assert "cannot be read" in refusal(convert_to_hf, tmp_path / "megatron", tmp_path / "out")
     (release / ".metadata").write_bytes(b"")
-    assert "the save was cut off" in refusal(MegatronCheckpoint, tmp_path / "megatron")
+    assert "the save was interrupted" in refusal(MegatronCheckpoint, tmp_path / "megatron")
     (release / "metadata.json").unlink()
-    assert "is not a whole torch_dist checkpoint" in refusal(MegatronCheckpoint, tmp_path / "megatron")
+    assert "is not a complete torch_dist checkpoint" in refusal(MegatronCheckpoint, tmp_path / "megatron")
 
 
 def test_metadata_is_written_once_and_belongs_to_one_model(tmp_path):
@@ -238,4 +238,4 @@ def test_metadata_is_written_once_and_belongs_to_one_model(tmp_path):
     assert (folder / "source.json").stat().st_mtime_ns == before
     assert sorted(path.name for path in (tmp_path / "save").iterdir()) == ["hf"]
     (source / "tokenizer.json").write_text("{}")
-    assert "is from hf, whose config or tokenizer differ" in refusal(copy_hf_metadata, source, tmp_path / "save")
+    assert "belongs to hf, whose config or tokenizer differs" in refusal(copy_hf_metadata, source, tmp_path / "save")

@@ -36,5 +36,5 @@ def test_the_template_travels_from_checkpoint_to_checkpoint(folder, tmp_path):
     assert (second / "chat_template.jinja").read_text() == TEMPLATE
     assert origins[1]["base_model"] == "hf" and origins[0]["digest"] != origins[1]["digest"]
     assert copy_hf_metadata(first, tmp_path / "dpo") == second
-    with pytest.raises(CheckpointError, match="another chat template: give another --save folder"):
+    with pytest.raises(CheckpointError, match="another chat template: choose another --save folder"):
         copy_hf_metadata(folder, tmp_path / "sft", chat_template="{{ other }}")

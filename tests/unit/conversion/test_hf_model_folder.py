@@ -52,7 +52,7 @@ def test_old_spelling_of_rope(tmp_path):
     assert (arguments["rotary_base"], arguments["rope_scaling_factor"]) == (250000, 32.0)
 
 
-def test_head_size_of_its_own(tmp_path):
+def test_a_separate_head_size(tmp_path):
     assert read_config(folder_with(tmp_path, head_dim=16)).engine_arguments["kv_channels"] == 16
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint that would run code on being loaded is refused before; one of another program's making is announced."""
+"""A checkpoint that would run code when loaded is refused before; one that another program wrote gives a warning."""
 
 import os
 import pickle
@@ -38,7 +38,9 @@ def checkpoint_with(folder: Path, value: object) -> Path:
 def test_objects_that_name_functions_are_refused(tmp_path: Path) -> None:
     open_for_engine(checkpoint_with(tmp_path / "good", {"iteration": 1}))
     hostile = checkpoint_with(tmp_path / "bad", Hostile(tmp_path / "marker"))
-    with pytest.raises(CheckpointError, match="common_state/shard_0_1: loading it would run what it names") as caught:
+    with pytest.raises(
+        CheckpointError, match="common_state/shard_0_1: loading it would run code that it names"
+    ) as caught:
         open_for_engine(hostile)
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="common_state/shard_0_1 cannot be read"):
@@ -56,7 +58,7 @@ def test_an_index_that_names_functions_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_checkpoint_of_another_programs_making_is_announced(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_program_gives_a_warning(tmp_path: Path) -> None:
     folder = checkpoint_with(tmp_path, {})
     (folder / "hf" / "source.json").unlink()
     with pytest.warns(UserWarning, match=r"was not written by megatron-mixcpt \(it has no hf/source.json\)"):
