@@ -13,7 +13,7 @@ from megatron_mixcpt.objective import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What all trainings share: checkpoints that survive, and numbers that are watched (docs/operations.md)."""
+    """What all trainings share: checkpoints that survive, and numbers that are watched (docs/how-to/recover.md)."""
 
     keep_last: int | None = None
     """Keep only the newest N complete checkpoints. Default: keep all."""
@@ -61,7 +61,7 @@ class MixCPTConfig(RunConfig):
     loss_chunk_tokens: int = 0
     """Compute the loss directly from hidden states and output weights, with the logits of N tokens at a time (512 is a
     good choice), so that the memory of the logits no longer grows with the sequence. 0: all logits at once, which is
-    as fast or faster while they fit (docs/performance.md)."""
+    as fast or faster while they fit (docs/evidence/performance.md)."""
 
     epochs: str = "1"
     """Passes over the mixture when neither --train-iters nor --train-samples is given: a number for all kinds, or one

@@ -7,7 +7,7 @@
     python tools/evaluate.py --load checkpoints/dpo --tasks math reasoning --output evaluations/aligned
     python tools/evaluate.py --list-suites
 
-Writes results.json, which tools/report.py compares runs by, and prints a table. See docs/evaluation.md.
+Writes results.json, which tools/report.py compares runs by, and prints a table. See docs/how-to/evaluate.md.
 """
 
 from megatron_mixcpt import cpu_emulation

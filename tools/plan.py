@@ -5,7 +5,7 @@
         --use-distributed-optimizer --micro-batch-size 2
 
 The flags are the trainer's. Where the plan exceeds --gpu-memory, a warning says what to change. How it counts, and how
-near that is to what was measured: docs/operations.md.
+near that is to what was measured: docs/how-to/plan-memory.md.
 """
 
 import argparse

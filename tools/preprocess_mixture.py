@@ -5,7 +5,7 @@
 
 Writes cpt.bin/.idx, sft.bin/.idx and dpo.bin/.idx (those that were given), rejects.jsonl.gz with every record that gave
 no sample, and mixture.json, which describes them. Started again after an interruption, it goes on where it was. The
-formats and all options are explained in docs/data.md.
+formats and all options are explained in docs/how-to/prepare-data.md.
 """
 
 from pathlib import Path

@@ -5,7 +5,7 @@
         --base base --domain medicine --scores mixcpt=scores.jsonl --output report
 
 Writes DIR/report.html, a single file that needs nothing else, and each picture as PNG. Names that end in a seed
-(mixcpt/seed-1, mixcpt/seed-2) are one method: mean and spread. More in docs/report.md.
+(mixcpt/seed-1, mixcpt/seed-2) are one method: mean and spread. More in docs/how-to/compare-runs.md.
 """
 
 from megatron_mixcpt.report.tool import main

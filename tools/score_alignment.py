@@ -6,7 +6,7 @@
         --output scores.jsonl --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2
 
 One line per sample, in the order of the input; those without a score are in scores.rejects.jsonl with the reason.
-Started again after an interruption, it goes on where it was. The fields are explained in docs/alignment.md.
+Started again after an interruption, it resumes. The fields are explained in docs/reference/file-formats.md.
 """
 
 from megatron_mixcpt import cpu_emulation

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 tools/train_dpo.py --load checkpoints/sft --dpo selected-dpo.jsonl \\
         --beta 0.01 --save checkpoints/dpo --tensor-model-parallel-size 4 --sequence-parallel --bf16
 
-``--hf-model DIR`` starts from a Hugging Face folder instead. Every flag of Megatron's is taken; docs/alignment.md.
+``--hf-model DIR`` starts from a Hugging Face folder instead. Every flag of Megatron's is taken; docs/how-to/align.md.
 """
 
 from megatron_mixcpt import cpu_emulation

@@ -62,7 +62,7 @@ class TaskSettings:
     """List the suites and exit."""
     task_data: Path | None = setting(default=None, metavar="DIR")
     """Folder with the tasks' data as local files, which are read instead of downloading the data
-    (docs/evaluation.md)."""
+    (docs/how-to/evaluate.md)."""
     num_fewshot: int | None = None
     """Number of examples before each question; tasks with fixed examples keep them. Default: as each task defines
     it."""
@@ -74,7 +74,7 @@ class TaskSettings:
     """Ask in the tokenizer's chat template, for aligned models."""
     run_generated_code: bool = False
     """Run the programs that the model writes for HumanEval and MBPP, isolated from the machine
-    (docs/evaluation.md)."""
+    (docs/how-to/evaluate.md)."""
 
     def __post_init__(self) -> None:
         _check_at_least("--num-fewshot", self.num_fewshot, 0)

@@ -40,7 +40,7 @@ def load_task(suite: str, task: BenchmarkTask, folder: Path | None, num_fewshot:
         first_line = str(error).partition("\n")[0]
         raise ConfigError(
             f"--tasks {suite}: the data of {task.name} cannot be had from the Hugging Face Hub ({first_line}); "
-            "mend the connection, or give local files with --task-data (docs/evaluation.md)"
+            "mend the connection, or give local files with --task-data (docs/how-to/evaluate.md)"
         ) from error
 
 
@@ -99,7 +99,9 @@ def _overrides(task: BenchmarkTask, leaf: str, folder: Path, num_fewshot: int) -
 def _find(folder: Path, name: str, what: str = "the rows to answer") -> Path:
     found = [folder / f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
     if not found:
-        raise ConfigError(f"--task-data {folder}: there is no {name}.jsonl; add it with {what} (docs/evaluation.md)")
+        raise ConfigError(
+            f"--task-data {folder}: there is no {name}.jsonl; add it with {what} (docs/how-to/evaluate.md)"
+        )
     return found[0]
 
 

@@ -9,7 +9,7 @@ from megatron_mixcpt.evaluation.settings import EvaluateSettings
 
 ABOUT = """Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, benchmark tasks, MT-Bench.
 
-Writes DIR/results.json, which tools/report.py reads, and prints a table. See docs/evaluation.md."""
+Writes DIR/results.json, which tools/report.py reads, and prints a table. See docs/how-to/evaluate.md."""
 
 
 def build_parser() -> flags.Parser:

@@ -21,7 +21,7 @@ from megatron_mixcpt.log_names import (
 from megatron_mixcpt.report.compare import last_validation, validated
 from megatron_mixcpt.report.inputs import Run, methods
 
-# Curve -> title and unit; see docs/training.md.
+# Curve -> title and unit; see docs/reference/log-keys.md.
 TRAINING_CURVES = {
     STUDENT_LOSS: ("Training: next-token loss", "nats per token; batches differ, so look at the trend"),
     DIVERGENCE: ("Training: KL to the teacher", "nats per token, all kinds together"),

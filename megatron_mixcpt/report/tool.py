@@ -11,7 +11,7 @@ from megatron_mixcpt.report.settings import ReportSettings
 ABOUT = """Write one page about several runs: who learned the domain, who forgot the rest, and what was set differently.
 
 Writes DIR/report.html, a single file that needs nothing else, and each picture as PNG. Names that end in a seed
-(mixcpt/seed-1, mixcpt/seed-2) are one method: mean and spread. See docs/report.md."""
+(mixcpt/seed-1, mixcpt/seed-2) are one method: mean and spread. See docs/how-to/compare-runs.md."""
 
 
 def build_parser() -> flags.Parser:

@@ -13,7 +13,7 @@ from megatron_mixcpt.selection.score import score_alignment
 ABOUT = """Score instruction and preference samples: the format alignment score and the response's perplexity.
 
 One line per sample, in the order of the input; those without a score are in FILE.rejects.jsonl with the reason. Started
-again after an interruption, it goes on where it was. See docs/alignment.md."""
+again after an interruption, it goes on where it was. See docs/how-to/align.md."""
 
 
 @exit_on_user_error

@@ -92,7 +92,9 @@ class RowFilter:
                 return self._comparison(node)
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
                 return self._call(name, arguments)
-        raise ConfigError(f"{self._where}: {ast.unparse(node)!r} is not of the filter language; see docs/data.md")
+        raise ConfigError(
+            f"{self._where}: {ast.unparse(node)!r} is not in the filter language; see docs/how-to/prepare-data.md"
+        )
 
     def _dotted(self, node: ast.expr) -> str:
         if isinstance(node, ast.Name):
