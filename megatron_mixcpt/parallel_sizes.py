@@ -142,7 +142,10 @@ def _check_depth(sizes: ParallelSizes, settings: Settings) -> None:
 def _check_sequence(sizes: ParallelSizes, settings: Settings) -> None:
     length, longest = settings["seq_length"], settings["max_position_embeddings"]
     if length > longest:
-        raise ConfigError(f"--seq-length {length} is longer than the model's {longest} positions: give at most that")
+        raise ConfigError(
+            f"--seq-length {length} is longer than the model's {longest} positions: give at most that, or "
+            f"--max-position-embeddings {length} for a model that can be used beyond them"
+        )
     if sizes.context > 1 and settings["transformer_impl"] == "local":
         raise ConfigError(
             f"--context-parallel-size {sizes.context} needs Transformer Engine, which is not used here "

@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from megatron_mixcpt.flags import settings_from  # noqa: E402
 from megatron_mixcpt.planning.layout import Layout  # noqa: E402
 from megatron_mixcpt.planning.memory import plan_memory  # noqa: E402
 from megatron_mixcpt.planning.shapes import model_shape  # noqa: E402
@@ -42,18 +43,19 @@ FULL_RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform"
 # Name -> ranks, and what differs from the defaults, by the names that flags and the plan's layout share.
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP1": (1, {}),
-    "TP1, no teacher": (1, {"distillation": "none"}),
+    "TP1, no teacher": (1, {"alpha": 1.0}),
     "TP1, chunks of 64": (1, {"loss_chunk_tokens": 64}),
     "TP1, recomputed": (1, FULL_RECOMPUTE),
-    "TP1, bf16": (1, {"dtype": "bf16"}),
+    "TP1, bf16": (1, {"bf16": True}),
     "TP2": (2, {"tensor_model_parallel_size": 2}),
     "TP2, sequence parallel": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "TP4, 2 query groups": (4, {"tensor_model_parallel_size": 4}),
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
     "PP2, chunks of 64": (2, {"pipeline_model_parallel_size": 2, "loss_chunk_tokens": 64}),
     "PP2 interleaved": (2, {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2}),
     "DP2": (2, {}),
     "DP2, sharded optimizer": (2, {"use_distributed_optimizer": True}),
-    "DP2, sharded, bf16": (2, {"use_distributed_optimizer": True, "dtype": "bf16"}),
+    "DP2, sharded, bf16": (2, {"use_distributed_optimizer": True, "bf16": True}),
 }
 
 
@@ -74,8 +76,8 @@ def planned(world: Path, name: str) -> list[int]:
     """The plan's peak of each rank, in bytes; ranks of a tensor or data parallel group take the same."""
     num_ranks, settings = LAYOUTS[name]
     shape = {"seq_length": SEQ_LENGTH, "global_batch_size": GLOBAL_BATCH_SIZE, "num_gpus": num_ranks}
-    cpu = {"dtype": "fp32", "transformer_impl": "local", "gradient_accumulation_fusion": False}
-    stages = plan_memory(model_shape(str(world / "llama")), Layout(**shape | cpu | settings))
+    cpu = {"transformer_impl": "local", "gradient_accumulation_fusion": False}
+    stages = plan_memory(model_shape(str(world / "llama")), settings_from(shape | cpu | settings, Layout))
     return [stage.peak for stage in stages for _ in range(num_ranks // len(stages))]
 
 
@@ -93,8 +95,8 @@ def flags(world: Path, settings: dict[str, Any]) -> list[str]:
     argv = ["--hf-model", str(world / "llama"), "--mixture", str(world / "mixture"), "--train-iters", "2"]
     argv += ["--seq-length", str(SEQ_LENGTH), "--global-batch-size", str(GLOBAL_BATCH_SIZE), "--num-workers", "0"]
     for name, value in settings.items():
-        flag = "--bf16" if name == "dtype" else f"--{name.replace('_', '-')}"
-        argv += [flag] if value is True or name == "dtype" else [flag, str(value)]
+        flag = f"--{name.replace('_', '-')}"
+        argv += [flag] if value is True else [flag, str(value)]
     return argv
 
 

@@ -14,8 +14,9 @@ behind it. Memory is tools/plan.py's, with sequence parallelism, a distributed o
 import argparse
 from dataclasses import dataclass, replace
 
+from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.planning.advice import peak_bytes
-from megatron_mixcpt.planning.layout import Layout
+from megatron_mixcpt.planning.layout import Layout, PlannedRun
 from megatron_mixcpt.planning.shapes import PRESETS, ModelShape
 
 
@@ -45,6 +46,8 @@ def layout_of(tensor: int, pipeline: int, data: int) -> Layout:
         pipeline_model_parallel_size=pipeline,
         num_gpus=tensor * pipeline * data,
         sequence_parallel=tensor > 1,
+        global_batch_size=1920,
+        bf16=True,
         use_distributed_optimizer=True,
     )
 
@@ -64,14 +67,15 @@ def forward_flops(model: ModelShape, seq_length: int) -> float:
 
 def plan_step(model: ModelShape, layout: Layout, machine: Machine, *, distilled: float) -> Step:
     """One step, of whose sequences the share ``distilled`` also passes through the teacher."""
-    layout = replace(layout, distillation="lssd" if distilled else "none")
-    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    layout = replace(layout, objective=Objective(distillation="lssd" if distilled else "none"))
+    run = PlannedRun.of(model, layout)
+    tensor, pipeline = run.sizes.tensor, run.sizes.pipeline
     passes = 3 + distilled
-    tokens = layout.num_microbatches * layout.seq_length
+    tokens = run.num_microbatches * layout.seq_length
     unit = (tensor - 1) / tensor * model.hidden_size * 2
     tensor_bytes = unit * (10 + 4 * distilled) * model.num_layers / pipeline
-    bubble = (pipeline - 1) / layout.num_microbatches
-    work = tokens * forward_flops(model, layout.seq_length) * passes / (layout.ranks_per_copy * machine.flops)
+    bubble = (pipeline - 1) / run.num_microbatches
+    work = tokens * forward_flops(model, layout.seq_length) * passes / (run.sizes.ranks_per_copy * machine.flops)
     traffic = tokens * tensor_bytes / machine.tensor_bandwidth
     # Every message between stages has room for the teacher's half, if any sample is distilled.
     halves = 3 if distilled else 2

@@ -3,65 +3,73 @@
 Counted are the tensors that autograd saves, each once. Per token, with h the hidden size, q and k the columns of
 queries and keys on this rank, f those of the MLP: a layer saves the inputs of both norms (2 h) and of both
 column-parallel products (2 h), rotated queries and keys beside the product they come from (2 q + 3 k), the attention's
-output (q), and the MLP's two halves and their product (3 f). Without Transformer Engine each norm also keeps its
-quotient before the weight (2 h more). Attention keeps no matrix of scores, but a float32 number per head and token.
-Sequence parallelism splits what has h columns over the tensor-parallel ranks.
+output (q), and the MLP's two halves and their product (3 f). Where ranks share a query group, the engine gathers the
+product of all ranks on each, and its values are a part of it; the rotated keys are then one group's. Without
+Transformer Engine each norm also keeps its quotient before the weight (2 h more). Attention keeps no matrix of scores,
+but a float32 number per head and token. Sequence parallelism splits what has h columns over the tensor-parallel ranks.
 """
 
-from megatron_mixcpt.planning.layout import Layout
-from megatron_mixcpt.planning.shapes import ModelShape
+from megatron_mixcpt.planning.layout import PlannedRun
 
 # int64 tokens, labels and positions, float32 loss mask.
 BATCH_BYTES_PER_TOKEN = 28
 
 
-def hidden_bytes(model: ModelShape, layout: Layout) -> int:
-    """Of one tensor of hidden states, as it lies between layers."""
-    split = layout.tensor_model_parallel_size if layout.sequence_parallel else 1
-    return layout.tokens * model.hidden_size * layout.bytes_per_number // split
+def hidden_bytes(run: PlannedRun) -> int:
+    """One tensor of hidden states, as it lies between layers."""
+    split = run.sizes.tensor if run.layout.sequence_parallel else 1
+    return run.tokens * run.model.hidden_size * run.layout.bytes_per_number // split
 
 
-def layer_bytes(model: ModelShape, layout: Layout) -> int:
-    """What one layer saves for its backward pass, recomputing what ``recompute_modules`` names."""
-    dropped = layout.recompute_modules if layout.recompute_granularity == "selective" else ()
-    hidden, norms = 2, 2 if layout.transformer_impl == "transformer_engine" else 4
-    columns = 3 * model.query_size + 3 * model.kv_size
-    if "layernorm" in dropped:
+def layer_bytes(run: PlannedRun) -> int:
+    """What one layer saves for its backward pass, except for the modules that it recomputes."""
+    model, recomputed = run.model, run.layout.recomputed_modules
+    hidden, norms = 2, 2 if run.layout.transformer_impl == "transformer_engine" else 4
+    columns = attention_columns(run)
+    if "layernorm" in recomputed:
         norms = 0
-    if "mlp" not in dropped:
-        columns += 3 * model.ffn_hidden_size
-    numbers = layout.tokens * columns // layout.tensor_model_parallel_size * layout.bytes_per_number
+    if "mlp" not in recomputed:
+        columns += 3 * model.ffn_hidden_size // run.sizes.tensor
+    numbers = run.tokens * columns * run.layout.bytes_per_number
     # Float32: the norms' scales, and the attention's log-sum-exp.
-    statistics = 4 * layout.tokens * (2 + model.num_attention_heads // layout.tensor_model_parallel_size)
-    return (hidden + norms) * hidden_bytes(model, layout) + numbers + statistics
+    statistics = 4 * run.tokens * (2 + model.num_attention_heads // run.sizes.tensor)
+    return (hidden + norms) * hidden_bytes(run) + numbers + statistics
 
 
-def chunk_bytes(model: ModelShape, layout: Layout) -> int:
+def attention_columns(run: PlannedRun) -> int:
+    """What attention saves for each token of a layer, in numbers: product, rotated queries and keys, and output."""
+    model, tensor = run.model, run.sizes.tensor
+    if model.num_query_groups >= tensor:
+        return 3 * (model.query_size + model.kv_size) // tensor
+    return model.query_size + 2 * model.kv_size + model.kv_channels + 2 * model.query_size // tensor
+
+
+def chunk_bytes(run: PlannedRun) -> int:
     """What the layers of one chunk save, with full recomputation only the inputs of the recomputed parts."""
-    layers = layout.layers_per_chunk(model)
-    if layout.recompute_granularity != "full":
-        return layers * layer_bytes(model, layout)
-    hidden, group = hidden_bytes(model, layout), layout.recompute_num_layers
-    if layout.recompute_method == "uniform":
+    layers = run.layers_per_chunk
+    if not run.layout.recomputes_layers:
+        return layers * layer_bytes(run)
+    hidden, group = hidden_bytes(run), run.layout.recompute_num_layers or 1
+    if run.layout.recompute_method == "uniform":
         return -(-layers // group) * hidden
     recomputed = min(layers, group)
-    return recomputed * hidden + (layers - recomputed) * layer_bytes(model, layout)
+    return recomputed * hidden + (layers - recomputed) * layer_bytes(run)
 
 
-def recomputed_bytes(model: ModelShape, layout: Layout) -> int:
+def recomputed_bytes(run: PlannedRun) -> int:
     """What a backward pass with recomputation brings back at a time, beyond what was saved."""
-    if layout.recompute_granularity == "full":
-        at_once = min(layout.recompute_num_layers, layout.layers_per_chunk(model))
-        return (at_once if layout.recompute_method == "uniform" else 1) * layer_bytes(model, layout)
-    return 0
+    if not run.layout.recomputes_layers:
+        return 0
+    together = min(run.layout.recompute_num_layers or 1, run.layers_per_chunk)
+    return (together if run.layout.recompute_method == "uniform" else 1) * layer_bytes(run)
 
 
-def edge_bytes(model: ModelShape, layout: Layout, *, first: bool, last: bool) -> int:
+def edge_bytes(run: PlannedRun, *, first: bool, last: bool) -> int:
     """What a stage holds per microbatch beside its layers: the batch, the teacher's half of a message, the norm."""
-    hidden = hidden_bytes(model, layout)
-    total = layout.tokens * BATCH_BYTES_PER_TOKEN
-    if not first and layout.runs_teacher:
+    hidden = hidden_bytes(run)
+    total = run.tokens * BATCH_BYTES_PER_TOKEN
+    if not first and run.layout.objective.runs_teacher:
         total += hidden  # the message that the student's hidden states arrived in
     if last:
-        total += (2 if layout.transformer_impl == "transformer_engine" else 3) * hidden
+        total += (2 if run.layout.transformer_impl == "transformer_engine" else 3) * hidden
     return total

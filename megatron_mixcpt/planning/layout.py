@@ -1,120 +1,153 @@
-"""How a run is laid out, as far as memory depends on it; the names are those of the trainer's flags."""
+"""How a run is laid out, as far as memory depends on it; the flags are the trainer's and mean the same."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import setting
+from megatron_mixcpt.objective import Objective
+from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
 from megatron_mixcpt.planning.shapes import ModelShape
+
+RecomputedModule = Literal["core_attn", "layernorm", "mlp"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A model's copies and their ranks, the batch, and what trades memory for time."""
+    """The layout of the run, by the trainer's flags."""
+
+    num_gpus: int | None = None
+    """GPUs of the run, as many as torchrun starts ranks. Default: those that hold one copy of the model."""
 
     tensor_model_parallel_size: int = 1
+    """Ranks that share each layer."""
+
     pipeline_model_parallel_size: int = 1
+    """Stages that the layers are divided into."""
+
     context_parallel_size: int = 1
-    num_virtual_stages_per_pipeline_rank: int = 1
-    """Chunks of layers to a rank, with interleaved pipelining."""
-    num_gpus: int | None = None
-    """Of the whole run; None: those of one copy of the model."""
-    global_batch_size: int = 1920
+    """Ranks that share each sequence."""
+
+    num_virtual_stages_per_pipeline_rank: int | None = None
+    """Chunks of layers on each rank of an interleaved pipeline. Default: not interleaved."""
+
+    num_layers_per_virtual_pipeline_stage: int | None = None
+    """Layers in each chunk of an interleaved pipeline, instead of the number of chunks."""
+
+    global_batch_size: int | None = None
+    """Sequences in each step. Default: one microbatch for each copy of the model."""
+
     micro_batch_size: int = 1
+    """Sequences in each microbatch."""
+
     seq_length: int = 2048
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Tokens in each sequence."""
+
+    max_position_embeddings: int | None = None
+    """The longest sequence that the model is used with. Default: as in config.json."""
+
+    bf16: bool = False
+    """Weights and activations in bfloat16. Without it they are in float32."""
+
     sequence_parallel: bool = False
+    """Divide the hidden states between layers over the tensor-parallel ranks."""
+
     use_distributed_optimizer: bool = False
+    """Shard the optimizer's state over the data-parallel ranks."""
+
     gradient_accumulation_fusion: bool = True
-    """Layers add weight gradients to the buffer themselves (needs Apex or Transformer Engine)."""
+    """Layers add weight gradients directly to the gradient buffer (needs Apex or Transformer Engine)."""
+
     transformer_impl: Literal["transformer_engine", "local"] = "transformer_engine"
+    """Implementation of the layers on the machine that trains."""
+
+    recompute_activations: bool = False
+    """Short for --recompute-granularity selective."""
+
     recompute_granularity: Literal["full", "selective"] | None = None
-    recompute_method: Literal["uniform", "block"] = "uniform"
-    recompute_num_layers: int = 1
-    recompute_modules: tuple[str, ...] = ("core_attn",)
-    distillation: Literal["lssd", "kd", "l2", "none"] = "lssd"
+    """full: recompute complete layers in the backward pass; selective: recompute only --recompute-modules."""
+
+    recompute_method: Literal["uniform", "block"] | None = None
+    """uniform: recompute all layers, in groups of --recompute-num-layers; block: recompute the first
+    --recompute-num-layers of each chunk and save the others."""
+
+    recompute_num_layers: int | None = None
+    """See --recompute-method."""
+
+    recompute_modules: tuple[RecomputedModule, ...] = ("core_attn",)
+    """What selective recomputation recomputes."""
+
+    objective: Objective = setting(default_factory=Objective)
+
     teacher_offload: Literal["none", "cpu"] = "none"
+    """cpu: keep the teacher's layers in host memory, except for two at a time."""
+
     loss_chunk_tokens: int = 0
+    """Compute the loss from the logits of N tokens at a time. 0: all logits of a microbatch at once."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if type(value) is int and value < (name != "loss_chunk_tokens"):
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: give a positive number")
-        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
-            raise ConfigError(
-                "--sequence-parallel with --tensor-model-parallel-size 1: there is nothing to split; leave one out"
-            )
-        if self.num_gpus is not None and self.num_gpus % self.ranks_per_copy:
-            raise ConfigError(
-                f"--num-gpus {self.num_gpus} is no multiple of the {self.ranks_per_copy} GPUs that one copy of the "
-                "model takes (TP x PP x CP): change one of them"
-            )
-
-    @property
-    def ranks_per_copy(self) -> int:
-        """GPUs that hold one copy of the model."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
-
-    @property
-    def data_parallel_size(self) -> int:
-        """Copies of the model."""
-        return (self.num_gpus or self.ranks_per_copy) // self.ranks_per_copy
-
-    @property
-    def num_microbatches(self) -> int:
-        """Of one rank in one step."""
-        return max(1, self.global_batch_size // (self.micro_batch_size * self.data_parallel_size))
+        if self.loss_chunk_tokens < 0:
+            raise ConfigError(f"--loss-chunk-tokens {self.loss_chunk_tokens}: must be at least 0")
+        if self.teacher_offload == "cpu" and not self.objective.runs_teacher:
+            raise ConfigError("--teacher-offload cpu: no teacher runs with this objective; remove it")
 
     @property
     def bytes_per_number(self) -> int:
-        """Of weights and activations."""
-        return 2 if self.dtype == "bf16" else 4
+        """Bytes of each weight and activation."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def recomputed_modules(self) -> tuple[str, ...]:
+        """The parts of each layer that the backward pass recomputes."""
+        selective = self.recompute_activations or self.recompute_granularity == "selective"
+        return self.recompute_modules if selective else ()
+
+    @property
+    def recomputes_layers(self) -> bool:
+        """Whether the backward pass recomputes complete layers."""
+        return self.recompute_granularity == "full" and not self.recompute_activations
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A model in a layout that trains: see :meth:`of`."""
+
+    model: ModelShape
+    layout: Layout
+    sizes: ParallelSizes
+
+    @classmethod
+    def of(cls, model: ModelShape, layout: Layout) -> "PlannedRun":
+        """A model in a layout. Raises ConfigError where the trainer would refuse it."""
+        settings = vars(model) | {name: value for name, value in vars(layout).items() if value is not None}
+        sizes = ParallelSizes.of(settings, layout.num_gpus)
+        check_layout(sizes, settings)
+        check_batches(sizes, settings)
+        return cls(model, layout, sizes)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of each rank in each step."""
+        batch = global_batch_size(self.sizes, vars(self.layout))
+        return batch // (self.layout.micro_batch_size * self.sizes.data)
 
     @property
     def tokens(self) -> int:
-        """Of a microbatch, on one rank."""
-        return self.micro_batch_size * self.seq_length // self.context_parallel_size
+        """Tokens of a microbatch on each rank."""
+        return self.layout.micro_batch_size * self.layout.seq_length // self.sizes.context
 
     @property
-    def runs_teacher(self) -> bool:
-        """Whether a frozen model runs beside the student."""
-        return self.distillation in ("lssd", "kd")
-
-    @property
-    def holds_teacher(self) -> bool:
-        """Whether a frozen copy of the weights is held: to run it, or as the anchor of the L2 penalty."""
-        return self.distillation != "none"
-
-    def layers_per_chunk(self, model: ModelShape) -> int:
-        """Layers that pass a microbatch on at once.
-
-        Raises:
-            ConfigError: the stages do not share the layers evenly.
-        """
-        stages, chunks = self.pipeline_model_parallel_size, self.num_virtual_stages_per_pipeline_rank
-        if model.num_layers % (stages * chunks):
-            raise ConfigError(
-                f"--pipeline-model-parallel-size {stages} x {chunks} chunks a rank does not divide the model's "
-                f"{model.num_layers} layers: choose one that does"
-            )
-        return model.num_layers // (stages * chunks)
-
-    def check(self, model: ModelShape) -> None:
-        """Raise ConfigError where the model cannot be split so."""
-        self.layers_per_chunk(model)
-        if model.num_query_groups % self.tensor_model_parallel_size:
-            raise ConfigError(
-                f"--tensor-model-parallel-size {self.tensor_model_parallel_size} does not divide the model's "
-                f"{model.num_query_groups} query groups: choose one that does"
-            )
+    def layers_per_chunk(self) -> int:
+        """Layers that pass a microbatch on together."""
+        return self.model.num_layers // (self.sizes.pipeline * self.sizes.chunks)
 
     def chunks_in_flight(self, stage: int) -> int:
-        """How many chunks' activations a stage holds at most: 1F1B, or the engine's interleaved schedule.
+        """The most chunks whose activations a stage holds at once: 1F1B, or the engine's interleaved schedule.
 
         The counts are those of megatron/core/pipeline_parallel/schedules.py (``get_pp_rank_microbatches``).
         """
-        later = self.pipeline_model_parallel_size - stage - 1
-        chunks = self.num_virtual_stages_per_pipeline_rank
-        if chunks == 1:
+        later = self.sizes.pipeline - stage - 1
+        if self.sizes.chunks == 1:
             return min(later + 1, self.num_microbatches)
-        warmup = 2 * later + (chunks - 1) * self.pipeline_model_parallel_size
-        return min(warmup + 1, self.num_microbatches * chunks)
+        warmup = 2 * later + (self.sizes.chunks - 1) * self.sizes.pipeline
+        return min(warmup + 1, self.num_microbatches * self.sizes.chunks)

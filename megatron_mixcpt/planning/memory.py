@@ -8,7 +8,7 @@ layer's backward pass or the optimizer's step need; the largest of these moments
 from dataclasses import dataclass, fields
 
 from megatron_mixcpt.planning.activations import chunk_bytes, edge_bytes, hidden_bytes, recomputed_bytes
-from megatron_mixcpt.planning.layout import Layout
+from megatron_mixcpt.planning.layout import Layout, PlannedRun
 from megatron_mixcpt.planning.shapes import ModelShape
 
 # Below so many logits the loss runs uncompiled, with so many float32 temporaries per model of so many numbers each
@@ -41,106 +41,106 @@ def plan_memory(model: ModelShape, layout: Layout) -> list[StageMemory]:
     """The memory of every pipeline stage, the first one first.
 
     Raises:
-        ConfigError: the model cannot be split so.
+        ConfigError: the trainer would refuse this layout.
     """
-    layout.check(model)
-    return [_stage_memory(model, layout, stage) for stage in range(layout.pipeline_model_parallel_size)]
+    run = PlannedRun.of(model, layout)
+    return [_stage_memory(run, stage) for stage in range(run.sizes.pipeline)]
 
 
-def _stage_memory(model: ModelShape, layout: Layout, stage: int) -> StageMemory:
-    last = stage == layout.pipeline_model_parallel_size - 1
-    parameters = stage_parameters(model, layout, stage)
-    activations = _activations(model, layout, stage)
-    logits = _logits(model, layout) if last else 0
+def _stage_memory(run: PlannedRun, stage: int) -> StageMemory:
+    last = stage == run.sizes.pipeline - 1
+    parameters = stage_parameters(run, stage)
+    activations = _activations(run, stage)
+    logits = _logits(run) if last else 0
     return StageMemory(
-        student=parameters * layout.bytes_per_number,
-        teacher=_teacher(model, layout, stage),
+        student=parameters * run.layout.bytes_per_number,
+        teacher=_teacher(run, stage),
         gradients=parameters * 4,
-        optimizer=_optimizer(parameters, layout),
+        optimizer=_optimizer(run, parameters),
         activations=activations,
         logits=logits,
-        temporary=max(0, _largest_moment(model, layout, last) - logits),
+        temporary=max(0, _largest_moment(run, last) - logits),
     )
 
 
-def stage_parameters(model: ModelShape, layout: Layout, stage: int) -> int:
+def stage_parameters(run: PlannedRun, stage: int) -> int:
     """Parameters on each rank of a stage; where embedding and output weight are tied, both end stages hold them."""
-    layers = layout.layers_per_chunk(model) * layout.num_virtual_stages_per_pipeline_rank
-    total = layers * (model.layer_matrices // layout.tensor_model_parallel_size + model.layer_norms)
-    return total + _parameters_outside_layers(model, layout, stage)
+    layers = run.layers_per_chunk * run.sizes.chunks
+    total = layers * (run.model.layer_matrices // run.sizes.tensor + run.model.layer_norms)
+    return total + _parameters_outside_layers(run, stage)
 
 
-def _parameters_outside_layers(model: ModelShape, layout: Layout, stage: int) -> int:
-    first, last = stage == 0, stage == layout.pipeline_model_parallel_size - 1
-    vocabularies = 1 if first and last and model.tied else first + last
-    return vocabularies * _vocabulary_columns(model, layout) * model.hidden_size + (model.hidden_size if last else 0)
+def _parameters_outside_layers(run: PlannedRun, stage: int) -> int:
+    first, last = stage == 0, stage == run.sizes.pipeline - 1
+    vocabularies = 1 if first and last and run.model.tied else first + last
+    return vocabularies * _vocabulary_columns(run) * run.model.hidden_size + (run.model.hidden_size if last else 0)
 
 
-def _vocabulary_columns(model: ModelShape, layout: Layout) -> int:
+def _vocabulary_columns(run: PlannedRun) -> int:
     """Of one rank; the vocabulary is padded to a multiple of TP."""
-    return -(-model.vocab_size // layout.tensor_model_parallel_size)
+    return -(-run.model.vocab_size // run.sizes.tensor)
 
 
-def _teacher(model: ModelShape, layout: Layout, stage: int) -> int:
+def _teacher(run: PlannedRun, stage: int) -> int:
     """The frozen weights, in the student's precision; offloaded, two layers' buffers and what is outside the layers."""
-    if not layout.holds_teacher:
+    if not run.layout.objective.holds_teacher:
         return 0
-    if layout.teacher_offload == "none":
-        return stage_parameters(model, layout, stage) * layout.bytes_per_number
-    layer = model.layer_matrices // layout.tensor_model_parallel_size + model.layer_norms
-    return (2 * layer + _parameters_outside_layers(model, layout, stage)) * layout.bytes_per_number
+    if run.layout.teacher_offload == "none":
+        return stage_parameters(run, stage) * run.layout.bytes_per_number
+    layer = run.model.layer_matrices // run.sizes.tensor + run.model.layer_norms
+    return (2 * layer + _parameters_outside_layers(run, stage)) * run.layout.bytes_per_number
 
 
-def _optimizer(parameters: int, layout: Layout) -> int:
+def _optimizer(run: PlannedRun, parameters: int) -> int:
     """Adam's two float32 moments, and for bfloat16 weights a float32 copy of them, sharded over data parallel ranks."""
-    total = parameters * (12 if layout.dtype == "bf16" else 8)
-    shards = layout.data_parallel_size * layout.context_parallel_size if layout.use_distributed_optimizer else 1
+    total = parameters * (12 if run.layout.bf16 else 8)
+    shards = run.sizes.data * run.sizes.context if run.layout.use_distributed_optimizer else 1
     return total // shards
 
 
-def _activations(model: ModelShape, layout: Layout, stage: int) -> int:
-    in_flight = layout.chunks_in_flight(stage)
-    first, last = stage == 0, stage == layout.pipeline_model_parallel_size - 1
-    edges = edge_bytes(model, layout, first=first, last=last)
-    return in_flight * (chunk_bytes(model, layout) + edges)
+def _activations(run: PlannedRun, stage: int) -> int:
+    in_flight = run.chunks_in_flight(stage)
+    first, last = stage == 0, stage == run.sizes.pipeline - 1
+    edges = edge_bytes(run, first=first, last=last)
+    return in_flight * (chunk_bytes(run) + edges)
 
 
-def _logits(model: ModelShape, layout: Layout) -> int:
+def _logits(run: PlannedRun) -> int:
     """Logits of the microbatch or of a chunk of its tokens, the gradient taking the student's place."""
-    columns, models = _vocabulary_columns(model, layout), 1 + layout.runs_teacher
-    tokens = min(layout.loss_chunk_tokens or layout.tokens, layout.tokens)
+    columns, models = _vocabulary_columns(run), 1 + run.layout.objective.runs_teacher
+    tokens = min(run.layout.loss_chunk_tokens or run.tokens, run.tokens)
     numbers = tokens * columns
-    total = models * numbers * layout.bytes_per_number
+    total = models * numbers * run.layout.bytes_per_number
     if numbers < UNCOMPILED_BELOW:
         total += models * UNCOMPILED_TEMPORARIES * min(numbers, UNCOMPILED_NUMBERS) * 4
-    if layout.loss_chunk_tokens:  # the output weight's gradient: the float32 sum, and what a chunk adds to it
-        total += columns * model.hidden_size * (4 + layout.bytes_per_number)
+    if run.layout.loss_chunk_tokens:  # the output weight's gradient: the float32 sum, and what a chunk adds to it
+        total += columns * run.model.hidden_size * (4 + run.layout.bytes_per_number)
     return total
 
 
-def _largest_moment(model: ModelShape, layout: Layout, last: bool) -> int:
+def _largest_moment(run: PlannedRun, last: bool) -> int:
     """The most that a moment of the step adds to weights, gradients, optimizer and activations."""
-    moments = [recomputed_bytes(model, layout) + _layer_backward(model, layout)]
-    hidden = hidden_bytes(model, layout)
+    moments = [recomputed_bytes(run) + _layer_backward(run)]
+    hidden = hidden_bytes(run)
     if last:
-        moments.append(_logits(model, layout) + hidden)
-        moments.append(_output_layer_backward(model, layout))
+        moments.append(_logits(run) + hidden)
+        moments.append(_output_layer_backward(run))
     return max(moments)
 
 
-def _output_layer_backward(model: ModelShape, layout: Layout) -> int:
+def _output_layer_backward(run: PlannedRun) -> int:
     """The logits' gradient, and of it the hidden states' and the weight's, unless the gradient buffer takes that."""
-    columns = _vocabulary_columns(model, layout)
-    total = layout.tokens * (columns + model.hidden_size) * layout.bytes_per_number
-    if not layout.gradient_accumulation_fusion:
-        total += columns * model.hidden_size * layout.bytes_per_number
-    return 0 if layout.loss_chunk_tokens else total
+    columns = _vocabulary_columns(run)
+    total = run.tokens * (columns + run.model.hidden_size) * run.layout.bytes_per_number
+    if not run.layout.gradient_accumulation_fusion:
+        total += columns * run.model.hidden_size * run.layout.bytes_per_number
+    return 0 if run.layout.loss_chunk_tokens else total
 
 
-def _layer_backward(model: ModelShape, layout: Layout) -> int:
+def _layer_backward(run: PlannedRun) -> int:
     """The MLP's: gradients of its halves and what makes them, and of its weight, unless the buffer takes that."""
-    ffn = model.ffn_hidden_size // layout.tensor_model_parallel_size
-    total = 6 * layout.tokens * ffn * layout.bytes_per_number
-    if not layout.gradient_accumulation_fusion:
-        total += 2 * ffn * model.hidden_size * layout.bytes_per_number
+    ffn = run.model.ffn_hidden_size // run.sizes.tensor
+    total = 6 * run.tokens * ffn * run.layout.bytes_per_number
+    if not run.layout.gradient_accumulation_fusion:
+        total += 2 * ffn * run.model.hidden_size * run.layout.bytes_per_number
     return total

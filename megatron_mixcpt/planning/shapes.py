@@ -1,4 +1,4 @@
-"""The sizes of a model that decide what it takes: of a few published models from memory, of others from config.json."""
+"""The sizes of a model that its memory depends on: built in for a few published models, else from config.json."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ class ModelShape:
     num_query_groups: int
     vocab_size: int
     kv_channels: int
+    max_position_embeddings: int
     tied: bool = False
     """Whether the output weight is the embedding."""
     qkv_bias: bool = False
@@ -46,16 +47,16 @@ class ModelShape:
 
     @property
     def num_parameters(self) -> int:
-        """Of the whole model, without padding of the vocabulary."""
+        """All parameters of the model, without padding of the vocabulary."""
         vocabulary = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
         return self.num_layers * (self.layer_matrices + self.layer_norms) + vocabulary + self.hidden_size
 
 
-# From the models' config.json on the Hugging Face Hub; the tests compare the parameters with those of their weights.
+# From the models' config.json on the Hugging Face Hub. The tests compare the number of parameters with the weights'.
 PRESETS = {
-    "llama-3-8b": ModelShape(32, 4096, 14336, 32, 8, 128_256, 128),
-    "llama-3-70b": ModelShape(80, 8192, 28672, 64, 8, 128_256, 128),
-    "qwen2-7b": ModelShape(28, 3584, 18944, 28, 4, 152_064, 128, qkv_bias=True),
+    "llama-3-8b": ModelShape(32, 4096, 14336, 32, 8, 128_256, 128, 8192),
+    "llama-3-70b": ModelShape(80, 8192, 28672, 64, 8, 128_256, 128, 8192),
+    "qwen2-7b": ModelShape(28, 3584, 18944, 28, 4, 152_064, 128, 131_072, qkv_bias=True),
 }
 
 
@@ -63,19 +64,19 @@ def model_shape(hf_model: str) -> ModelShape:
     """The sizes of a model by a preset's name (upper or lower case, with or without ``meta-``) or a local folder.
 
     Raises:
-        CheckpointError: no such folder, or one without config.json.
-        ConfigError: an architecture whose memory is not planned here.
+        CheckpointError: a folder without config.json.
+        ConfigError: no such folder or preset, or an architecture whose memory is not planned here.
     """
     name = hf_model.lower().split("/")[-1].removeprefix("meta-")
     if name in PRESETS and not Path(hf_model).is_dir():
         return PRESETS[name]
     if not Path(hf_model).is_dir():
-        raise ConfigError(f"--hf-model {hf_model} is no folder on this machine, and no name of {', '.join(PRESETS)}")
+        raise ConfigError(f"--hf-model {hf_model} is neither a folder on this machine nor one of {', '.join(PRESETS)}")
     return _shape_of_folder(hf_model)
 
 
 def _shape_of_folder(folder: str) -> ModelShape:
-    from megatron_mixcpt.conversion.hf_model_folder import read_config  # takes torch, which a preset needs not
+    from megatron_mixcpt.conversion.hf_model_folder import read_config  # imports torch, which a preset does not need
 
     plan = read_config(folder)
     arguments = plan.engine_arguments
@@ -83,7 +84,7 @@ def _shape_of_folder(folder: str) -> ModelShape:
         raise ConfigError(f"{folder}/config.json has {arguments['num_experts']} experts: only dense models are planned")
     sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "vocab_size")
     return ModelShape(
-        **{name: arguments[name] for name in (*sizes, "kv_channels", "qk_layernorm")},
+        **{name: arguments[name] for name in (*sizes, "kv_channels", "max_position_embeddings", "qk_layernorm")},
         tied=plan.tied,
         qkv_bias=arguments["add_qkv_bias"],
     )

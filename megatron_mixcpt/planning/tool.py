@@ -1,67 +1,82 @@
-"""``tools/plan.py``: flags to a layout, and the plan as a table with a verdict."""
+"""``tools/plan.py``: says how much of each GPU's memory a run of continual pre-training takes.
 
-import argparse
+    python tools/plan.py --hf-model llama-3-8b --num-gpus 8 --tensor-model-parallel-size 2 --sequence-parallel \\
+        --use-distributed-optimizer --micro-batch-size 2 --bf16
+
+The flags of the layout and of the objective are the trainer's, and a layout is accepted if it trains. Where the plan
+exceeds --gpu-memory, a warning says what to change. How it counts, and how close that is to measurements:
+docs/operations.md.
+"""
+
 import dataclasses
 from collections.abc import Sequence
-from typing import get_args, get_type_hints
+from dataclasses import dataclass
 
+from megatron_mixcpt import flags
+from megatron_mixcpt.errors import ConfigError, exit_on_user_error
+from megatron_mixcpt.flags import setting, settings_from
 from megatron_mixcpt.planning.advice import suggest
-from megatron_mixcpt.planning.layout import Layout
+from megatron_mixcpt.planning.layout import Layout, PlannedRun
 from megatron_mixcpt.planning.memory import StageMemory, plan_memory
-from megatron_mixcpt.planning.shapes import PRESETS, ModelShape
+from megatron_mixcpt.planning.shapes import ModelShape, model_shape
 
 GIB = 2**30
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the plan, which are the trainer's wherever it has them; changes ``parser`` in place."""
-    presets = ", ".join(PRESETS)
-    parser.add_argument("--hf-model", required=True, help=f"a folder with config.json, or one of {presets}")
-    parser.add_argument("--gpu-memory", type=float, metavar="GIB", default=80.0, help="of one GPU; default: 80")
-    help_ = "for CUDA, NCCL, kernels' workspaces and fragmentation; default: 6 (an allowance, not computed)"
-    parser.add_argument("--reserve", type=float, metavar="GIB", default=6.0, help=help_)
-    hints = get_type_hints(Layout)
-    for field in dataclasses.fields(Layout):
-        flag, default = f"--{field.name.replace('_', '-')}", field.default
-        if field.name == "recompute_modules":
-            parser.add_argument(flag, nargs="+", default=default, choices=("core_attn", "layernorm", "mlp"))
-        elif isinstance(default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
-        elif type(default) is int or field.name == "num_gpus":
-            parser.add_argument(flag, type=int, default=default, metavar="N")
-        else:
-            parser.add_argument(flag, default=default, choices=_choices(hints[field.name]))
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """The model and the GPUs."""
+
+    hf_model: str
+    """Folder with config.json, or a model whose sizes are built in: llama-3-8b, llama-3-70b or qwen2-7b."""
+
+    gpu_memory: float = setting(default=80.0, metavar="GIB")
+    """Memory of each GPU in GiB."""
+
+    reserve: float = setting(default=6.0, metavar="GIB")
+    """GiB set aside for CUDA, NCCL, workspaces of kernels and fragmentation: an allowance, not a computation."""
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--gpu-memory", self.gpu_memory), ("--reserve", self.reserve)):
+            if value < 0:
+                raise ConfigError(f"{flag} {value}: must be at least 0")
 
 
-def _choices(hint: object) -> list[str]:
-    """The strings of ``Literal[...]`` or ``Literal[...] | None``."""
-    parts = [value for part in get_args(hint) for value in (get_args(part) or (part,))]
-    return [value for value in parts if isinstance(value, str)]
+def build_parser() -> flags.Parser:
+    """The parser of the tool: the model and the GPUs, then the trainer's flags of the layout."""
+    return flags.build_parser(__doc__, PlanSettings, Layout)
 
 
-def layout_from(arguments: argparse.Namespace) -> Layout:
-    """The layout that the flags describe; raises ConfigError where they contradict one another."""
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Layout)}
-    return Layout(**values | {"recompute_modules": tuple(arguments.recompute_modules)})
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, plan, and print the plan."""
+    arguments = build_parser().parse_args(argv)
+    settings, layout = settings_from(arguments, PlanSettings), settings_from(arguments, Layout)
+    model = model_shape(settings.hf_model)
+    print(report(model, layout, gpu_memory=settings.gpu_memory, reserve=settings.reserve))
 
 
 def report(model: ModelShape, layout: Layout, *, gpu_memory: float, reserve: float) -> str:
     """The table of all stages and whether the largest fits; ``gpu_memory`` and ``reserve`` in GiB."""
     stages = plan_memory(model, layout)
     budget = (gpu_memory - reserve) * GIB
-    lines = [_heading(model, layout), *_table(stages), *_verdict(stages, model, layout, gpu_memory, reserve)]
+    lines = [
+        _heading(PlannedRun.of(model, layout)),
+        *_table(stages),
+        *_verdict(stages, model, layout, gpu_memory, reserve),
+    ]
     if max(stage.peak for stage in stages) > budget:
         lines += _suggestions(model, layout, int(budget))
     return "\n".join(lines)
 
 
-def _heading(model: ModelShape, layout: Layout) -> str:
+def _heading(run: PlannedRun) -> str:
+    sizes, layout = run.sizes, run.layout
     return (
-        f"{model.num_parameters / 1e9:.2f} billion parameters, {layout.dtype}, "
-        f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size} x "
-        f"CP {layout.context_parallel_size} x DP {layout.data_parallel_size}; "
-        f"{layout.micro_batch_size} x {layout.seq_length} tokens a microbatch, "
-        f"{layout.num_microbatches} of them a step and rank; GiB on each rank:"
+        f"{run.model.num_parameters / 1e9:.2f} billion parameters, {'bfloat16' if layout.bf16 else 'float32'}, "
+        f"TP {sizes.tensor} x PP {sizes.pipeline} x CP {sizes.context} x DP {sizes.data}; microbatches of "
+        f"{layout.micro_batch_size} x {layout.seq_length} tokens, {run.num_microbatches} on each rank in each step; "
+        "GiB on each rank:"
     )
 
 
@@ -88,7 +103,7 @@ def _verdict(
 def _suggestions(model: ModelShape, layout: Layout, budget: int) -> list[str]:
     """What to add, one change after the other."""
     steps = suggest(model, layout, budget)
-    lines = [f"  with {flags}: {peak / GIB:.1f} GiB" for flags, peak in steps]
+    lines = [f"  with {added}: {peak / GIB:.1f} GiB" for added, peak in steps]
     if not steps or steps[-1][1] > budget:
-        return [*lines, "  that is all that flags can do: take more GPUs (--num-gpus), or shorter sequences"]
+        return [*lines, "  no other flag helps: take more GPUs (--num-gpus), or shorter sequences"]
     return [*lines, "  then it fits"]

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.step.cost_model import LAYOUTS, Machine, layout_of, plan_step
+from megatron_mixcpt.planning.layout import PlannedRun
 from megatron_mixcpt.planning.shapes import PRESETS
 
 NO_TRAFFIC = Machine(flops=5e14, tensor_bandwidth=float("inf"))
@@ -18,7 +19,7 @@ def test_without_traffic_the_teacher_costs_its_forward_pass(distilled: float) ->
 
 
 def test_layouts_use_their_gpus_and_divide_the_batch() -> None:
-    for layouts in LAYOUTS.values():
+    for name, layouts in LAYOUTS.items():
         for num_gpus, planned in layouts.items():
-            assert planned.num_gpus == num_gpus
-            assert planned.global_batch_size % planned.data_parallel_size == 0
+            sizes = PlannedRun.of(PRESETS[name], planned).sizes  # which checks that the copies divide the batch
+            assert num_gpus == planned.num_gpus == sizes.ranks_per_copy * sizes.data

@@ -37,11 +37,11 @@ def test_a_folder_says_its_own_sizes(tmp_path: Path) -> None:
         "tie_word_embeddings": True,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert model_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 2, 100, 16, tied=True, qkv_bias=True)
+    assert model_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 2, 100, 16, 128, tied=True, qkv_bias=True)
 
 
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gpt-17 is no folder on this machine, and no name of llama-3-8b"):
+    with pytest.raises(ConfigError, match="gpt-17 is neither a folder on this machine nor one of llama-3-8b"):
         model_shape("gpt-17")
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         model_shape(str(tmp_path))

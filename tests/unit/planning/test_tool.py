@@ -13,20 +13,28 @@ def plan(repository: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 def test_flags_are_the_trainers(repository: Path) -> None:
     flags = "--hf-model llama-3-70b --num-gpus 64 --tensor-model-parallel-size 8 --pipeline-model-parallel-size 4"
     more = "--sequence-parallel --use-distributed-optimizer --no-gradient-accumulation-fusion --recompute-modules mlp"
-    result = plan(repository, *flags.split(), *more.split(), "--recompute-granularity", "selective")
+    objective = "--bf16 --alpha 0.5 --distillation-fraction 0.5 --global-batch-size 1920 --recompute-activations"
+    result = plan(repository, *flags.split(), *more.split(), *objective.split())
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith(
-        "70.55 billion parameters, bf16, TP 8 x PP 4 x CP 1 x DP 2; 1 x 2048 tokens a microbatch"
+    assert lines[0] == (
+        "70.55 billion parameters, bfloat16, TP 8 x PP 4 x CP 1 x DP 2; microbatches of 1 x 2048 tokens, 960 on each "
+        "rank in each step; GiB on each rank:"
     )
     assert lines[1].split() == ("stage student teacher gradients optimizer activations logits temporary peak".split())
     assert [line.split()[0] for line in lines[2:6]] == ["0", "1", "2", "3"]
     assert lines[6].startswith("fits: stage 0: ")
 
 
+def test_without_distillation_no_teacher_is_planned(repository: Path) -> None:
+    result = plan(repository, "--hf-model", "qwen2-7b", "--alpha", "1", "--tensor-model-parallel-size", "4", "--bf16")
+    assert result.stdout.splitlines()[2].split()[2] == "0.00"
+
+
 def test_what_cannot_be_is_one_line(repository: Path) -> None:
     result = plan(repository, "--hf-model", "qwen2-7b", "--tensor-model-parallel-size", "8")
     assert result.returncode == 1
     assert result.stderr == (
-        "error: --tensor-model-parallel-size 8 does not divide the model's 4 query groups: choose one that does\n"
+        "error: --tensor-model-parallel-size 8 does not divide the model's 28 attention heads: "
+        "choose a size that does\n"
     )
