@@ -99,7 +99,8 @@ def _captured(tool: str) -> argparse.ArgumentParser:
 def _purpose(parser: argparse.ArgumentParser, tool: str) -> str:
     """The first paragraph of what the parser says of the tool; for a trainer, of the tool's docstring."""
     text = parser.description or ast.get_docstring(ast.parse((ROOT / "tools" / tool).read_text(encoding="utf-8"))) or ""
-    return _prose(text.strip().partition("\n\n")[0]) + "\n"
+    first = re.sub(r"^(``)?tools/\w+\.py(``)?: ", "", text.strip().partition("\n\n")[0])
+    return _prose(first[:1].upper() + first[1:]) + "\n"
 
 
 def _tables(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Say how much of each GPU's memory a run of continual pre-training takes: python tools/plan.py --hf-model llama-3-8b.
 
---help has the flags; docs/operations.md says how it counts.
+--help has the flags; docs/how-to/plan-memory.md says how it counts.
 """
 
 from megatron_mixcpt.planning.tool import main

@@ -5,7 +5,7 @@
 
 The flags of the layout and of the objective are the trainer's, and a layout is accepted if it trains. Where the plan
 exceeds --gpu-memory, a warning says what to change. How it counts, and how close that is to measurements:
-docs/operations.md.
+docs/how-to/plan-memory.md.
 """
 
 import dataclasses
