@@ -131,10 +131,12 @@ def parse_alignment_run(
     batches = _pack(config, samples[: len(train)], settings, sizes)
     rows = _rows(samples, batches, encoder, settings, Split.train)
     valid = _held_out_rows(len(train), samples, encoder, settings) if held_out else None
+    resumed = resumable(settings.get("save"), settings.get("ckpt_step"))
     engine_settings = settings | _engine_batches(batches, valid is not None, settings, sizes)
+    engine_settings["load"] = settings["save"] if resumed else None
     args = parse_engine_args(without_flags(argv, ("--load", "--global-batch-size")), config_class, engine_settings)
     record = _record(config, settings, batches, samples)
-    check_resumes(args, record, source.plan.engine_arguments, allow=config.resume_with_changes)
+    check_resumes(args, resumed, record, source.plan.engine_arguments, allow=config.resume_with_changes)
     size = settings["global_batch_size"]
     return AlignmentRun(args, config, sizes, source, encoder, samples, ids, len(held_out), size, rows, valid, refused)
 
@@ -210,13 +212,11 @@ def _held_out_rows(start: int, samples: list[Sample], encoder: ChatEncoder, sett
 def _engine_batches(
     batches: PackedBatches, validates: bool, settings: dict[str, Any], sizes: ParallelSizes
 ) -> dict[str, Any]:
-    """The run in the engine's terms: its samples are our rows, and it resumes from where it saves."""
-    save = settings.get("save")
+    """The run in the engine's terms: its samples are our rows."""
     validation = validation_settings(["held-out"], pipeline_size=sizes.pipeline, data_parallel_size=sizes.data)
     return {
         "global_batch_size": batches.num_rows,
         "train_iters": batches.num_batches,
-        "load": save if resumable(save) else None,
         **(validation if validates else {"eval_iters": 0}),  # a missing set would be made up by the engine
     }
 

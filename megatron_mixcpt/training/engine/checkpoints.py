@@ -37,33 +37,40 @@ _DISK_ERRORS = tuple(
 )
 
 
-def resumable(folder: str | None) -> MegatronCheckpoint | None:
-    """The checkpoint of ``folder`` that training goes on from; None where there is none.
+def resumable(folder: str | None, iteration: int | None = None) -> MegatronCheckpoint | None:
+    """The checkpoint of ``folder`` that the engine will load, opened and checked; None where there is none.
+
+    Args:
+        folder: of checkpoints; None: none.
+        iteration: the one that ``--ckpt-step`` names; None: the last complete one up to the tracker file's.
 
     Raises:
-        CheckpointError: there is a torn one only.
+        CheckpointError: the iteration is incomplete, or every one is, or loading it would run code that it names.
     """
-    choice = choose_checkpoint(Path(folder)) if folder and Path(folder).is_dir() else None
+    if not folder or not Path(folder).is_dir():
+        return None
+    if iteration:
+        named = iteration_folder(Path(folder), iteration)
+        if reason := why_incomplete(named):
+            raise CheckpointError(f"--ckpt-step {iteration}: {named} is incomplete ({reason}); give another iteration")
+        return open_for_engine(folder, iteration)
+    choice = choose_checkpoint(Path(folder))
     return choice and open_for_engine(folder, iteration_number(choice.folder) or None)
 
 
 def settle_checkpoints(args: argparse.Namespace) -> None:
-    """Make sure that what the engine is about to load is whole, and clear what killed runs left. On one process.
+    """Let the tracker file of ``--load`` name a complete iteration, and clear what killed runs left. On one process.
 
-    Where the tracker file of ``--load`` names a torn iteration, it is **rewritten** to name the last whole one.
+    Where it names an incomplete iteration, it is **rewritten** to name the last complete one.
 
     Raises:
-        CheckpointError: nothing whole is left, or ``--ckpt-step`` names a torn iteration.
+        CheckpointError: no complete iteration is left.
     """
     for left in Path(args.save).glob(f"{_REMOVED}*") if args.save else ():
         shutil.rmtree(left, ignore_errors=True)
-    if not args.load or not Path(args.load).is_dir():
+    if not args.load or args.ckpt_step or not Path(args.load).is_dir():
         return
-    if args.ckpt_step:
-        folder = iteration_folder(Path(args.load), args.ckpt_step)
-        if reason := why_incomplete(folder):
-            raise CheckpointError(f"--ckpt-step {args.ckpt_step}: {folder} is torn ({reason}); give another iteration")
-    elif (choice := choose_checkpoint(Path(args.load))) and choice.passed_over:
+    if (choice := choose_checkpoint(Path(args.load))) and choice.passed_over:
         print(f"warning: {choice.passed_over}", flush=True)
         write_tracker(Path(args.load), choice.folder)
 

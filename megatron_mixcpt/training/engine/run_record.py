@@ -9,29 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError, ConfigError
-from megatron_mixcpt.training.engine.checkpoints import resumable
 
 Record = dict[str, Any]
 """Name of a setting, as a user knows it -> a plain value."""
 
 
-def check_resumes(args: argparse.Namespace, record: Record, architecture: Mapping[str, Any], *, allow: bool) -> None:
+def check_resumes(
+    args: argparse.Namespace,
+    checkpoint: MegatronCheckpoint | None,
+    record: Record,
+    architecture: Mapping[str, Any],
+    *,
+    allow: bool,
+) -> None:
     """Compare a run with the checkpoint that it goes on from, if any, and put ``record`` into ``args``.
 
     Args:
         args: the engine's arguments. **Changed**: the record is added.
+        checkpoint: what ``--load`` names; None: the run begins anew.
         record: of this run.
         architecture: engine arguments that follow from the model.
         allow: print what differs in the record rather than refuse it.
 
     Raises:
         ConfigError: the record differs.
-        CheckpointError: the checkpoint is torn, of another model, or has no optimizer to go on with.
+        CheckpointError: the checkpoint is of another model, or has no optimizer to go on with.
     """
     args.run_record = record
-    checkpoint = None if args.finetune else resumable(args.load)
-    if checkpoint is None or not checkpoint.iteration:
+    if args.finetune or checkpoint is None or not checkpoint.iteration:
         return
     saved = checkpoint.arguments()
     _check_architecture(checkpoint.folder, saved, architecture)

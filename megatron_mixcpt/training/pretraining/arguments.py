@@ -13,6 +13,7 @@ from typing import Any
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder, refuse_contradictions
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import (
     MixturePlan,
@@ -80,6 +81,8 @@ class Run:
     plan: MixturePlan
     named_sets: dict[str, Path]
     """Name -> path of each ``--validation``."""
+    checkpoint: MegatronCheckpoint | None
+    """What the engine loads the student from; None: its weights are those of ``student``."""
 
 
 def parse_run(argv: Sequence[str]) -> Run:
@@ -101,8 +104,10 @@ def parse_run(argv: Sequence[str]) -> Run:
         _check_same_shape(student, teacher)
         _check_tokenizer(manifest, teacher)
     settings = RECIPE_DEFAULTS | engine_defaults(student, manifest.tokenizer.eos_id) | explicit
-    if "load" not in explicit and resumable(explicit.get("save")):
-        settings["load"] = explicit["save"]  # the same command again goes on
+    load = explicit.get("load", explicit.get("save"))  # the same command again goes on
+    resumed = resumable(load, explicit.get("ckpt_step"))
+    if resumed:
+        settings["load"] = load
     if config.document_masking:
         settings["dataloader_inter_document_masking"] = True  # the engine's datasets then reset the positions as well
     sizes = parallel_sizes(settings)
@@ -126,8 +131,9 @@ def parse_run(argv: Sequence[str]) -> Run:
         settings["eval_iters"] = 0  # the engine would take a missing dataset for one
     args = parse_engine_args(argv, MixCPTConfig, settings)
     record = mixture_record(args, config, manifest, plan)
-    check_resumes(args, record, student.engine_arguments, allow=config.resume_with_changes)
-    return Run(args, config, sizes, student, teacher, manifest, plan, named)
+    check_resumes(args, resumed, record, student.engine_arguments, allow=config.resume_with_changes)
+    checkpoint = resumed or resumable(args.pretrained_checkpoint)
+    return Run(args, config, sizes, student, teacher, manifest, plan, named, checkpoint)
 
 
 def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str, Any], batch_size: int) -> MixturePlan:

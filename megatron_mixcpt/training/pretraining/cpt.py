@@ -24,7 +24,6 @@ from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.inference.engine_model import load_on_this_rank
 from megatron_mixcpt.training.batch import get_batch
-from megatron_mixcpt.training.engine.checkpoints import resumable
 from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
 from megatron_mixcpt.training.pretraining.arguments import Run, parse_run
 from megatron_mixcpt.training.pretraining.datasets import IndexedSamples, dataset_provider, set_identities
@@ -108,9 +107,8 @@ def build_head(run: Run, groups: ProcessGroupCollection) -> MixCPTHead:
 
 def load_weights(run: Run, chunks: list[StudentTeacherModel]) -> list[StudentTeacherModel]:
     """Fill the student, unless a checkpoint will, and the teacher, in place: each rank its own slices."""
-    resumes = any(resumable(path) for path in (run.args.load, run.args.pretrained_checkpoint))
     for chunk in chunks:
-        if not resumes:
+        if run.checkpoint is None:
             load_on_this_rank(chunk.module, run.student)
         if chunk.teacher is not None:
             load_on_this_rank(chunk.teacher, run.teacher)
