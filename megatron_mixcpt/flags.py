@@ -100,7 +100,7 @@ def build_parser(description: str | None, *settings_classes: type) -> Parser:
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, settings_class: type, *, prefix: str = "", grouped: bool = False
+    parser: argparse._ActionsContainer, settings_class: type, *, prefix: str = "", grouped: bool = False
 ) -> None:
     """Add the flags of a settings class, those of dataclasses in it in groups; changes ``parser``.
 
@@ -159,7 +159,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _group(parser: argparse.ArgumentParser, settings_class: type) -> argparse._ActionsContainer:
+def _group(parser: argparse._ActionsContainer, settings_class: type) -> argparse._ActionsContainer:
     title, _, rest = (inspect.getdoc(settings_class) or settings_class.__name__).partition("\n\n")
     return parser.add_argument_group(title.rstrip(".").replace("\n", " "), rest or None)
 

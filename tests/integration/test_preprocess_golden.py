@@ -8,8 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from megatron_mixcpt.data.preprocessing.arguments import build_parser, settings_from
 from megatron_mixcpt.data.preprocessing.run import preprocess
+from megatron_mixcpt.data.preprocessing.tool import build_parser, preprocess_settings
 from megatron_mixcpt.jobs.digests import file_digest
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
@@ -20,7 +20,7 @@ def written_digests(folder: Path) -> dict[str, str]:
     """Preprocess the corpus into ``folder``, and return the sha256 of every .bin and .idx."""
     flags = [item for kind in ("cpt", "sft", "dpo") for item in (f"--{kind}", str(GOLDEN / f"{kind}.jsonl"))]
     flags += ["--tokenizer", str(GOLDEN / "tokenizer"), "--output", str(folder)]
-    preprocess(settings_from(build_parser("").parse_args(flags)), folder)
+    preprocess(preprocess_settings(build_parser().parse_args(flags)), folder)
     return {path.name: file_digest(path) for path in sorted(folder.glob("*.[bi][id][nx]"))}
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mixcpt.data.preprocessing.arguments import build_parser, settings_from
 from megatron_mixcpt.data.preprocessing.parts import plan as parts
 from megatron_mixcpt.data.preprocessing.run import preprocess
+from megatron_mixcpt.data.preprocessing.tool import build_parser, preprocess_settings
 from megatron_mixcpt.errors import ConfigError, DataError
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
@@ -46,7 +46,9 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(arguments: list[str], output: Path, num_workers: int = 1) -> None:
-    preprocess(settings_from(build_parser("").parse_args([*arguments, "--output", str(output)])), output, num_workers)
+    preprocess(
+        preprocess_settings(build_parser().parse_args([*arguments, "--output", str(output)])), output, num_workers
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
-from megatron_mixcpt.data.preprocessing.arguments import build_parser, settings_from
 from megatron_mixcpt.data.preprocessing.parts import plan as parts
 from megatron_mixcpt.data.preprocessing.run import preprocess
+from megatron_mixcpt.data.preprocessing.tool import build_parser, preprocess_settings
 from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.tokens import fast_encoder as fast_encoding
 from megatron_mixcpt.errors import DataError
@@ -28,7 +28,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(tokenizer_dir: Path, output: Path, *flags: object, workers: int = 1) -> MixtureManifest:
     arguments = [*map(str, flags), "--tokenizer", str(tokenizer_dir), "--output", str(output)]
-    preprocess(settings_from(build_parser("").parse_args(arguments)), output, workers)
+    preprocess(preprocess_settings(build_parser().parse_args(arguments)), output, workers)
     return MixtureManifest.load(output)
 
 

@@ -45,13 +45,13 @@ ROOMS = {
     "losses": _room("mathematics over a sharded vocabulary", takes="torch"),
     "models": _room("layers without Transformer Engine", takes="engine core"),
     "data": _room("records: documents, conversations, preferences"),
-    "data/reading": _room("files become records"),
+    "data/reading": _room("files become records", "flags"),
     "data/reading/formats": _room("one file for each input format, and their registry", "data"),
     "data/chat": _room("chat templates and the tokens of a conversation"),
     "data/tokens": _room("texts become token ids", "jobs"),
     "data/mixture": _room("datasets on disk, mixture.json, the plan of a run", "data/tokens"),
     "data/preprocessing": _room(
-        "the whole of tools/preprocess_mixture.py", "data/reading data/tokens data/mixture jobs"
+        "all of tools/preprocess_mixture.py", "data/reading data/tokens data/mixture flags jobs"
     ),
     "data/preprocessing/parts": _room(
         "its work in parts, by one process or many", "data/reading data/tokens data/mixture jobs"

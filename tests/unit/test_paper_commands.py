@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from examples.paper.commands import DOMAINS, METHODS, commands
-from megatron_mixcpt.data.preprocessing.arguments import build_parser
+from megatron_mixcpt.data.preprocessing.tool import build_parser
 from megatron_mixcpt.data.reading.record_flags import record_settings
 from megatron_mixcpt.evaluation.settings import EvaluateSettings
 from megatron_mixcpt.evaluation.tool import build_parser as evaluate_parser
@@ -21,7 +21,7 @@ from megatron_mixcpt.selection.arguments import score_parser, score_settings, se
 
 def parse_mixture(words: list[str]) -> None:
     """The settings of each kind; the tokenizer, which the rest needs, is not here."""
-    arguments = build_parser("").parse_args(words)
+    arguments = build_parser().parse_args(words)
     for kind in ("cpt", "sft", "dpo"):
         record_settings(kind, arguments)
 

@@ -1,37 +1,87 @@
 """What the user asks of the preprocessing, as far as it decides what is written; the number of workers does not."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from megatron_mixcpt import flags
+from megatron_mixcpt.data.preprocessing.decontaminate import LEAST_WORDS
+from megatron_mixcpt.data.preprocessing.near_duplicates import check_available
 from megatron_mixcpt.data.reading.embedded_templates import TemplateRule, choose_rules
 from megatron_mixcpt.data.reading.record_settings import KindSettings, described_kind
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import setting
+
+LEAST_SIMILARITY = 0.3
+
+
+def read_share(flag: str, text: str) -> float:
+    """Read a share, ``1%`` or ``0.01``, as a number from 0 to 1. Raises ConfigError naming ``flag``."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{flag} {text}: expected a share such as 1% or 0.01")
+    return share
 
 
 @dataclass(frozen=True)
-class PreprocessSettings:
-    """A whole run."""
+class KeptKindSettings(KindSettings):
+    """Which records of a kind are used, and how many of them are kept."""
 
-    kinds: dict[str, KindSettings]
-    tokenizer: TokenizerFiles
-    skip_bad_records: bool = False
-    """Write bad records to rejects.jsonl.gz and go on, rather than stop at the first."""
-    max_rejects: float = 1.0
-    """The largest share of bad records with which a run still succeeds."""
+    fraction: float = setting(default=1.0, metavar="SHARE", read=read_share)
+    """Keep this share of the records, drawn by their content."""
+    max_tokens: int | None = None
+    """Keep the first samples that together have at most N tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """Which samples are written."""
+
+    on_bad_record: Literal["error", "skip"] = "error"
+    """Stop at the first record that cannot be used, or list such records in rejects.jsonl.gz and go on."""
+    max_rejects: float = setting(default=1.0, metavar="SHARE", read=read_share)
+    """With --on-bad-record skip: fail if more than this share of a kind's records is bad, for example 1%."""
+    allow_special_tokens: bool = False
+    """Let the string of a special token in a text become that token; otherwise it stays ordinary text."""
+    keep_duplicates: bool = False
+    """Keep samples whose text equals that of an earlier sample of the kind, but for line ends and outer white space."""
+    near_duplicates: float | None = setting(default=None, metavar="SHARE", read=read_share, nargs="?", const=0.8)
+    """Leave out samples whose runs of five words overlap those of an earlier sample by this share (80% if no value is
+    given)."""
     min_tokens: int = 1
     """Leave out samples with fewer tokens, the end of sequence not counted."""
-    allow_special_tokens: bool = False
-    """Let a special token's string inside a text become that token."""
-    keep_duplicates: bool = False
-    """Keep samples whose text, but for line ends and outer white space, is that of an earlier sample of their kind."""
-    near_duplicates: float | None = None
-    """Leave out samples whose runs of words overlap an earlier one's by this share (Jaccard); None: do not look."""
-    decontaminate: tuple[str, ...] = ()
-    """Test sets; samples that share ``decontaminate_words`` words in a row with them are left out."""
-    test_sets_digest: str = ""
-    """Of the contents of these files, so that a run resumed after they changed is noticed."""
+    decontaminate: tuple[str, ...] = setting(default=(), metavar="PATH")
+    """Test sets; leave out samples that share a long run of words with them."""
     decontaminate_words: int = 13
-    template_rules: tuple[TemplateRule, ...] = field(default_factory=lambda: choose_rules(None))
+    """Length of such a run, in words."""
+
+    def __post_init__(self) -> None:
+        if self.min_tokens < 1:
+            raise ConfigError(f"--min-tokens {self.min_tokens}: must be at least 1")
+        if self.decontaminate_words < LEAST_WORDS:
+            raise ConfigError(f"--decontaminate-words {self.decontaminate_words}: must be at least {LEAST_WORDS}")
+        if self.near_duplicates is not None:
+            check_available()
+            if self.near_duplicates < LEAST_SIMILARITY:
+                raise ConfigError(
+                    f"--near-duplicates {self.near_duplicates:.0%}: below {LEAST_SIMILARITY:.0%} unrelated texts are "
+                    "found; choose a larger share"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSettings(SampleSettings):
+    """Everything that decides what a run writes."""
+
+    kinds: dict[str, KeptKindSettings] = setting(is_flag=False)
+    """By kind, in the order in which they are written."""
+    tokenizer: TokenizerFiles = setting(is_flag=False)
+    test_sets_digest: str = setting(default="", is_flag=False)
+    """Of the contents of the test sets, so that a run resumed after they changed is noticed."""
+    template_rules: tuple[TemplateRule, ...] = setting(default_factory=lambda: choose_rules(None), is_flag=False)
     """Chat templates to take off."""
 
     def described(self) -> dict[str, Any]:
@@ -39,18 +89,16 @@ class PreprocessSettings:
         described: dict[str, Any] = {f"--{kind}": list(settings.paths) for kind, settings in self.kinds.items()}
         for kind, settings in self.kinds.items():
             described |= described_kind(kind, settings)
-        return described | {
-            "--tokenizer": str(self.tokenizer.folder),
-            "tokenizer digest": self.tokenizer.digest,
-            "--eos-token": self.tokenizer.eos_token,
-            "--on-bad-record": "skip" if self.skip_bad_records else "error",
-            "--max-rejects": f"{self.max_rejects:.6%}",
-            "--min-tokens": self.min_tokens,
-            "--allow-special-tokens": self.allow_special_tokens,
-            "--keep-duplicates": self.keep_duplicates,
-            "--near-duplicates": self.near_duplicates,
-            "--decontaminate": list(self.decontaminate),
-            "test sets digest": self.test_sets_digest,
-            "--decontaminate-words": self.decontaminate_words,
-            "template rules": {rule.name: rule.turn for rule in self.template_rules},
-        }
+        return (
+            described
+            | {
+                "--tokenizer": str(self.tokenizer.folder),
+                "tokenizer digest": self.tokenizer.digest,
+                "--eos-token": self.tokenizer.eos_token,
+            }
+            | flags.described(self)
+            | {
+                "test sets digest": self.test_sets_digest,
+                "template rules": {rule.name: rule.turn for rule in self.template_rules},
+            }
+        )

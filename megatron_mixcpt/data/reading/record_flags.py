@@ -1,7 +1,9 @@
 """The flags that say how rows become records of a kind, shared by preprocessing and scoring."""
 
 import argparse
+from dataclasses import replace
 
+from megatron_mixcpt import flags
 from megatron_mixcpt.data.reading.presets import preset_for
 from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.data.reading.row_filter import RowFilter
@@ -14,27 +16,27 @@ KIND_HELP = {
 }
 
 
-def add_record_flags(parser: argparse.ArgumentParser, kind: str) -> argparse._ArgumentGroup:
+def add_record_flags(
+    parser: argparse.ArgumentParser, kind: str, settings_class: type[KindSettings] = KindSettings
+) -> None:
     """Add the flags that say how rows become records of ``kind``; :func:`record_settings` reads them."""
     group = parser.add_argument_group(f"{kind}: which records, and what their fields are called")
-    group.add_argument(f"--{kind}-preset", metavar="NAME", help="a known data set, see --list-presets")
-    group.add_argument(f"--{kind}-filter", metavar="EXPRESSION", help="keep such records: 'score >= 0.7'")
+    flags.add_flags(group, settings_class, prefix=kind)
     for name in FIELDS_OF_KIND[kind]:
-        text = f"default {getattr(FieldNames, name)}"
+        text = f"Name of the field that holds this (default: {getattr(FieldNames, name)})"
         group.add_argument(f"--{kind}-{name}-field", metavar="NAME", help=text)
-    return group
 
 
-def record_settings(kind: str, arguments: argparse.Namespace) -> KindSettings:
-    """The settings of one kind, but for how much of it is kept. Raises ConfigError."""
-    preset_name, condition = (getattr(arguments, f"{kind}_{name}") for name in ("preset", "filter"))
-    names = {name: getattr(arguments, f"{kind}_{name}_field") for name in FIELDS_OF_KIND[kind]}
-    preset = preset_for(kind, preset_name)
-    if condition:
-        RowFilter(condition, f"--{kind}-filter")  # refused here rather than in a worker
-    return KindSettings(
-        paths=tuple(getattr(arguments, kind)),
-        names=FieldNames(**(preset.names | {name: value for name, value in names.items() if value is not None})),
-        preset=preset_name,
-        filter=condition,
-    )
+def record_settings[S: KindSettings](
+    kind: str,
+    arguments: argparse.Namespace,
+    settings_class: type[S] = KindSettings,  # type: ignore[assignment]  # a default of a generic parameter
+) -> S:
+    """The settings of one kind. Raises ConfigError."""
+    settings = flags.settings_from(arguments, settings_class, kind)
+    preset = preset_for(kind, settings.preset)
+    if settings.filter:
+        RowFilter(settings.filter, f"--{kind}-filter")  # refused here rather than in a worker
+    given = {name: getattr(arguments, f"{kind}_{name}_field") for name in FIELDS_OF_KIND[kind]}
+    names = preset.names | {name: value for name, value in given.items() if value is not None}
+    return replace(settings, paths=tuple(getattr(arguments, kind)), names=FieldNames(**names))

@@ -1,36 +1,31 @@
-"""What the user asks of the records of one kind, as far as it decides which samples there are."""
+"""What the user asks of the records of one kind, as far as it decides which records there are."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from megatron_mixcpt import flags
 from megatron_mixcpt.data.records import FieldNames
+from megatron_mixcpt.flags import setting
 
 
 @dataclass(frozen=True)
 class KindSettings:
-    """What is asked for one kind."""
+    """Which records of a kind are used. The flags begin with the kind: ``--cpt-filter``."""
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = setting(default=(), is_flag=False)
     """Files, folders and globs, as given."""
-    names: FieldNames = field(default_factory=FieldNames)
-    preset: str | None = None
-    """A name of ``presets.PRESETS``."""
-    filter: str | None = None
-    """A condition in the language of ``row_filter.py``; records that do not fulfil it are left out."""
-    fraction: float = 1.0
-    """Share of the records to keep, chosen by their content."""
-    max_tokens: int | None = None
-    """Keep samples, in order, while they are no more than these tokens together."""
+    names: FieldNames = setting(default=FieldNames(), is_flag=False)
+    preset: str | None = setting(default=None, metavar="NAME")
+    """A known data set, which decides field names and filter; --list-presets lists them."""
+    filter: str | None = setting(default=None, metavar="EXPRESSION")
+    """Use only the records that fulfil this condition, for example 'score >= 0.7'."""
 
 
 def described_kind(kind: str, settings: KindSettings) -> dict[str, Any]:
-    """The settings of one kind that differ from their defaults."""
-    given = {name: value for name, value in vars(settings).items() if name not in ("paths", "names")}
-    described = {
-        f"--{kind}-{name.replace('_', '-')}": value
-        for name, value in given.items()
-        if value != KindSettings.__dataclass_fields__[name].default
-    }
+    """The settings of one kind that differ from their defaults, by flag."""
+    defaults = flags.described(type(settings)(), kind)
+    given = flags.described(settings, kind)
+    described = {flag: value for flag, value in given.items() if value != defaults[flag]}
     for name, value in vars(settings.names).items():
         if value != getattr(FieldNames, name):
             described[f"--{kind}-{name}-field"] = value

@@ -19,8 +19,7 @@ from megatron_mixcpt.data.datasets.mixture_datasets import CACHE_NAME
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.mixture.plan import MixturePlan, held_out_sequences
 from megatron_mixcpt.data.preprocessing.run import preprocess
-from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
-from megatron_mixcpt.data.reading.record_settings import KindSettings
+from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings
 from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
@@ -123,7 +122,7 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
     aside = folder.with_name(f"{folder.name}-{os.getpid()}")
     tokenizer = TokenizerFiles.read(tokenizer_dir, mixture.tokenizer.eos_token)
     try:
-        preprocess(PreprocessSettings({"cpt": KindSettings((str(path),))}, tokenizer), aside)
+        preprocess(PreprocessSettings(kinds={"cpt": KeptKindSettings((str(path),))}, tokenizer=tokenizer), aside)
     except DataError as error:
         what = str(error).partition("; ")[0].removeprefix("--cpt: ")  # the rest is about flags of preprocessing
         raise DataError(

@@ -102,7 +102,7 @@ class PartReader:
         error: BadRecord | Dropped,
         rejects: TextIO,
     ) -> None:
-        if isinstance(error, BadRecord) and not self._settings.skip_bad_records:
+        if isinstance(error, BadRecord) and self._settings.on_bad_record == "error":
             line += source.format.lines_before(source, segment.start) if segment.start else 0
             way_out = "mend it, or go on without such records with --on-bad-record skip"
             raise DataError(f"{source.path}:{line}: {error.detail}; {way_out}") from error

@@ -12,11 +12,10 @@ from megatron_mixcpt.data.preprocessing.decontaminate import TestSets, read_test
 from megatron_mixcpt.data.preprocessing.near_duplicates import find_near_duplicates, signature
 from megatron_mixcpt.data.preprocessing.parts.files import SAMPLE_TYPE
 from megatron_mixcpt.data.preprocessing.sample_maker import SampleMaker
-from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
+from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings
 from megatron_mixcpt.data.preprocessing.what_stays import REASONS, first_occurrences, select
 from megatron_mixcpt.data.reading.presets import PRESETS, preset_for
 from megatron_mixcpt.data.reading.record_maker import Dropped
-from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.data.records import FIELDS_OF_KIND, REJECT_REASONS, BadRecord, FieldNames
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError
@@ -28,7 +27,7 @@ def settings_for(kind: str = "cpt", **options) -> PreprocessSettings:
     common = {
         name: options.pop(name) for name in ("min_tokens", "near_duplicates", "keep_duplicates") if name in options
     }
-    return PreprocessSettings({kind: KindSettings((), **options)}, TOKENIZER, **common)
+    return PreprocessSettings(kinds={kind: KeptKindSettings(**options)}, tokenizer=TOKENIZER, **common)
 
 
 def outcome(maker: SampleMaker, row: dict) -> str:

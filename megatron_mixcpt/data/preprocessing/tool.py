@@ -1,0 +1,154 @@
+"""Make the knowledge mixture: documents, instructions and preferences become indexed datasets that Megatron trains on.
+
+    python tools/preprocess_mixture.py --cpt docs/ --sft chat.jsonl --dpo pairs.parquet \\
+        --tokenizer models/Llama-3-8B --output data/mixture --workers 8
+
+Writes cpt.bin/.idx, sft.bin/.idx and dpo.bin/.idx (those that were given), rejects.jsonl.gz with every record that gave
+no sample, and mixture.json, which describes them. Started again after an interruption, it continues where it stopped.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_mixcpt import flags
+from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+from megatron_mixcpt.data.mixture.plan import parse_epochs, parse_kind_values, plan_mixture
+from megatron_mixcpt.data.preprocessing.decontaminate import test_sets_digest
+from megatron_mixcpt.data.preprocessing.run import describe_plan, preprocess
+from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings, SampleSettings
+from megatron_mixcpt.data.reading.embedded_templates import BUILT_IN_RULES, TemplateRule, choose_rules, read_rules
+from megatron_mixcpt.data.reading.presets import PRESETS
+from megatron_mixcpt.data.reading.record_flags import add_record_flags, record_settings
+from megatron_mixcpt.data.records import KINDS
+from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
+from megatron_mixcpt.errors import ConfigError, exit_on_user_error
+from megatron_mixcpt.flags import Parser, setting, settings_from
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What is read, and where the mixture is written."""
+
+    cpt: tuple[str, ...] = setting(default=(), metavar="PATH")
+    """Documents of the domain: files, folders, globs."""
+    sft: tuple[str, ...] = setting(default=(), metavar="PATH")
+    """Instruction samples (messages, prompt and response, or instruction, input and output): files, folders, globs."""
+    dpo: tuple[str, ...] = setting(default=(), metavar="PATH")
+    """Preferences (prompt, chosen and rejected): files, folders, globs."""
+    tokenizer: Path | None = setting(default=None, metavar="DIR")
+    """Hugging Face model or tokenizer folder."""
+    eos_token: str | None = setting(default=None, metavar="TOKEN")
+    """Token that ends a sample. Default: the tokenizer's eos_token."""
+    output: Path | None = setting(default=None, metavar="DIR")
+    """Folder to write."""
+    workers: int = 1
+    """Number of processes that encode."""
+    dry_run: bool = False
+    """Print what would be read and written, and stop."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"--workers {self.workers}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateSettings:
+    """Chat templates inside the data's text."""
+
+    keep_templates: tuple[str, ...] | None = setting(default=None, metavar="NAME", nargs="*")
+    """Do not take these chat templates off; all of them if none is named."""
+    template_rules: Path | None = setting(default=None, metavar="FILE")
+    """JSON file with more chat templates to take off."""
+    list_templates: bool = False
+    """List the chat templates, and stop."""
+    list_presets: bool = False
+    """List the presets, and stop."""
+
+    def rules(self) -> tuple[TemplateRule, ...]:
+        """The templates to take off. Raises ConfigError."""
+        return choose_rules(self.keep_templates, read_rules(self.template_rules) if self.template_rules else ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What a training run would draw from a finished mixture."""
+
+    plan: Path | None = setting(default=None, metavar="DIR")
+    """Print the plan for the mixture in DIR, and stop."""
+    seq_length: int = 2048
+    """Sequence length, in tokens."""
+    global_batch_size: int = 1920
+    """Global batch size, in sequences."""
+    split: str = setting(default="100,0,0", metavar="PARTS")
+    """Parts of train, validation and test."""
+    epochs: str = setting(default="1", metavar="E")
+    """Passes over the data, for all kinds or for each: cpt=1,sft=2."""
+    mixture_weights: str | None = setting(default=None, metavar="WEIGHTS")
+    """Shares of the run's tokens: cpt=0.7,sft=0.2,dpo=0.1."""
+
+    def text(self) -> str:
+        """The plan, for a terminal. Raises ConfigError and DataError."""
+        assert self.plan is not None
+        weights = parse_kind_values("--mixture-weights", self.mixture_weights) if self.mixture_weights else None
+        plan = plan_mixture(
+            MixtureManifest.load(self.plan),
+            sequence_length=self.seq_length,
+            split=self.split,
+            epochs=parse_epochs(self.epochs),
+            weights=weights,
+        )
+        return plan.table(self.global_batch_size)
+
+
+def build_parser() -> Parser:
+    """The parser of ``tools/preprocess_mixture.py``."""
+    parser = flags.build_parser(__doc__, RunSettings, SampleSettings, TemplateSettings)
+    for kind in KINDS:
+        add_record_flags(parser, kind, KeptKindSettings)
+    flags.add_flags(parser, PlanSettings, grouped=True)
+    return parser
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, preprocess, and print a summary."""
+    arguments = build_parser().parse_args(argv)
+    if text := _listing(arguments):
+        print(text)
+        return
+    run, settings = settings_from(arguments, RunSettings), preprocess_settings(arguments)
+    assert run.output is not None
+    if run.dry_run:
+        print(describe_plan(settings, run.output))
+        return
+    print(preprocess(settings, run.output, run.workers).summary())
+
+
+def _listing(arguments: argparse.Namespace) -> str:
+    """What the flags ask for that print something and stop; empty where none of them is given."""
+    plan, templates = settings_from(arguments, PlanSettings), settings_from(arguments, TemplateSettings)
+    lines = [plan.text()] if plan.plan else []
+    if templates.list_templates:
+        lines += [f"{rule.name:<22}{rule.about}" for rule in BUILT_IN_RULES]
+    if templates.list_presets:
+        lines += [f"{name:<22}{preset.kind}: {preset.about}" for name, preset in PRESETS.items()]
+    return "\n".join(lines)
+
+
+def preprocess_settings(arguments: argparse.Namespace) -> PreprocessSettings:
+    """The settings that decide what is written. Raises ConfigError, CheckpointError or DataError."""
+    run, samples = settings_from(arguments, RunSettings), settings_from(arguments, SampleSettings)
+    given = [kind for kind in KINDS if getattr(run, kind)]
+    if not given:
+        raise ConfigError("nothing to preprocess: give at least one of --cpt, --sft and --dpo")
+    if run.tokenizer is None or run.output is None:
+        raise ConfigError(f"--{'tokenizer' if run.tokenizer is None else 'output'} is missing")
+    return PreprocessSettings(
+        kinds={kind: record_settings(kind, arguments, KeptKindSettings) for kind in given},
+        template_rules=settings_from(arguments, TemplateSettings).rules(),
+        tokenizer=TokenizerFiles.read(run.tokenizer, run.eos_token),
+        test_sets_digest=test_sets_digest(list(samples.decontaminate)),
+        **vars(samples),
+    )
