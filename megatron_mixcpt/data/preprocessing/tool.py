@@ -5,6 +5,7 @@
 
 Writes cpt.bin/.idx, sft.bin/.idx and dpo.bin/.idx (those that were given), rejects.jsonl.gz with every record that gave
 no sample, and mixture.json, which describes them. Started again after an interruption, it continues where it stopped.
+Formats and options are explained in docs/how-to/prepare-data.md.
 """
 
 import argparse
