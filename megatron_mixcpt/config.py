@@ -27,6 +27,10 @@ class RunConfig:
     deterministic: bool = False
     """Bitwise reproducible at a fixed layout (sets the engine's --deterministic-mode and what it requires)."""
 
+    verbose: bool = False
+    """Show everything that the engine prints on the terminal, too; by default it is in the rank logs only
+    (SAVE/logs)."""
+
     def __post_init__(self) -> None:
         if self.keep_last is not None and self.keep_last < 1:
             raise ConfigError(f"--keep-last {self.keep_last}: must be greater than 0 (checkpoints to keep)")

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line that names the value, where it came from and the way out.
+"""Errors that the user can correct: one line that names the value, where it came from and the way out.
 
 Everything else (a bug of ours) stays an ordinary exception with its traceback.
 """
@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
+
+from megatron_mixcpt.torchrun_report import another_rank_has_spoken, explained, speaks_for_the_machine
 
 
 class MixCPTError(Exception):
@@ -36,8 +38,7 @@ class NumbersError(MixCPTError):
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a tool's ``main`` so that a :class:`MixCPTError` ends it with one line on stderr and exit code 1.
 
-    Under torchrun, ranks mostly meet the same error: the others leave the first rank of their machine time to speak
-    for all of them, whereupon torchrun ends them.
+    Under torchrun, ranks mostly meet the same error: one rank of each machine prints it, the first one if it can.
     """
 
     @wraps(main)
@@ -45,11 +46,35 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(*args, **kwargs)
         except MixCPTError as error:
-            if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-                time.sleep(5.0)
-                rank = f"rank {os.environ['RANK']}"
-                error = error if str(error).startswith(rank) else MixCPTError(f"{rank}: {error}")
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            line = f"error: {_with_rank(error)}"
+            _wait_for_the_first_rank()
+            if speaks_for_the_machine():
+                print(line, file=sys.stderr, flush=True)
+                explained(line)
+            else:
+                explained()
+            sys.exit(1)
+        except Exception:
+            if not another_rank_has_spoken():
+                raise
+            explained()
             sys.exit(1)
 
     return wrapped
+
+
+def _with_rank(error: MixCPTError) -> str:
+    """The message, which names the rank where that is not the first of its machine."""
+    rank = f"rank {os.environ.get('RANK')}"
+    return str(error) if _local_rank() == 0 or str(error).startswith(rank) else f"{rank}: {error}"
+
+
+def _wait_for_the_first_rank() -> None:
+    """Leave the first rank of this machine time to meet the same error."""
+    deadline = time.monotonic() + 5.0
+    while _local_rank() > 0 and not another_rank_has_spoken() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))

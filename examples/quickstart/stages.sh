@@ -13,15 +13,13 @@ else
     dtype=float32 precision=()
 fi
 
-# train LOG TOOL FLAGS...: shows the main figures of each iteration from the engine's lines, and the user's errors.
+# train LOG TOOL FLAGS...: shows the line of each iteration, and the user's errors.
 train() {
-    local log="$1" figures
-    figures='s/ \| (lssd loss (cpt|sft|dpo)|top-1 agreement|(teacher|student) top-1 probability): [^ ]+//g;'
-    figures+='s/^.* iteration +([0-9]+)\/ +([0-9]+) .*\| (loss: .*) \| loss scale.*/iteration \1 of \2 | \3/p; /^error:/p'
+    local log="$1"
     shift
     echo "every line of the log: $log"
     OMP_NUM_THREADS="$threads" torchrun --nproc-per-node "$ranks" "$@" --pipeline-model-parallel-size 2 "${precision[@]}" 2>&1 |
-        tee "$log" | sed --unbuffered --quiet --regexp-extended "$figures" || {
+        tee "$log" | sed --unbuffered --quiet --regexp-extended '/^(iteration [0-9]+\/|error:)/p' || {
         grep -q '^error:' "$log" || sed -n '/Traceback/,$p' "$log" | head -n 60 >&2
         return 1
     }

@@ -32,7 +32,9 @@ HEAVY = {
 }
 
 ROOMS = {
-    "errors": _room("what a user can correct, as one line"),
+    "errors": _room("what a user can correct, as one line", "torchrun_report"),
+    "torchrun_report": _room("a user's error stays the last line on the screen"),
+    "terminal": _room("what people read while a program runs"),
     "named_paths": _room("NAME=PATH on a command line"),
     "flags": _room("settings as dataclasses: flags, help and record"),
     "parallel_sizes": _room("how a run's ranks are divided, checked as the engine would"),
@@ -80,12 +82,12 @@ ROOMS = {
     "training": _room("what all trainings share: batches, the model, recipes", "distillation", "engine"),
     "training/engine": _room(
         "what wraps the engine's training loop",
-        "config flags parallel_sizes conversion conversion/architectures distillation models",
+        "config flags parallel_sizes conversion conversion/architectures distillation models terminal torchrun_report",
         "engine",
     ),
     "training/pretraining": _room(
         "continual pre-training",
-        "training/engine config flags objective parallel_sizes log_names named_paths conversion inference distillation "
+        "training/engine config terminal flags objective parallel_sizes log_names named_paths conversion inference distillation "
         "conversion/architectures losses data data/reading data/tokens data/mixture data/preprocessing data/datasets "
         "jobs",
         "engine",

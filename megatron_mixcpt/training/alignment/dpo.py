@@ -14,6 +14,7 @@ from megatron_mixcpt.training.alignment.loss import LossFunc, dpo_loss_func
 from megatron_mixcpt.training.alignment.reference import ReferenceSums, precompute_reference
 from megatron_mixcpt.training.alignment.run import Rows, train_alignment
 from megatron_mixcpt.training.alignment.summary import describe
+from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
 from megatron_mixcpt.training.engine.launch import prepare_environment, start_distributed
 
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 1e-7. Both ends of a pair share a row.
@@ -21,13 +22,13 @@ DEFAULTS = {"lr": 5e-7, "seq_length": 4096}
 
 
 @exit_on_user_error
+@quiet_terminal
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`DPOConfig`."""
     prepare_environment()
     argv = sys.argv[1:] if argv is None else argv
     run = parse_alignment_run(argv, DPOConfig, kind="dpo", encode=encode, defaults=DEFAULTS)
-    if run.args.rank == 0:
-        print(f"\n{describe(run)}\n", flush=True)
+    show_start(run.args, run.config, describe(run))
     if run.config.dry_run:
         return
     groups = start_distributed()

@@ -13,6 +13,7 @@ from megatron_mixcpt.training.alignment.arguments import parse_alignment_run
 from megatron_mixcpt.training.alignment.loss import sft_loss_func
 from megatron_mixcpt.training.alignment.run import train_alignment
 from megatron_mixcpt.training.alignment.summary import describe
+from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
 from megatron_mixcpt.training.engine.launch import prepare_environment, start_distributed
 
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 5e-7.
@@ -20,13 +21,13 @@ DEFAULTS = {"lr": 5e-6}
 
 
 @exit_on_user_error
+@quiet_terminal
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`SFTConfig`."""
     prepare_environment()
     argv = sys.argv[1:] if argv is None else argv
     run = parse_alignment_run(argv, SFTConfig, kind="sft", encode=encode, defaults=DEFAULTS)
-    if run.args.rank == 0:
-        print(f"\n{describe(run)}\n", flush=True)
+    show_start(run.args, run.config, describe(run))
     if not run.config.dry_run:
         loss_func = lambda rows: functools.partial(sft_loss_func, rows.batch.loss_mask)  # noqa: E731
         train_alignment(run, start_distributed(), loss_func, runs_reference=False)

@@ -29,6 +29,7 @@ from megatron_mixcpt.conversion.megatron_iterations import (
 )
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.patches import Change
 
 _REMOVED = ".removed-"
@@ -71,7 +72,7 @@ def settle_checkpoints(args: argparse.Namespace) -> None:
     if not args.load or args.ckpt_step or not Path(args.load).is_dir():
         return
     if (choice := choose_checkpoint(Path(args.load))) and choice.passed_over:
-        print(f"warning: {choice.passed_over}", flush=True)
+        say(f"warning: {choice.passed_over}")
         write_tracker(Path(args.load), choice.folder)
 
 

@@ -19,6 +19,7 @@ from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 from megatron_mixcpt.training.engine.checkpoints import guarded_saves, settle_checkpoints
+from megatron_mixcpt.training.engine.console import shown_training
 from megatron_mixcpt.training.engine.loss_watch import DescribeSample, LossWatch, watched_numbers
 from megatron_mixcpt.training.engine.patches import Change, change_engine, restore_engine
 from megatron_mixcpt.training.engine.preemption import die_with_the_launcher, exits_as_preempted, preemption_handling
@@ -114,7 +115,9 @@ def train(
         communicator = DistillationP2PCommunicator(groups.pp, model_config.transformer)
         pipeline = {"pg_collection": groups, "p2p_communicator": communicator}
     watch = LossWatch(args, config.loss_spike_sigma, describe_sample)
-    change_engine([*_changes(args, config, watch), *engine_changes])
+    changes = [*_changes(args, config, watch), *engine_changes]
+    takes_evaluations = any(change.name == "megatron.training.training.evaluate" for change in engine_changes)
+    change_engine([*changes, *shown_training(args, shows_evaluations=not takes_evaluations)])
     container = pretrain_cfg_container_from_args(args, model_config)
     if args.rank == 0:
         settle_checkpoints(args)

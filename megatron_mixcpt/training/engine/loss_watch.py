@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from megatron_mixcpt.conversion.megatron_iterations import choose_checkpoint
 from megatron_mixcpt.errors import CheckpointError, NumbersError
+from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.patches import Change
 
 DescribeSample = Callable[[Dataset, int], str]
@@ -141,10 +142,9 @@ class LossWatch:
         worst = [batch for batch in self._microbatches if batch.loss is not None and batch.mean() > limit]
         shards = parallel_state.get_tensor_model_parallel_rank() + parallel_state.get_context_parallel_rank()
         if worst and shards == 0:  # the others have the same samples
-            print(
+            say(
                 f"warning: rank {self._args.rank}, iteration {iteration}: the loss {loss:.4f} is a spike, above "
-                f"{limit:.4f} (--loss-spike-sigma {self._rule.sigma:g}); samples: {self._named(worst)}",
-                flush=True,
+                f"{limit:.4f} (--loss-spike-sigma {self._rule.sigma:g}); samples: {self._named(worst)}"
             )
 
     def _stop(self, iteration: int, what: str) -> NumbersError:

@@ -43,6 +43,30 @@ class Change(NamedTuple):
 # Where several entries wrap the same name, the first is the innermost.
 REGISTER = (
     Entry(
+        "megatron.training.training.setup_model_and_optimizer",
+        WRAPPED,
+        "training/engine/console.py",
+        "shows on the terminal that weights are loaded, and for how long",
+    ),
+    Entry(
+        "megatron.training.training.build_train_valid_test_data_iterators",
+        WRAPPED,
+        "training/engine/console.py",
+        "shows on the terminal that datasets are built, and for how long",
+    ),
+    Entry(
+        "megatron.training.training.training_log",
+        WRAPPED,
+        "training/engine/console.py",
+        "shows our line of an interval; the engine's own goes to the rank log",
+    ),
+    Entry(
+        "megatron.training.training.train",
+        WRAPPED,
+        "training/engine/console.py",
+        "shows on the terminal that the first step begins",
+    ),
+    Entry(
         "megatron.training.training.train",
         WRAPPED,
         "training/engine/whole_validation.py",
@@ -69,8 +93,20 @@ REGISTER = (
     Entry(
         "megatron.training.training.evaluate",
         WRAPPED,
+        "training/engine/console.py",
+        "collects the figures of each validation set for the table",
+    ),
+    Entry(
+        "megatron.training.training.evaluate",
+        WRAPPED,
         "training/pretraining/forgetting.py",
         "the forgetting meter takes the losses of each validation set",
+    ),
+    Entry(
+        "megatron.training.training.evaluate_and_print_results",
+        WRAPPED,
+        "training/engine/console.py",
+        "shows the figures of all validation sets as a table",
     ),
     Entry(
         "megatron.training.training.evaluate_and_print_results",
@@ -87,6 +123,12 @@ REGISTER = (
     Entry(
         "megatron.training.training.save_checkpoint",
         WRAPPED,
+        "training/engine/console.py",
+        "shows on the terminal that a checkpoint is saved, and for how long",
+    ),
+    Entry(
+        "megatron.training.training.save_checkpoint",
+        WRAPPED,
         "training/engine/checkpoints.py",
         "a complete iteration is not overwritten, old ones are deleted, and errors of the disk are explained",
     ),
@@ -95,6 +137,12 @@ REGISTER = (
         WRAPPED,
         "training/engine/checkpoints.py",
         "errors of the disk are explained for asynchronous saves too",
+    ),
+    Entry(
+        "megatron.training.checkpointing.schedule_async_save",
+        WRAPPED,
+        "training/engine/console.py",
+        "shows on the terminal that an asynchronous save is complete",
     ),
     Entry(
         "megatron.training.checkpointing.schedule_async_save",

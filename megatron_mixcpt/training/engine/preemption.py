@@ -20,6 +20,8 @@ import torch.distributed as dist
 from megatron.training import get_signal_handler
 from megatron.training.dist_signal_handler import DistributedSignalHandler
 
+from megatron_mixcpt.terminal import say
+from megatron_mixcpt.torchrun_report import explained
 from megatron_mixcpt.training.engine.patches import Change
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
@@ -91,9 +93,10 @@ def exits_as_preempted(rank: int, save: str | None) -> Iterator[None]:
         if rank == 0:
             kept = f"a checkpoint is in {save}" if save else "nothing is saved without --save"
             name = signal.Signals(agreed).name
-            print(f"preempted by {name}: {kept}; start the same command again to go on", flush=True)
+            say(f"preempted by {name}: {kept}; start the same command again to go on")
             if marker := os.environ.get(MARKER_VARIABLE):
                 Path(marker).write_text(name)
+        explained()
         raise SystemExit(EXIT_CODE) from exit
 
 

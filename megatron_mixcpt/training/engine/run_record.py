@@ -11,6 +11,7 @@ from typing import Any
 from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError, ConfigError
+from megatron_mixcpt.terminal import say
 
 Record = dict[str, Any]
 """Name of a setting, as a user knows it -> a plain value."""
@@ -54,7 +55,7 @@ def check_resumes(
             "--resume-with-changes"
         )
     if changes and args.rank == 0:
-        print(f"warning: {checkpoint.folder} is of a run with {changes}", flush=True)
+        say(f"warning: {checkpoint.folder} is of a run with {changes}")
 
 
 def _changes(saved: Record, record: Record) -> str:

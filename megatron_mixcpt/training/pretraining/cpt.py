@@ -24,6 +24,7 @@ from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.inference.engine_model import load_on_this_rank
 from megatron_mixcpt.training.batch import get_batch
+from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
 from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
 from megatron_mixcpt.training.pretraining.arguments import Run, parse_run
 from megatron_mixcpt.training.pretraining.datasets import IndexedSamples, dataset_provider, set_identities
@@ -35,13 +36,13 @@ from megatron_mixcpt.training.pretraining.validation_sets import NamedSet, open_
 
 
 @exit_on_user_error
+@quiet_terminal
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`MixCPTConfig`."""
     prepare_environment()
     run = parse_run(sys.argv[1:] if argv is None else argv)
     args, config = run.args, run.config
-    if args.rank == 0:
-        print(f"\n{describe(run)}\n", flush=True)
+    show_start(args, config, describe(run))
     if config.dry_run:
         return
     groups = start_distributed()

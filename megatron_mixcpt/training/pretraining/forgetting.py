@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.training.utils import is_last_rank, print_rank_last
+from megatron.training.utils import is_last_rank
 from torch import Tensor
 
 from megatron_mixcpt.log_names import STUDENT_LOSS, TEACHER_LOSS
+from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.patches import Change
 
 RECORD_NAME = "validation_before_training.json"
@@ -119,6 +120,6 @@ def _printing(meter: ForgettingMeter, evaluate_and_print_results: Callable) -> C
         meter.begin(call.arguments["iteration"])
         evaluate_and_print_results(*positional, **named)
         if is_last_rank():
-            print_rank_last(f"{meter.end()}\n")
+            say(meter.end())
 
     return evaluate_all

@@ -1,0 +1,219 @@
+"""What a training shows on the terminal: where it runs, its plan, its phases, a line for each interval, evaluations.
+
+Everything else that the engine and other libraries print is in the rank logs (``rank_logs.py``).
+"""
+
+import argparse
+import contextlib
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.training import get_args
+from megatron.training.utils import is_last_rank
+from torch import Tensor
+
+from megatron_mixcpt.config import RunConfig
+from megatron_mixcpt.terminal import say
+from megatron_mixcpt.training.engine.interval_line import Interval
+from megatron_mixcpt.training.engine.patches import Change
+from megatron_mixcpt.training.engine.rank_logs import FOLDER, keep_rank_log, rank_log
+
+
+def quiet_terminal(main: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a training's ``main``: what it prints is held back until :func:`show_start` says where it goes."""
+
+    @functools.wraps(main)
+    def wrapped(*positional: Any, **named: Any) -> None:
+        with rank_log():
+            main(*positional, **named)
+
+    return wrapped
+
+
+def show_start(args: argparse.Namespace, config: RunConfig, plan: str) -> None:
+    """Open this rank's log, and show where the training runs and what it is about to do.
+
+    Args:
+        args: the engine's arguments.
+        config: what all trainings share of our settings.
+        plan: the run's summary; a dry run shows nothing else.
+    """
+    dry_run = getattr(config, "dry_run", False)
+    keep_rank_log(None if dry_run else args.save, args.rank, verbose=config.verbose and not dry_run)
+    if args.rank == 0:
+        say(f"\n{plan}\n" if dry_run else f"{_where(args)}\n\n{plan}\n")
+
+
+def _where(args: argparse.Namespace) -> str:
+    sizes = [
+        ("TP", args.tensor_model_parallel_size),
+        ("PP", args.pipeline_model_parallel_size),
+        ("CP", args.context_parallel_size),
+        ("EP", args.expert_model_parallel_size),
+        ("DP", args.data_parallel_size),
+    ]
+    layout = " x ".join(f"{name} {size}" for name, size in sizes if size > 1 or name in ("TP", "PP", "DP"))
+    device = torch.cuda.get_device_properties(torch.cuda.current_device()).name
+    log = f"{Path(args.save) / FOLDER}" if args.save else "nowhere (no --save)"
+    ranks = f"{args.world_size} rank{'s' if args.world_size > 1 else ''}"
+    return (
+        f"{ranks} on {device}, {layout}; torch {torch.__version__}, megatron-core {version('megatron-core')}; "
+        f"full output: {log}"
+    )
+
+
+@contextlib.contextmanager
+def phase(start: str, end: str) -> Iterator[None]:
+    """Show on the first rank that something begins, and when it has ended how long it took."""
+    first, began_s = get_args().rank == 0, time.monotonic()
+    if first:
+        say(f"{start} ...")
+    yield
+    if first:
+        say(f"{end}: {time.monotonic() - began_s:.1f} s")
+
+
+def shown_training(args: argparse.Namespace, *, shows_evaluations: bool) -> list[Change]:
+    """Changes to the engine for which it shows its phases, a line for each interval, evaluations and checkpoints.
+
+    Args:
+        args: the engine's arguments.
+        shows_evaluations: show the figures of each evaluation as a table; False where something else shows them.
+    """
+    interval, table = Interval(args.seq_length * args.global_batch_size), EvaluationTable()
+    changes: dict[str, Callable[[Any], Any]] = {
+        "setup_model_and_optimizer": lambda setup: _as_phase(setup, "loading weights", "weights loaded"),
+        "build_train_valid_test_data_iterators": lambda build: _as_phase(build, "building datasets", "datasets built"),
+        "train": lambda train: _starting(train, interval),
+        "training_log": lambda training_log: _with_line(training_log, interval),
+        "save_checkpoint": lambda save: _showing_saves(save, interval),
+        "evaluate": table.collecting,
+        "evaluate_and_print_results": lambda evaluate: table.showing(evaluate, interval, shown=shows_evaluations),
+    }
+    return [
+        *(Change(f"megatron.training.training.{name}", __name__, make) for name, make in changes.items()),
+        Change("megatron.training.checkpointing.schedule_async_save", __name__, _showing_ends_of_saves),
+    ]
+
+
+def _as_phase(function: Callable, start: str, end: str) -> Callable:
+    @functools.wraps(function)
+    def shown(*positional: Any, **named: Any) -> Any:
+        with phase(start, end):
+            return function(*positional, **named)
+
+    return shown
+
+
+def _starting(train: Callable, interval: Interval) -> Callable:
+    @functools.wraps(train)
+    def starting(*positional: Any, **named: Any) -> Any:
+        if get_args().rank == 0:
+            say("first step ...")
+        interval.start()
+        return train(*positional, **named)
+
+    return starting
+
+
+def _with_line(training_log: Callable, interval: Interval) -> Callable:
+    """The engine's ``training_log``, whose line goes to the log; the last rank has the losses and shows ours."""
+    signature = inspect.signature(training_log)
+
+    @functools.wraps(training_log)
+    def logged(*positional: Any, **named: Any) -> Any:
+        result = training_log(*positional, **named)
+        call = signature.bind(*positional, **named)
+        call.apply_defaults()
+        of = call.arguments
+        if is_last_rank():
+            interval.add(of["loss_dict"], skipped=bool(of["skipped_iter"]))
+            if of["is_first_iteration"]:
+                say(f"first step done: {interval.seconds_since_start():.1f} s")
+            if of["is_first_iteration"] or of["iteration"] % get_args().log_interval == 0:
+                say(interval.take(of["iteration"], get_args().train_iters))
+        return result
+
+    return logged
+
+
+def _showing_saves(save_checkpoint: Callable, interval: Interval) -> Callable:
+    @functools.wraps(save_checkpoint)
+    def saved(iteration: int, *rest: Any, **options: Any) -> Any:
+        args, began_s = get_args(), time.monotonic()
+        if args.rank == 0:
+            say(f"saving checkpoint at iteration {iteration} ...")
+        result = save_checkpoint(iteration, *rest, **options)
+        seconds = time.monotonic() - began_s
+        interval.leave_out(seconds)
+        if args.rank == 0 and not args.async_save:
+            say(f"checkpoint saved in {args.save}: {seconds:.1f} s")
+        return result
+
+    return saved
+
+
+def _showing_ends_of_saves(schedule: Callable) -> Callable:
+    """The engine's start of an asynchronous save, whose end is shown."""
+
+    @functools.wraps(schedule)
+    def scheduled(request: Any) -> None:
+        args, began_s = get_args(), time.monotonic()
+        if args.rank == 0:
+            request.add_finalize_fn(
+                lambda: say(f"checkpoint saved in {args.save}: {time.monotonic() - began_s:.1f} s, in the background")
+            )
+        schedule(request)
+
+    return scheduled
+
+
+class EvaluationTable:
+    """The figures of an evaluation: a line for each validation set, a column for each figure."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+
+    def collecting(self, evaluate: Callable) -> Callable:
+        """The engine's ``evaluate`` of one set, whose figures are noted."""
+
+        @functools.wraps(evaluate)
+        def collected(*positional: Any, **named: Any) -> Any:
+            result = evaluate(*positional, **named)
+            figures: dict[str, Tensor] = result[0] or {}
+            self._rows.append({key: float(value) for key, value in figures.items()})
+            return result
+
+        return collected
+
+    def showing(self, evaluate_and_print_results: Callable, interval: Interval, *, shown: bool) -> Callable:
+        """The engine's evaluation of all sets, after which the table is shown on the last rank."""
+        signature = inspect.signature(evaluate_and_print_results)
+
+        @functools.wraps(evaluate_and_print_results)
+        def evaluated(*positional: Any, **named: Any) -> Any:
+            began_s = time.monotonic()
+            self._rows.clear()
+            result = evaluate_and_print_results(*positional, **named)
+            interval.leave_out(time.monotonic() - began_s)
+            if shown and is_last_rank() and any(self._rows):
+                args = get_args()
+                names = args.validation_set_names or [f"set {number}" for number in range(len(self._rows))]
+                say(self.text(signature.bind(*positional, **named).arguments["prefix"], names))
+            return result
+
+        return evaluated
+
+    def text(self, when: str, names: list[str]) -> str:
+        """The table; ``when`` is the engine's words for it."""
+        keys = list(self._rows[0])
+        lines = [f"validation at {when}", f"{'validation set':<24}" + "".join(f"{key:>20}" for key in keys)]
+        for name, row in zip(names, self._rows, strict=False):
+            lines.append(f"{name:<24}" + "".join(f"{row[key]:>20.7g}" for key in keys))
+        return "\n".join(lines)
