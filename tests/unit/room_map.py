@@ -87,9 +87,9 @@ ROOMS = {
     ),
     "training/pretraining": _room(
         "continual pre-training",
-        "training/engine config terminal flags objective parallel_sizes log_names named_paths conversion inference distillation "
-        "conversion/architectures losses data data/reading data/tokens data/mixture data/preprocessing data/datasets "
-        "jobs",
+        "training/engine config terminal flags objective parallel_sizes log_names named_paths conversion inference "
+        "distillation conversion/architectures losses data data/reading data/tokens data/mixture data/preprocessing "
+        "data/datasets jobs",
         "engine",
     ),
     "training/alignment": _room(

@@ -1,6 +1,7 @@
 """What a training shows on the terminal: where it runs, its plan, its phases, a line for each interval, evaluations.
 
-Everything else that the engine and other libraries print is in the rank logs (``rank_logs.py``).
+Everything else that the engine and other libraries print is in the rank logs (``rank_logs.py``). The first rank shows
+what precedes training and the last one, which has the losses, everything after that: one rank keeps lines in order.
 """
 
 import argparse
@@ -88,18 +89,22 @@ def shown_training(args: argparse.Namespace, *, shows_evaluations: bool) -> list
     """
     interval, table = Interval(args.seq_length * args.global_batch_size), EvaluationTable()
     changes: dict[str, Callable[[Any], Any]] = {
-        "setup_model_and_optimizer": lambda setup: _as_phase(setup, "loading weights", "weights loaded"),
-        "build_train_valid_test_data_iterators": lambda build: _as_phase(build, "building datasets", "datasets built"),
-        "train": lambda train: _starting(train, interval),
-        "training_log": lambda training_log: _with_line(training_log, interval),
-        "save_checkpoint": lambda save: _showing_saves(save, interval),
-        "evaluate": table.collecting,
-        "evaluate_and_print_results": lambda evaluate: table.showing(evaluate, interval, shown=shows_evaluations),
+        "megatron.training.training.setup_model_and_optimizer": lambda function: _as_phase(
+            function, "loading weights", "weights loaded"
+        ),
+        "megatron.training.training.build_train_valid_test_data_iterators": lambda function: _as_phase(
+            function, "building datasets", "datasets built"
+        ),
+        "megatron.training.training.train": lambda function: _starting(function, interval),
+        "megatron.training.training.training_log": lambda function: _with_line(function, interval),
+        "megatron.training.training.save_checkpoint": lambda function: _showing_saves(function, interval),
+        "megatron.training.checkpointing.schedule_async_save": _showing_ends_of_saves,
+        "megatron.training.training.evaluate": table.collecting,
+        "megatron.training.training.evaluate_and_print_results": lambda function: table.showing(
+            function, interval, shown=shows_evaluations
+        ),
     }
-    return [
-        *(Change(f"megatron.training.training.{name}", __name__, make) for name, make in changes.items()),
-        Change("megatron.training.checkpointing.schedule_async_save", __name__, _showing_ends_of_saves),
-    ]
+    return [Change(name, __name__, make) for name, make in changes.items()]
 
 
 def _as_phase(function: Callable, start: str, end: str) -> Callable:
@@ -114,7 +119,7 @@ def _as_phase(function: Callable, start: str, end: str) -> Callable:
 def _starting(train: Callable, interval: Interval) -> Callable:
     @functools.wraps(train)
     def starting(*positional: Any, **named: Any) -> Any:
-        if get_args().rank == 0:
+        if is_last_rank():
             say("first step ...")
         interval.start()
         return train(*positional, **named)
@@ -147,12 +152,12 @@ def _showing_saves(save_checkpoint: Callable, interval: Interval) -> Callable:
     @functools.wraps(save_checkpoint)
     def saved(iteration: int, *rest: Any, **options: Any) -> Any:
         args, began_s = get_args(), time.monotonic()
-        if args.rank == 0:
+        if is_last_rank():
             say(f"saving checkpoint at iteration {iteration} ...")
         result = save_checkpoint(iteration, *rest, **options)
         seconds = time.monotonic() - began_s
         interval.leave_out(seconds)
-        if args.rank == 0 and not args.async_save:
+        if is_last_rank() and not args.async_save:
             say(f"checkpoint saved in {args.save}: {seconds:.1f} s")
         return result
 
@@ -165,7 +170,7 @@ def _showing_ends_of_saves(schedule: Callable) -> Callable:
     @functools.wraps(schedule)
     def scheduled(request: Any) -> None:
         args, began_s = get_args(), time.monotonic()
-        if args.rank == 0:
+        if is_last_rank():
             request.add_finalize_fn(
                 lambda: say(f"checkpoint saved in {args.save}: {time.monotonic() - began_s:.1f} s, in the background")
             )

@@ -1,6 +1,6 @@
 """The line of a log interval: iteration, means over the iterations since the line before, time left.
 
-It reads ``iteration 12/100 | loss: 5.110644 | ... | time left: 0:04:10``, in under 160 columns, with the names that
+It reads ``iteration 12/100 | loss: 5.11064 | ... | time left: 0:04:10``, in under 160 columns, with the names that
 TensorBoard shows.
 """
 
@@ -22,6 +22,8 @@ _SHOWN = (
     "reward margin",
     TOKENS_PER_SECOND,
 )
+# Where a line would be too wide.
+_LEFT_OUT_FIRST = ("swapped fraction", "reward margin")
 
 
 class Interval:
@@ -93,21 +95,20 @@ def interval_line(iteration: int, total: int, figures: Mapping[str, float], seco
         figures: name -> mean, in the order in which they are shown.
         seconds_left: until the run's end.
     """
-    head, tail = f"iteration {iteration}/{total}", f"time left: {duration(seconds_left)}"
-    line = head
-    for key, value in figures.items():
-        wider = f"{line} | {key}: {_text(key, value)}"
-        if len(f"{wider} | {tail}") <= MAX_COLUMNS:
-            line = wider
-    return f"{line} | {tail}"
+    pairs = {key: f"{key}: {_text(key, value)}" for key, value in figures.items()}
+    while True:
+        line = " | ".join([f"iteration {iteration}/{total}", *pairs.values(), f"time left: {duration(seconds_left)}"])
+        if len(line) <= MAX_COLUMNS or not pairs:
+            return line
+        pairs.pop(next((key for key in _LEFT_OUT_FIRST if key in pairs), [*pairs][-1]))
 
 
 def _text(key: str, value: float) -> str:
-    """Losses with seven significant digits, everything else shorter."""
+    """Losses with six significant digits, everything else shorter."""
     if not math.isfinite(value):
         return str(value)
     if key.endswith("loss"):
-        return f"{value:#.7g}"
+        return f"{value:#.6g}"
     return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 

@@ -98,7 +98,7 @@ def test_a_changed_signature_is_told_with_the_modules_to_look_at() -> None:
     name = "megatron.training.training.evaluate"
     assert differences(f"{name}(model)\n", f"{name}(model, timeout=None)\n") == [
         f"{name} has changed: was '{name}(model)', is '{name}(model, timeout=None)'; "
-        "look at training/pretraining/forgetting.py"
+        "look at training/engine/console.py, training/pretraining/forgetting.py"
     ]
 
 
