@@ -35,26 +35,29 @@ from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer  # noqa: 
 from megatron_mixcpt.inference.batches import ScoredSequence  # noqa: E402
 from megatron_mixcpt.inference.model_source import ModelSource  # noqa: E402
 from megatron_mixcpt.inference.runner import ForwardRunner  # noqa: E402
-from megatron_mixcpt.selection.arguments import score_parser, score_settings  # noqa: E402
 from megatron_mixcpt.selection.fas import sequences_of  # noqa: E402
 from megatron_mixcpt.selection.samples import NumberedRow, make_sample, read_parts  # noqa: E402
 from megatron_mixcpt.selection.score import score_part  # noqa: E402
+from megatron_mixcpt.selection.score_tool import build_parser, settings_of  # noqa: E402
 
 
 def main() -> None:
     """Parse the flags, run both alternately, print seconds, tokens and the ratio."""
-    parser = score_parser(__doc__)
+    parser = build_parser()
+    parser.description = __doc__
     parser.add_argument("--num-samples", type=int, default=24, help="of each kind (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="default %(default)s")
-    parser.set_defaults(output=Path("unused"))
     arguments = parser.parse_args([*sys.argv[1:], "--output", "unused"])
-    settings = score_settings(arguments)
-    source = ModelSource.open(hf_model=arguments.hf_model, load=arguments.load)
+    settings = settings_of(arguments)
+    source = ModelSource.open(hf_model=settings.hf_model, load=settings.load)
     tokenizer = load_tokenizer(source.plan.folder)
     encoder = ChatEncoder(tokenizer, choose_template(tokenizer, settings.chat_template), settings.seq_length)
-    makers = {kind: RecordMaker(kind, chosen, settings.template_rules) for kind, chosen in settings.kinds.items()}
-    sizes = {"tp_size": arguments.tensor_model_parallel_size, "pp_size": arguments.pipeline_model_parallel_size}
-    runner = ForwardRunner.start(source, dtype=getattr(torch, settings.dtype), **sizes)
+    makers = {kind: RecordMaker(kind, chosen, settings.rules) for kind, chosen in settings.kinds.items()}
+    sizes = {
+        "tp_size": settings.layout.tensor_model_parallel_size,
+        "pp_size": settings.layout.pipeline_model_parallel_size,
+    }
+    runner = ForwardRunner.start(source, dtype=getattr(torch, settings.layout.dtype), **sizes)
 
     def read() -> list[NumberedRow]:
         rows: list[NumberedRow] = []
@@ -67,21 +70,21 @@ def main() -> None:
         return [make_sample(row, makers[row.source.kind], encoder) for row in read()]
 
     def score() -> None:
-        scores, _ = score_part(encode(), runner, encoder.eos_id, settings.batch_tokens)
+        scores, _ = score_part(encode(), runner, encoder.eos_id, settings.layout.batch_tokens)
         b"".join(orjson.dumps(line) for line in scores)
 
     pairs = [sequences_of(sample.encoded, encoder.eos_id) for sample in encode() if sample.encoded is not None]
     rows = plain_rows([sequence for pair in pairs for sequence in pair], settings.seq_length)
     num_tokens = sum(row.num_inputs for row in rows)
-    runner.sequence_log_probs(rows[:1], settings.batch_tokens)  # compiles the loss
+    runner.sequence_log_probs(rows[:1], settings.layout.batch_tokens)  # compiles the loss
     scoring, plain = [], []
     for _ in range(arguments.repeats):
-        plain.append(seconds(lambda: runner.sequence_log_probs(rows, settings.batch_tokens)))
+        plain.append(seconds(lambda: runner.sequence_log_probs(rows, settings.layout.batch_tokens)))
         scoring.append(seconds(score))
         if runner.is_writer:
             print(f"scoring {scoring[-1]}, plain evaluation {plain[-1]}", flush=True)
     if runner.is_writer:
-        print(f"{len(pairs)} samples, {num_tokens:,} tokens, {settings.dtype}, torch {torch.__version__}")
+        print(f"{len(pairs)} samples, {num_tokens:,} tokens, {settings.layout.dtype}, torch {torch.__version__}")
         for name, clock in (("wall clock", 0), ("processor", 1)):
             ratios = [first[clock] / second[clock] for first, second in zip(scoring, plain, strict=True)]
             speeds = [num_tokens / statistics.median(times[clock] for times in runs) for runs in (scoring, plain)]

@@ -31,9 +31,9 @@ PACKAGES = ("megatron-core", "torch", "transformers", "lm-eval", "datasets")
 def check_new(output: Path) -> None:
     """Raise ConfigError where ``--output`` cannot be made, before any work is done."""
     if output.exists():
-        raise ConfigError(f"--output {output} exists already; choose another, or remove it")
+        raise ConfigError(f"--output {output} already exists; choose another, or remove it")
     if not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output {output}: there is no folder {output.parent}; make it first")
+        raise ConfigError(f"--output {output}: the folder {output.parent} does not exist; create it first")
 
 
 def described_model(source: ModelSource, folder: Path, name: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.log_names import STUDENT_LOSS, TEACHER_LOSS, of_validation, validation_sets
-from megatron_mixcpt.report.inputs import Evaluation, Run, Score, method_of
+from megatron_mixcpt.report.inputs import Evaluation, Score, TrainingRun, method_of
 
 DOMAIN, GENERAL = "domain", "general"
 SIDES = (DOMAIN, GENERAL)
@@ -104,7 +104,7 @@ class Comparison:
         return {method: spread for method, spread in spreads.items() if spread}
 
 
-def check_domain(domain: Sequence[str], evaluations: Iterable[Evaluation], runs: Iterable[Run]) -> None:
+def check_domain(domain: Sequence[str], evaluations: Iterable[Evaluation], runs: Iterable[TrainingRun]) -> None:
     """Raise ConfigError where ``--domain`` names what no evaluation and no run has."""
     scores = [score for evaluation in evaluations for score in evaluation.scores]
     known = {name for score in scores for name in _names(score)} | {name for run in runs for name in validated(run)}
@@ -114,13 +114,13 @@ def check_domain(domain: Sequence[str], evaluations: Iterable[Evaluation], runs:
             raise ConfigError(f"--domain {name}: no such text, task, suite or validation set; there are: {listed}")
 
 
-def validated(run: Run) -> list[str]:
+def validated(run: TrainingRun) -> list[str]:
     """The validation sets that a run measured for student and teacher."""
     student = validation_sets(STUDENT_LOSS, run.log.curves)
     return [name for name in validation_sets(TEACHER_LOSS, run.log.curves) if name in student]
 
 
-def last_validation(run: Run, curve: str, name: str) -> float:
+def last_validation(run: TrainingRun, curve: str, name: str) -> float:
     """The last value of ``curve`` on a validation set that :func:`validated` names."""
     return run.log.curves[of_validation(curve, name)][-1][1]
 
@@ -148,7 +148,7 @@ def compare_evaluations(evaluations: Sequence[Evaluation], base: str | None, dom
     return compared
 
 
-def compare_validation(runs: Sequence[Run], domain: Sequence[str]) -> Comparison | None:
+def compare_validation(runs: Sequence[TrainingRun], domain: Sequence[str]) -> Comparison | None:
     """Each run's last validation against its teacher's; None where no run measured any."""
     scores: dict[str, dict[Column, float]] = {}
     bases = {}

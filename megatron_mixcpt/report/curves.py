@@ -19,7 +19,7 @@ from megatron_mixcpt.log_names import (
     of_validation,
 )
 from megatron_mixcpt.report.compare import last_validation, validated
-from megatron_mixcpt.report.inputs import Run, methods
+from megatron_mixcpt.report.inputs import TrainingRun, methods
 
 # Curve -> title and unit; see docs/reference/log-keys.md.
 TRAINING_CURVES = {
@@ -39,7 +39,7 @@ _MOST_POINTS = 80
 
 
 @dataclass(frozen=True)
-class Line:
+class MethodCurve:
     """One method's curve: arrays [points]."""
 
     method: str
@@ -57,14 +57,14 @@ class CurveChart:
     name: str
     title: str
     unit: str
-    lines: tuple[Line, ...]
+    lines: tuple[MethodCurve, ...]
     teacher: tuple[float, ...] = ()
     """Constant lines: the teachers' values."""
     smoothed: int = 1
     """Points in the running mean that the longest line was smoothed with."""
 
 
-def validation_charts(runs: Sequence[Run]) -> list[CurveChart]:
+def validation_charts(runs: Sequence[TrainingRun]) -> list[CurveChart]:
     """For each validation set the next-token loss beside the teacher's, and the divergence from the teacher."""
     charts = []
     for name in dict.fromkeys(name for run in runs for name in validated(run)):
@@ -77,7 +77,7 @@ def validation_charts(runs: Sequence[Run]) -> list[CurveChart]:
     return [chart for chart in charts if chart.lines]
 
 
-def training_charts(runs: Sequence[Run]) -> list[CurveChart]:
+def training_charts(runs: Sequence[TrainingRun]) -> list[CurveChart]:
     """The curves of :data:`TRAINING_CURVES` that were logged, and the loss of runs of format alignment."""
     charts = [_chart(runs, curve, title, unit) for curve, (title, unit) in TRAINING_CURVES.items()]
     aligned = [run for run in runs if STUDENT_LOSS not in run.log.curves]
@@ -85,7 +85,9 @@ def training_charts(runs: Sequence[Run]) -> list[CurveChart]:
     return [chart for chart in charts if chart.lines]
 
 
-def _chart(runs: Sequence[Run], curve: str, title: str, unit: str, teacher: tuple[float, ...] = ()) -> CurveChart:
+def _chart(
+    runs: Sequence[TrainingRun], curve: str, title: str, unit: str, teacher: tuple[float, ...] = ()
+) -> CurveChart:
     lines, window = [], 1
     for method in methods(runs):
         logged = [_points(run, curve) for run in runs if run.method == method]
@@ -98,7 +100,7 @@ def _chart(runs: Sequence[Run], curve: str, title: str, unit: str, teacher: tupl
     return CurveChart(curve, title, unit, tuple(lines), teacher, window)
 
 
-def _points(run: Run, curve: str) -> dict[int, float]:
+def _points(run: TrainingRun, curve: str) -> dict[int, float]:
     """Iteration -> value, without what is no number; nothing where all is 0, as without a teacher."""
     points = {iteration: value for iteration, value in run.log.curves.get(curve, []) if np.isfinite(value)}
     if curve in _BY_KIND:
@@ -106,10 +108,10 @@ def _points(run: Run, curve: str) -> dict[int, float]:
     return points if any(points.values()) else {}
 
 
-def _line(method: str, iterations: np.ndarray, values: np.ndarray, window: int) -> Line:
+def _line(method: str, iterations: np.ndarray, values: np.ndarray, window: int) -> MethodCurve:
     smooth = np.array([np.convolve(row, np.full(window, 1 / window), mode="valid") for row in values])
     middle = iterations[(window - 1) // 2 : (window - 1) // 2 + smooth.shape[1]]
-    return Line(method, middle, smooth.mean(0), smooth.min(0), smooth.max(0), len(values))
+    return MethodCurve(method, middle, smooth.mean(0), smooth.min(0), smooth.max(0), len(values))
 
 
 def _distinct(values: Sequence[float]) -> tuple[float, ...]:

@@ -58,7 +58,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A training run, from its log."""
 
     name: str
@@ -91,20 +91,20 @@ class ScoresFile:
 class Inputs:
     """All that was given or found, in that order."""
 
-    runs: list[Run] = field(default_factory=list)
+    runs: list[TrainingRun] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     mixtures: list[Mixture] = field(default_factory=list)
     fas: list[ScoresFile] = field(default_factory=list)
 
 
-def read_run(name: str, folder: Path) -> Run:
+def read_run(name: str, folder: Path) -> TrainingRun:
     """A run from its checkpoints' folder, or from the folder of its log. Raises DataError without a log."""
     log = log_folder([folder / "tensorboard", folder])
     if log is None:
         raise DataError(
             f"--run {name}={folder}: no TensorBoard log in it or in its tensorboard/; give the --save folder of a run"
         )
-    return Run(name, read_log(log))
+    return TrainingRun(name, read_log(log))
 
 
 def read_evaluation(name: str, path: Path) -> Evaluation:
@@ -179,6 +179,6 @@ def _fas_of(line: bytes, place: str) -> tuple[str, float]:
         raise DataError(f"{place}: not a line of tools/score_alignment.py ({error!r}); score again") from error
 
 
-def methods(items: Sequence[Run] | Sequence[Evaluation]) -> list[str]:
+def methods(items: Sequence[TrainingRun] | Sequence[Evaluation]) -> list[str]:
     """The methods of runs or evaluations, each once, in order."""
     return list(dict.fromkeys(item.method for item in items))

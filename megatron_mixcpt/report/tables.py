@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from megatron_mixcpt.data.mixture.manifest import KindSummary
 from megatron_mixcpt.report.charts import signed
 from megatron_mixcpt.report.compare import SIDES, Column, Comparison, Spread
-from megatron_mixcpt.report.inputs import Mixture, Run, ScoresFile, method_of, methods
+from megatron_mixcpt.report.inputs import Mixture, ScoresFile, TrainingRun, method_of, methods
 
 NOTHING = "\N{EN DASH}"
 # Of the engine's arguments: where a run reads and writes, and what each rank knows of itself.
@@ -152,23 +152,23 @@ def _cell(spread: Spread | None, digits: int, best: bool) -> Cell:
     return Cell(f"{spread.mean:.{digits}f}", note, best)
 
 
-def settings_tables(runs: Sequence[Run]) -> dict[str, TextTable]:
+def settings_tables(runs: Sequence[TrainingRun]) -> dict[str, TextTable]:
     """What differs between the runs of each trainer, by its name; trainers without a difference are left out."""
-    by_trainer: dict[str, list[Run]] = {}
+    by_trainer: dict[str, list[TrainingRun]] = {}
     for run in runs:
         by_trainer.setdefault(_trainer(run), []).append(run)
     tables = {trainer: _settings_table(found) for trainer, found in by_trainer.items()}
     return {trainer: table for trainer, table in tables.items() if table}
 
 
-def _trainer(run: Run) -> str:
+def _trainer(run: TrainingRun) -> str:
     """Which trainer wrote the run, recognised by a flag that no other trainer has."""
     if "distillation" in run.log.arguments:
         return "continual pre-training"
     return "DPO" if "beta" in run.log.arguments else "SFT"
 
 
-def _settings_table(runs: Sequence[Run]) -> TextTable | None:
+def _settings_table(runs: Sequence[TrainingRun]) -> TextTable | None:
     """What differs between the methods' arguments; None where nothing does or nobody knows.
 
     Methods are the rows or the columns, whichever makes the table the narrower one.

@@ -1,18 +1,18 @@
-"""The distribution of scores: counted in bins of equal ratio while samples stream by, and drawn in the end."""
+"""The distribution of scores: counted in bins of equal ratio while samples stream by, then drawn."""
 
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
 
-# Scores are ratios of losses, about 0.01 to 10: 80 bins to each factor of ten, and all that is beyond in the last ones.
+# Scores are ratios of losses, about 0.01 to 10: 80 bins to each factor of ten, with all beyond in the outermost ones.
 EDGES = np.logspace(-3, 3, 481)
 TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 1.5, 2, 3, 5, 7)]
 INK, MUTED = "#1f5fa8", "#c9d3df"
 
 
 class Histogram:
-    """Counts, and the least, mean and largest of what was counted."""
+    """Counts per bin, and the smallest, mean and largest of the counted scores."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(len(EDGES) - 1, np.int64)
@@ -28,11 +28,11 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many were counted."""
+        """Number of counted scores."""
         return int(self.counts.sum())
 
     def described(self) -> dict[str, Any]:
-        """For a report; ``bins`` are [from, to, count], those without samples left out."""
+        """For a report; ``bins`` are [from, to, count], without empty bins."""
         if not self.total:
             return {"samples": 0}
         bins = [
@@ -43,12 +43,13 @@ class Histogram:
         return {"samples": self.total, "min": self._least, "mean": mean, "max": self._largest, "bins": bins}
 
 
-def draw(everyone: Histogram, chosen: Histogram, title: str, path: Path) -> bool:
-    """Save a picture of both as PNG. Returns False, without one, where matplotlib is not installed."""
+def draw(everyone: Histogram, chosen: Histogram, title: str) -> bytes | None:
+    """A picture of both as PNG; None where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
-        return False
+        return None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     widths = np.diff(EDGES)
@@ -61,10 +62,11 @@ def draw(everyone: Histogram, chosen: Histogram, title: str, path: Path) -> bool
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(*limits)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="format alignment score (log scale)", ylabel="samples", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, format="png", dpi=150)
-    return True
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()

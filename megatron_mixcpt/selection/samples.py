@@ -1,4 +1,4 @@
-"""Rows of data files become samples to score, or the reason why not; in order, some hundred at a time."""
+"""Rows of data files become samples to score, or a reason why not; in the order of the input, in parts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from megatron_mixcpt.selection.fas import Encoded
 from megatron_mixcpt.selection.settings import ScoreSettings
 
 PART_SAMPLES = 512
-"""Rows that are read, scored and put aside together: what a killed run does again, and what batches are formed from."""
+"""Rows that are read and scored together: a killed run repeats at most one part, and batches are formed within one."""
 
 
 @dataclass(frozen=True)
 class NumberedRow:
-    """A row and where it stands."""
+    """A row and its place in the input."""
 
     source: Source
     line: int
@@ -27,8 +27,8 @@ class NumberedRow:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A row with what it gave: an encoded sample with its identity, or a reason."""
+class CandidateSample:
+    """A sample of the input: encoded, with its identity, or with the reason why it has no score."""
 
     kind: str
     source: str
@@ -40,7 +40,7 @@ class Sample:
     refusal: Refusal | None = None
 
     def described(self) -> dict[str, Any]:
-        """Where it stands, for the line of a file."""
+        """Its place in the input, for the line of a file."""
         return {"kind": self.kind, "source": self.source, "line": self.line}
 
 
@@ -64,7 +64,7 @@ def read_parts(
         yield part
 
 
-def make_sample(item: NumberedRow, maker: RecordMaker, encoder: ChatEncoder) -> Sample:
+def make_sample(item: NumberedRow, maker: RecordMaker, encoder: ChatEncoder) -> CandidateSample:
     """Convert, check and encode one row."""
     where = (item.source.kind, str(item.source.path), item.line)
     try:
@@ -72,11 +72,12 @@ def make_sample(item: NumberedRow, maker: RecordMaker, encoder: ChatEncoder) -> 
         assert isinstance(record, Conversation | PreferencePair)
         identity = sample_id(record)
     except (BadRecord, Dropped) as error:
-        return Sample(*where, refusal=Refusal(error.reason, error.detail))
-    if isinstance(record, Conversation):
-        encoded = encoder.encode_query_response(record.messages)
-    else:
-        encoded = encoder.encode_pair(record)
+        return CandidateSample(*where, refusal=Refusal(error.reason, error.detail))
+    encoded: Encoded | Refusal = (
+        encoder.encode_query_response(record.messages)
+        if isinstance(record, Conversation)
+        else encoder.encode_pair(record)
+    )
     if isinstance(encoded, Refusal):
-        return Sample(*where, id=identity, refusal=encoded)
-    return Sample(*where, encoded=encoded, id=identity, row=to_row(record))
+        return CandidateSample(*where, id=identity, refusal=encoded)
+    return CandidateSample(*where, encoded=encoded, id=identity, row=to_row(record))

@@ -1,8 +1,8 @@
-"""Score instruction and preference samples by how well a model speaks their format already, in one pass, forward only.
+"""Score instruction and preference samples by how well a model already speaks their format, in one forward pass.
 
 Rows are taken in parts. Every rank encodes the same part, ahead of the model; the model's ranks share its batches
-(``inference/runner.py``); rank 0 puts the part's lines aside (``score_files.py``). A run that was killed goes on after
-its last whole part.
+(``inference/runner.py``); rank 0 keeps the part's lines (``score_files.py``). A run that was killed continues after
+its last complete part.
 """
 
 import sys
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,28 +25,26 @@ from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.progress import LOG_SECONDS
 from megatron_mixcpt.jobs.work_folder import lock, start_or_resume
 from megatron_mixcpt.selection.fas import figures, sequences_of
-from megatron_mixcpt.selection.samples import PART_SAMPLES, NumberedRow, Sample, make_sample, read_parts
+from megatron_mixcpt.selection.samples import PART_SAMPLES, CandidateSample, NumberedRow, make_sample, read_parts
 from megatron_mixcpt.selection.score_files import ScoreFiles, count_lines
 from megatron_mixcpt.selection.settings import ScoreSettings
 
-NOT_FINITE = Refusal("not_finite", "the model's losses are not finite positive numbers")
+NOT_FINITE = Refusal("not_finite", "a loss of the model is not a finite positive number")
 
 
-class PartReader:
-    """Encodes parts; those that are finished are passed over."""
+class PartEncoder:
+    """Reads the input in parts and encodes them; finished parts are skipped."""
 
     def __init__(self, settings: ScoreSettings, sources: list[Source], encoder: ChatEncoder):
         self._settings = settings
         self._sources = sources
         self._encoder = encoder
-        self._makers = {
-            kind: RecordMaker(kind, chosen, settings.template_rules) for kind, chosen in settings.kinds.items()
-        }
+        self._makers = {kind: RecordMaker(kind, chosen, settings.rules) for kind, chosen in settings.kinds.items()}
         self.num_parts = 0
-        """Parts that the input has, known once :meth:`parts` has come to its end."""
+        """Number of parts in the input, known once :meth:`parts` has ended."""
 
-    def parts(self, finished: set[int]) -> Iterator[tuple[int, list[Sample]]]:
-        """Number and samples of each part that is not finished; the next one is encoded while a caller has one."""
+    def parts(self, finished: set[int]) -> Iterator[tuple[int, list[CandidateSample]]]:
+        """Number and samples of each unfinished part; the next part is encoded while the caller works on one."""
         unfinished = (part for part in enumerate(self._read()) if part[0] not in finished)
         with ThreadPoolExecutor(1) as worker:
             pending = None
@@ -64,48 +61,57 @@ class PartReader:
             self.num_parts += 1
             yield rows
 
-    def _encode(self, number: int, rows: list[NumberedRow]) -> tuple[int, list[Sample]]:
+    def _encode(self, number: int, rows: list[NumberedRow]) -> tuple[int, list[CandidateSample]]:
         return number, [make_sample(item, self._makers[item.source.kind], self._encoder) for item in rows]
 
 
-def score_alignment(
-    settings: ScoreSettings, source: ModelSource, output: Path, *, tp_size: int = 1, pp_size: int = 1
-) -> None:
-    """Score the samples of ``settings`` with the model of ``source`` and write ``output``; all ranks call it.
+def score_alignment(settings: ScoreSettings) -> None:
+    """Score samples with a model and write the scores file; all ranks call it.
 
-    Raises ConfigError, DataError or CheckpointError, see their messages; a run of other settings in the same place is
-    refused. What is put aside stays there when the run fails, for the next one.
+    The parts of a run that fails are kept for the next one.
+
+    Raises:
+        ConfigError: a run with other settings or input has written parts there, or the output exists.
+        DataError: a file cannot be read, or no sample can be scored.
+        CheckpointError: the model or its tokenizer cannot be read.
     """
-    files = ScoreFiles(output)
+    files = ScoreFiles(settings.output)
     files.check_new()
+    source = ModelSource.open(hf_model=settings.hf_model, load=settings.load)
     sources = [found for kind, chosen in settings.kinds.items() for found in find_sources(kind, list(chosen.paths))]
     tokenizer = source.tokenizer()
     template = choose_template(tokenizer, settings.chat_template)
     encoder = ChatEncoder(tokenizer, template, settings.seq_length)
-    reader = PartReader(settings, sources, encoder)
-    runner = ForwardRunner.start(source, tp_size=tp_size, pp_size=pp_size, dtype=getattr(torch, settings.dtype))
+    parts = PartEncoder(settings, sources, encoder)
+    layout = settings.layout
+    runner = ForwardRunner.start(
+        source,
+        tp_size=layout.tensor_model_parallel_size,
+        pp_size=layout.pipeline_model_parallel_size,
+        dtype=getattr(torch, layout.dtype),
+    )
     with ExitStack() as held:
         if runner.is_writer:
             described = settings.described() | source.described() | {"chat template digest": template.digest}
             start_or_resume(files.work, described, [source.stamp() for source in sources], files.output)
             held.enter_context(lock(files.work))
-        seconds = _score_parts(settings, reader, runner, files, encoder.eos_id)
+        seconds = _score_parts(settings, parts, runner, files, encoder.eos_id)
         if runner.is_writer:
-            files.join(reader.num_parts)
+            files.join(parts.num_parts)
             print(_summary(files, runner, seconds), flush=True)
     runner.close()
 
 
 def _score_parts(
-    settings: ScoreSettings, reader: PartReader, runner: ForwardRunner, files: ScoreFiles, eos_id: int
+    settings: ScoreSettings, parts: PartEncoder, runner: ForwardRunner, files: ScoreFiles, eos_id: int
 ) -> float:
-    """Score what is not finished yet and put it aside; returns the seconds that it took."""
+    """Score the unfinished parts and keep their lines; returns the seconds that it took."""
     finished = runner.from_writer(files.finished() if runner.is_writer else None)
     started = time.monotonic()
     quiet = {"disable": not runner.is_writer, "mininterval": 0.5 if sys.stderr.isatty() else LOG_SECONDS}
     with tqdm(desc="score", unit=" sequences", unit_scale=True, **quiet) as progress:
-        for number, samples in reader.parts(finished):
-            scores, rejects = score_part(samples, runner, eos_id, settings.batch_tokens, progress.update)
+        for number, samples in parts.parts(finished):
+            scores, rejects = score_part(samples, runner, eos_id, settings.layout.batch_tokens, progress.update)
             if runner.is_writer:
                 files.write_part(number, scores, rejects)
             speed = runner.num_tokens / (time.monotonic() - started)
@@ -116,13 +122,13 @@ def _score_parts(
 
 
 def score_part(
-    samples: list[Sample],
+    samples: list[CandidateSample],
     runner: ForwardRunner,
     eos_id: int,
     batch_tokens: int,
     on_sequences: Callable[[int], object] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of a part: of the samples with scores and of those without, together all of them."""
+    """The lines of a part: of the samples with a score, and of those without."""
     sequences = [
         sequence
         for sample in samples
@@ -142,11 +148,13 @@ def score_part(
 
 
 def _summary(files: ScoreFiles, runner: ForwardRunner, seconds: float) -> str:
-    """What there is now, in a few lines for the terminal."""
+    """How many samples have a score and why the others do not, for the terminal."""
     scored, rejected = count_lines(files.output, "kind"), count_lines(files.rejects, "kind", "reason")
     lines = [f"{kind}: {number:,} samples scored" for (kind,), number in scored.items()]
     lines += [f"{kind}: {number:,} not scored: {reason}" for (kind, reason), number in rejected.most_common()]
     padding = 1 - runner.num_tokens / max(runner.num_places, 1)
     speed = runner.num_tokens / max(seconds, 1e-9)
-    lines.append(f"{runner.num_tokens:,} tokens, {speed:,.0f} a second; padding {padding:.1%} of the batches' places")
-    return "\n".join([*lines, f"scores: {files.output}; the others with their reasons: {files.rejects}"])
+    lines.append(
+        f"{runner.num_tokens:,} tokens, {speed:,.0f} tokens per second; padding is {padding:.1%} of the batches"
+    )
+    return "\n".join([*lines, f"scores: {files.output}; samples without a score, with the reason: {files.rejects}"])

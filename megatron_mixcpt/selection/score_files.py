@@ -1,10 +1,10 @@
-"""Parts of a scores file, put aside while a run goes on and joined at its end, in the order of the input.
+"""Parts of a scores file, written while a run goes on and joined at its end, in the order of the input.
 
 A run that writes ``scores.jsonl`` keeps its work in ``.scores.jsonl.work``::
 
-    plan.json             what was asked for; another run is refused
-    part-000012.rejects   a JSON line per row of the part that has no score, with the reason
-    part-000012.scores    a JSON line per sample that has; renamed into place last: a part that has it is finished
+    plan.json             the settings and inputs; a run with others is refused
+    part-000012.rejects   a JSON line per row of the part without a score, with the reason
+    part-000012.scores    a JSON line per sample with a score; written last: a part that has this file is finished
 
 The joined files are ``scores.jsonl`` and ``scores.rejects.jsonl``.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.jobs.whole_outputs import open_whole, write_whole
 
 
 class ScoreFiles:
@@ -31,46 +32,48 @@ class ScoreFiles:
     def check_new(self) -> None:
         """Raise ConfigError where the output is there already, or its folder is not."""
         if self.output.exists():
-            raise ConfigError(f"--output {self.output} exists already; choose another, or remove it")
+            raise ConfigError(f"--output {self.output} already exists; choose another, or remove it")
         if not self.output.absolute().parent.is_dir():
-            raise ConfigError(f"--output {self.output}: there is no folder {self.output.parent}; make it first")
+            raise ConfigError(
+                f"--output {self.output}: the folder {self.output.parent} does not exist; create it first"
+            )
 
     def finished(self) -> set[int]:
-        """Numbers of the parts that are done."""
+        """Numbers of the parts that are finished."""
         return {int(path.stem.removeprefix("part-")) for path in self.work.glob("part-*.scores")}
 
     def write_part(self, number: int, scores: Iterable[dict[str, Any]], rejects: Iterable[dict[str, Any]]) -> None:
-        """Put a part aside."""
-        base = self.work / f"part-{number:06d}"
+        """Write the two files of a part. Raises OSError."""
         for suffix, lines in ((".rejects", rejects), (".scores", scores)):
-            aside = base.with_suffix(f"{suffix}.tmp")
-            aside.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
-            aside.rename(base.with_suffix(suffix))
+            write_whole(self._part(number, suffix), b"".join(orjson.dumps(line) + b"\n" for line in lines))
 
     def join(self, num_parts: int) -> None:
-        """Join the parts to the output and its rejects, each written aside and renamed, the output last.
+        """Join the parts to the output and its rejects, the output last, and remove the parts.
 
-        Raises DataError, naming the first reason, where no sample has a score.
+        Raises:
+            DataError: no sample has a score; the message names the first reason.
+            OSError: a file cannot be written.
         """
         if not any(path.stat().st_size for path in self.work.glob("part-*.scores")):
             raise DataError(f"--output {self.output}: {self._first_reject()}")
         for target, suffix in ((self.rejects, ".rejects"), (self.output, ".scores")):
-            aside = self.work / f"joined{suffix}"
-            with open(aside, "wb") as file:
+            with open_whole(target) as file:
                 for number in range(num_parts):
-                    file.write((self.work / f"part-{number:06d}{suffix}").read_bytes())
-            aside.rename(target)
+                    file.write(self._part(number, suffix).read_bytes())
         shutil.rmtree(self.work)
+
+    def _part(self, number: int, suffix: str) -> Path:
+        return self.work / f"part-{number:06d}{suffix}"
 
     def _first_reject(self) -> str:
         lines = (line for path in sorted(self.work.glob("part-*.rejects")) for line in path.read_bytes().splitlines())
         first = orjson.loads(next(lines, b"{}"))
         if not first:
-            return "the input holds no sample; give other files"
-        return f"no sample can be scored; the first, {first['source']}:{first['line']}: {first['detail']}"
+            return "the input holds no samples; give other files"
+        return f"no sample can be scored; the first is {first['source']}:{first['line']}: {first['detail']}"
 
 
 def count_lines(path: Path, *names: str) -> Counter[tuple]:
-    """How many lines of a JSONL file have which values of the fields ``names``."""
+    """The number of lines of a JSONL file for each combination of values of the fields ``names``."""
     with open(path, "rb") as file:
         return Counter(tuple(map(orjson.loads(line).get, names)) for line in file)

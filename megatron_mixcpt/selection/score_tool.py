@@ -1,30 +1,39 @@
 """The program behind ``tools/score_alignment.py``, which imports it once the CPU emulation is in place."""
 
-import sys
+import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.distributed as dist
 
+from megatron_mixcpt import flags
+from megatron_mixcpt.data.reading.record_flags import add_record_flags, record_settings
 from megatron_mixcpt.errors import exit_on_user_error
-from megatron_mixcpt.inference.model_source import ModelSource
-from megatron_mixcpt.selection.arguments import score_parser, score_settings
 from megatron_mixcpt.selection.score import score_alignment
+from megatron_mixcpt.selection.settings import KINDS, ScoreSettings
 
-ABOUT = """Score instruction and preference samples: the format alignment score and the response's perplexity.
+ABOUT = """Score instruction and preference samples: the format alignment score (FAS) and the response's perplexity.
 
-One line per sample, in the order of the input; those without a score are in FILE.rejects.jsonl with the reason. Started
-again after an interruption, it goes on where it was. See docs/how-to/align.md."""
+Writes one line per sample, in the order of the input; samples without a score are listed in FILE.rejects.jsonl with the
+reason. Started again after an interruption, it continues where it stopped. See docs/how-to/align.md."""
+
+
+def build_parser() -> flags.Parser:
+    """The parser of the command line."""
+    parser = flags.build_parser(ABOUT, ScoreSettings)
+    for kind in KINDS:
+        add_record_flags(parser, kind)
+    return parser
+
+
+def settings_of(arguments: argparse.Namespace) -> ScoreSettings:
+    """The settings that parsed flags describe. Raises ConfigError."""
+    kinds = {kind: record_settings(kind, arguments) for kind in KINDS if getattr(arguments, kind)}
+    return replace(flags.settings_from(arguments, ScoreSettings), kinds=kinds)
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, and score."""
-    arguments = score_parser(ABOUT).parse_args(sys.argv[1:] if argv is None else argv)
-    score_alignment(
-        score_settings(arguments),
-        ModelSource.open(hf_model=arguments.hf_model, load=arguments.load),
-        arguments.output,
-        tp_size=arguments.tensor_model_parallel_size,
-        pp_size=arguments.pipeline_model_parallel_size,
-    )
+    score_alignment(settings_of(build_parser().parse_args(argv)))
     dist.destroy_process_group()

@@ -8,68 +8,49 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.whole_outputs import open_whole
 from megatron_mixcpt.selection.histogram import Histogram, draw
-from megatron_mixcpt.selection.strategies import STRATEGIES, Line, pick
+from megatron_mixcpt.selection.settings import SelectSettings
+from megatron_mixcpt.selection.strategies import STRATEGIES, ScoreLine, pick
 
 NEEDED = {"id": str, "kind": str, "fas": float, "perplexity": float, "record": dict}
 REASONS = {
-    "not_selected": "another sample comes before it in the strategy's order",
-    "duplicate": "the same sample stands earlier in the file",
-    "other_kind": "of the other kind",
+    "not_selected": "other samples come first in the strategy's order",
+    "duplicate": "the same sample is in an earlier line",
+    "other_kind": "the sample is of the other kind",
 }
 """Why a scored sample is left out, by the name that the report gives it."""
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What to select."""
-
-    scores: Path
-    kind: str
-    strategy: str = "high"
-    top_k: int = 10_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ConfigError(f"--top-k {self.top_k}: expected at least 1")
-
-
-def select_alignment(selection: Selection, output: Path, rejects: Path | None = None) -> dict[str, Any]:
-    """Write ``output``, ``<output>.report.json`` and, where matplotlib is installed, ``<output>.png``.
-
-    Args:
-        selection: from which scores, and how.
-        output: JSONL of records, usable as ``--sft`` or ``--dpo``; replaced where it exists.
-        rejects: JSONL with id, place, score and reason of every sample that was left out; None for none.
+def select_alignment(settings: SelectSettings) -> dict[str, Any]:
+    """Write the output, its ``.report.json`` and, where matplotlib is installed, its ``.png``; replaces old ones.
 
     Returns:
         The report.
 
     Raises:
-        DataError: the scores file cannot be read, or holds no sample of the kind.
+        DataError: the scores file cannot be read or holds no sample of the kind, or an output cannot be written.
     """
-    strategy = STRATEGIES[selection.strategy]
+    strategy = STRATEGIES[settings.strategy]
     everyone, chosen = Histogram(), Histogram()
-    ids = pick(_counted(selection, everyone), strategy, selection.top_k, selection.seed)
+    ids = pick(_counted(settings, everyone), strategy, settings.top_k, settings.seed)
     if not everyone.total:
-        raise DataError(f"{selection.scores} holds no {selection.kind} sample; score some, or choose the other --kind")
+        raise DataError(f"{settings.scores} holds no {settings.kind} samples; score some, or choose the other --kind")
+    output, rejects = settings.output, settings.rejects
     with _output(output) as file, _output(rejects) if rejects else contextlib.nullcontext() as rejects_file:
-        reasons = _write(selection, ids, chosen, file, rejects_file)
+        reasons = _write(settings, ids, chosen, file, rejects_file)
     report = {
-        "scores": str(selection.scores),
-        "kind": selection.kind,
-        "strategy": selection.strategy,
-        "top_k": selection.top_k,
-        "seed": selection.seed if selection.strategy == "random" else None,
+        "scores": str(settings.scores),
+        "kind": settings.kind,
+        "strategy": settings.strategy,
+        "top_k": settings.top_k,
+        "seed": settings.seed if settings.strategy == "random" else None,
         "selected": chosen.total,
         "left_out": dict(reasons),
         "fas_of_all": everyone.described(),
@@ -77,26 +58,29 @@ def select_alignment(selection: Selection, output: Path, rejects: Path | None = 
     }
     with _output(Path(f"{output}.report.json")) as file:
         file.write(json.dumps(report, indent=2).encode() + b"\n")
-    title = f"{selection.kind}: {selection.strategy}, {chosen.total:,} of {everyone.total:,} samples"
-    drawn = draw(everyone, chosen, title, Path(f"{output}.png"))
-    return report | {"picture": f"{output}.png" if drawn else None}
+    title = f"{settings.kind}: {settings.strategy}, {chosen.total:,} of {everyone.total:,} samples"
+    picture = draw(everyone, chosen, title)
+    if picture is not None:
+        with _output(Path(f"{output}.png")) as file:
+            file.write(picture)
+    return report | {"picture": f"{output}.png" if picture else None}
 
 
-def _counted(selection: Selection, histogram: Histogram) -> Iterator[Line]:
+def _counted(settings: SelectSettings, histogram: Histogram) -> Iterator[ScoreLine]:
     """The lines of the kind, counted as they pass."""
-    for line in _read(selection.scores):
-        if line["kind"] == selection.kind:
+    for line in _read(settings.scores):
+        if line["kind"] == settings.kind:
             histogram.add(line["fas"])
             yield line
 
 
 def _write(
-    selection: Selection, ids: set[str], chosen: Histogram, file: BinaryIO, rejects_file: BinaryIO | None
+    settings: SelectSettings, ids: set[str], chosen: Histogram, file: BinaryIO, rejects_file: BinaryIO | None
 ) -> Counter[str]:
-    """Write what is chosen, and of the rest what is asked for; returns how many were left out, by reason."""
+    """Write the chosen samples, and the others where asked for; returns how many were left out, by reason."""
     waiting, reasons = set(ids), Counter[str]()
-    for line in _read(selection.scores):
-        if line["kind"] != selection.kind:
+    for line in _read(settings.scores):
+        if line["kind"] != settings.kind:
             reason = "other_kind"
         elif line["id"] in waiting:
             waiting.remove(line["id"])
@@ -112,8 +96,8 @@ def _write(
     return reasons
 
 
-def _read(path: Path) -> Iterator[Line]:
-    """The lines of a scores file. Raises DataError naming the first that is none."""
+def _read(path: Path) -> Iterator[ScoreLine]:
+    """The lines of a scores file. Raises DataError naming the first bad line."""
     try:
         with open(path, "rb") as file:
             for number, text in enumerate(file, start=1):
@@ -122,7 +106,7 @@ def _read(path: Path) -> Iterator[Line]:
         raise DataError(f"--scores {path}: cannot be read ({error.strerror}); check the path") from error
 
 
-def _line(path: Path, number: int, text: bytes) -> Line:
+def _line(path: Path, number: int, text: bytes) -> ScoreLine:
     try:
         line = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -131,7 +115,7 @@ def _line(path: Path, number: int, text: bytes) -> Line:
         name for name, kind in NEEDED.items() if not isinstance(line, dict) or not isinstance(line.get(name), kind)
     ]
     if wrong:
-        raise DataError(f"{path}:{number}: no {wrong[0]}; give a file of tools/score_alignment.py")
+        raise DataError(f"{path}:{number}: no valid {wrong[0]}; give an output of tools/score_alignment.py")
     return line
 
 

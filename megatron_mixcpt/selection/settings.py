@@ -1,38 +1,97 @@
-"""What the user asks of the scoring, as far as it decides the scores; the number of ranks does not."""
+"""Settings of ``tools/score_alignment.py`` and ``tools/select_alignment.py``; their fields make the flags."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
 
-from megatron_mixcpt.data.reading.embedded_templates import TemplateRule
+from megatron_mixcpt import flags
+from megatron_mixcpt.data.reading.embedded_templates import TemplateRule, choose_rules, read_rules
 from megatron_mixcpt.data.reading.record_settings import KindSettings, described_kind
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import setting
+from megatron_mixcpt.inference.settings import LayoutSettings, ModelSettings
+from megatron_mixcpt.selection.strategies import STRATEGIES
+
+KINDS = ("sft", "dpo")
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
-    """A whole run."""
+@dataclass(frozen=True, kw_only=True)
+class ScoreLayoutSettings(LayoutSettings):
+    """How the model runs (under torchrun; ranks beyond TP x PP are data parallel)."""
 
-    kinds: dict[str, KindSettings]
-    """``sft``, ``dpo`` or both."""
-    template_rules: tuple[TemplateRule, ...]
-    """Chat templates to take off the data's own text."""
-    chat_template: str | None = None
-    """A built-in name or a file; None for the tokenizer's own."""
-    seq_length: int = 2048
-    """The most tokens of a query with its response."""
-    dtype: str = "bfloat16"
-    """Of weights and computation."""
     batch_tokens: int = 4096
-    """Places in a batch, padding included."""
+    """Maximum number of tokens in a batch, padding included."""
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 2:
+            raise ConfigError(f"--batch-tokens {self.batch_tokens}: must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(ModelSettings):
+    """What to score, and where to write."""
+
+    sft: tuple[str, ...] = setting(default=(), metavar="PATH")
+    """Instruction samples (messages; prompt and response; or instruction, input and output): files and folders."""
+    dpo: tuple[str, ...] = setting(default=(), metavar="PATH")
+    """Preferences (prompt, chosen and rejected): files and folders."""
+    output: Path = setting(metavar="FILE", decides=False)
+    """Scores to write, as JSONL."""
+    chat_template: str | None = setting(default=None, metavar="NAME|FILE")
+    """Chat template: llama3, chatml, zephyr, or a Jinja file. Default: the tokenizer's own."""
+    seq_length: int = 2048
+    """Maximum length of a query with its response, in tokens; longer samples are not scored."""
+    keep_templates: tuple[str, ...] | None = setting(default=None, nargs="*", metavar="NAME", decides=False)
+    """Do not remove these chat templates from the text of the data (without a name: none is removed)."""
+    template_rules: Path | None = setting(default=None, metavar="FILE", decides=False)
+    """JSON file with further chat templates to remove."""
+    layout: ScoreLayoutSettings = setting(default_factory=ScoreLayoutSettings)
+    kinds: Mapping[str, KindSettings] = setting(default_factory=dict, is_flag=False)
+    """``sft``, ``dpo`` or both: which records, and what their fields are called."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.sft or self.dpo):
+            raise ConfigError("nothing to score: give --sft, --dpo or both")
+        if self.seq_length < 2:
+            raise ConfigError(f"--seq-length {self.seq_length}: must be at least 2")
+        _ = self.rules
+
+    @cached_property
+    def rules(self) -> tuple[TemplateRule, ...]:
+        """Chat templates to remove from the text of the data. Raises ConfigError where they cannot be read."""
+        return choose_rules(self.keep_templates, read_rules(self.template_rules) if self.template_rules else ())
 
     def described(self) -> dict[str, Any]:
         """The settings by their flags, to tell one run from another."""
-        described: dict[str, Any] = {f"--{kind}": list(settings.paths) for kind, settings in self.kinds.items()}
+        described = flags.described(self)
         for kind, settings in self.kinds.items():
             described |= described_kind(kind, settings)
-        return described | {
-            "--chat-template": self.chat_template,
-            "--seq-length": self.seq_length,
-            "--dtype": self.dtype,
-            "--batch-tokens": self.batch_tokens,
-            "template rules": {rule.name: rule.turn for rule in self.template_rules},
-        }
+        return described | {"template rules": {rule.name: rule.turn for rule in self.rules}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectSettings:
+    """What to select, and where to write."""
+
+    scores: Path = setting(metavar="FILE")
+    """Output of tools/score_alignment.py."""
+    kind: Literal["sft", "dpo"]
+    """Kind of the samples to select."""
+    strategy: str = setting(default="high", choices=tuple(STRATEGIES))
+    """Samples to select. high: highest FAS; low: lowest FAS; half: one half highest, the other lowest; random: drawn
+    with --seed; low-perplexity: lowest perplexity of the response."""
+    top_k: int = setting(default=10_000, metavar="K")
+    """Number of samples to select."""
+    seed: int = 0
+    """Seed of --strategy random."""
+    output: Path = setting(metavar="FILE")
+    """JSONL to write, for --sft or --dpo of training; FILE.report.json and FILE.png are written beside it."""
+    rejects: Path | None = setting(default=None, metavar="FILE")
+    """Also write a line for each sample that was left out, with the reason."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ConfigError(f"--top-k {self.top_k}: must be at least 1")

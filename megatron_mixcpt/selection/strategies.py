@@ -2,7 +2,7 @@
 
 Every strategy is one or two rankings: a key per sample, the K smallest of which are kept in a heap while the samples
 stream by. Samples of equal key are ranked by their id, so that the order of the file does not matter; a sample that
-was met before (the same id) is not picked twice. The second of two rankings breaks ties the other way round: it is the
+was seen before (the same id) is not picked twice. The second of two rankings breaks ties the other way round: it is the
 other end of one order, so that both meet only where there are fewer than K samples.
 """
 
@@ -12,50 +12,50 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-Line = dict[str, Any]
+ScoreLine = dict[str, Any]
 """A line of the scores file."""
-Key = Callable[[Line, int], float]
-"""Of a line and the seed; the smallest are picked."""
+Key = Callable[[ScoreLine, int], float]
+"""Gives a number for a line and the seed; the samples with the smallest numbers are picked."""
 
 
 @dataclass(frozen=True)
 class Strategy:
     """A way to pick K samples."""
 
-    about: str
     keys: tuple[Key, ...]
-    """Rankings that share K, the first taking the odd one."""
+    """Rankings that share K; the first takes one more where K is odd."""
 
 
-def _drawn(line: Line, seed: int) -> float:
-    """A number in [0, 1) that only the sample and the seed decide; 53 bits."""
+def _drawn(line: ScoreLine, seed: int) -> float:
+    """A number in [0, 1), 53 bits, that depends on the sample and the seed only."""
     digest = hashlib.sha256(f"{seed} {line['id']}".encode()).digest()
     return int.from_bytes(digest[:7], "little") % 2**53 / 2**53
 
 
-def _high(line: Line, seed: int) -> float:
+def _high(line: ScoreLine, seed: int) -> float:
     return -line["fas"]
 
 
-def _low(line: Line, seed: int) -> float:
+def _low(line: ScoreLine, seed: int) -> float:
     return line["fas"]
 
 
-def _perplexity(line: Line, seed: int) -> float:
+def _perplexity(line: ScoreLine, seed: int) -> float:
     return line["perplexity"]
 
 
 STRATEGIES = {
-    "high": Strategy("highest FAS", (_high,)),
-    "low": Strategy("lowest FAS", (_low,)),
-    "half": Strategy("half of them highest, half lowest", (_high, _low)),
-    "random": Strategy("drawn by --seed", (_drawn,)),
-    "low-perplexity": Strategy("lowest perplexity of the response", (_perplexity,)),
+    "high": Strategy((_high,)),
+    "low": Strategy((_low,)),
+    "half": Strategy((_high, _low)),
+    "random": Strategy((_drawn,)),
+    "low-perplexity": Strategy((_perplexity,)),
 }
+"""The choices of ``--strategy``; its help says what each picks."""
 
 
 class Ranking:
-    """The ids of the K samples with the smallest keys among those met so far, ties by id, the smallest or largest."""
+    """The ids of the K samples with the smallest keys so far, ties broken by id, the smallest or largest."""
 
     def __init__(self, key: Key, num_wanted: int, seed: int, largest_id: bool = False):
         self._key = key
@@ -65,8 +65,8 @@ class Ranking:
         self._heap: list[tuple[float, Any]] = []
         self.ids: set[str] = set()
 
-    def add(self, line: Line) -> None:
-        """Meet a sample."""
+    def add(self, line: ScoreLine) -> None:
+        """Consider a sample."""
         identity = line["id"]
         if self._num_wanted == 0 or identity in self.ids:
             return
@@ -82,7 +82,7 @@ class Ranking:
 
 
 class _Reversed:
-    """Text that sorts the other way round: the heap's smallest item is the one to go."""
+    """Text that sorts in reverse, since the heap drops its smallest item first."""
 
     __slots__ = ("text",)
 
@@ -96,7 +96,7 @@ class _Reversed:
         return self.text
 
 
-def pick(lines: Iterable[Line], strategy: Strategy, num_wanted: int, seed: int) -> set[str]:
+def pick(lines: Iterable[ScoreLine], strategy: Strategy, num_wanted: int, seed: int) -> set[str]:
     """The ids of the samples picked: ``num_wanted``, or all where there are fewer. One pass over ``lines``."""
     num_rankings = len(strategy.keys)
     shares = [num_wanted // num_rankings + (place < num_wanted % num_rankings) for place in range(num_rankings)]

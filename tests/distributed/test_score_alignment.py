@@ -129,7 +129,7 @@ def test_one_process(repository, world, expected, tmp_path):
     assert padding < 10
     assert not list(tmp_path.glob(".*"))
     again = run_tool(repository, *arguments(world, tmp_path / "scores.jsonl"))
-    assert again.returncode == 1 and "scores.jsonl exists already; choose another" in again.stderr
+    assert again.returncode == 1 and "scores.jsonl already exists; choose another" in again.stderr
 
 
 def test_four_ranks(world, expected, tmp_path):
@@ -163,14 +163,10 @@ def check_four_ranks(world: str, folder: str) -> None:
 
 def score(argv: list[str]) -> None:
     """What the tool does after parsing its flags, within a process group that is there already."""
-    from megatron_mixcpt.inference.model_source import ModelSource
-    from megatron_mixcpt.selection.arguments import score_parser, score_settings
     from megatron_mixcpt.selection.score import score_alignment
+    from megatron_mixcpt.selection.score_tool import build_parser, settings_of
 
-    given = score_parser("").parse_args(argv)
-    sizes = {"tp_size": given.tensor_model_parallel_size, "pp_size": given.pipeline_model_parallel_size}
-    source = ModelSource.open(hf_model=given.hf_model, load=given.load)
-    score_alignment(score_settings(given), source, given.output, **sizes)
+    score_alignment(settings_of(build_parser().parse_args(argv)))
 
 
 def check_interrupted(argv: list[str], folder: Path) -> None:
@@ -239,8 +235,11 @@ REFUSALS = [
         "-parallel-size 5 must divide the model's num_attention_heads 12",
     ),
     ({"--pipeline-model-parallel-size": "2"}, "TP 1 x PP 2 needs 2 processes or a multiple, not 1: use torchrun"),
-    ({"--output": "nowhere/scores.jsonl"}, "--output nowhere/scores.jsonl: there is no folder nowhere; make it first"),
-    ({"--seq-length": "1"}, "--seq-length 1: expected at least 2"),
+    (
+        {"--output": "nowhere/scores.jsonl"},
+        "--output nowhere/scores.jsonl: the folder nowhere does not exist; create it first",
+    ),
+    ({"--seq-length": "1"}, "--seq-length 1: must be at least 2"),
 ]
 
 

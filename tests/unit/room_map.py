@@ -75,7 +75,7 @@ ROOMS = {
     ),
     "evaluation/tasks": _room("benchmark tasks that lm-eval lacks"),
     "selection": _room(
-        "scores and selects samples for alignment", "inference data data/chat data/reading jobs", "torch"
+        "scores and selects samples for alignment", "flags inference data data/chat data/reading jobs", "torch"
     ),
     "planning": _room("memory of a run on paper", "flags objective parallel_sizes conversion"),
     "report": _room("one page about several runs", "flags named_paths log_names training_log data data/mixture jobs"),

@@ -16,7 +16,9 @@ from megatron_mixcpt.data.reading.record_flags import record_settings
 from megatron_mixcpt.evaluation.settings import EvaluateSettings
 from megatron_mixcpt.evaluation.tool import build_parser as evaluate_parser
 from megatron_mixcpt.flags import settings_from
-from megatron_mixcpt.selection.arguments import score_parser, score_settings, select_parser
+from megatron_mixcpt.selection import score_tool
+from megatron_mixcpt.selection.select_tool import build_parser as select_parser
+from megatron_mixcpt.selection.settings import SelectSettings
 
 
 def parse_mixture(words: list[str]) -> None:
@@ -29,8 +31,8 @@ def parse_mixture(words: list[str]) -> None:
 # Tool -> takes its flags; raises where it does not accept them.
 PARSERS: dict[str, Callable[[list[str]], object]] = {
     "tools/preprocess_mixture.py": parse_mixture,
-    "tools/score_alignment.py": lambda words: score_settings(score_parser("").parse_args(words)),
-    "tools/select_alignment.py": lambda words: select_parser("").parse_args(words),
+    "tools/score_alignment.py": lambda words: score_tool.settings_of(score_tool.build_parser().parse_args(words)),
+    "tools/select_alignment.py": lambda words: settings_from(select_parser().parse_args(words), SelectSettings),
     "tools/evaluate.py": lambda words: settings_from(evaluate_parser().parse_args(words), EvaluateSettings),
 }
 ROWS = list(product(("llama3", "qwen2"), DOMAINS, METHODS))

@@ -10,9 +10,9 @@ from megatron_mixcpt.evaluation.results import check_new, write_results
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     check_new(tmp_path / "new")
-    with pytest.raises(ConfigError, match=f"--output {tmp_path} exists already; choose another, or remove it"):
+    with pytest.raises(ConfigError, match=f"--output {tmp_path} already exists; choose another, or remove it"):
         check_new(tmp_path)
-    with pytest.raises(ConfigError, match="nowhere; make it first"):
+    with pytest.raises(ConfigError, match="nowhere does not exist; create it first"):
         check_new(tmp_path / "nowhere" / "new")
 
 

@@ -15,4 +15,4 @@ def test_a_wrong_command_line_is_one_line(capsys, tmp_path):
     with pytest.raises(SystemExit, match="1"):
         main(["--hf-model", str(tmp_path), "--output", str(tmp_path), "--perplexity", "a=x"])
     error = capsys.readouterr().err
-    assert error.startswith(f"error: --output {tmp_path} exists already") and error.count("\n") == 1
+    assert error.startswith(f"error: --output {tmp_path} already exists") and error.count("\n") == 1

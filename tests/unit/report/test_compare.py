@@ -2,7 +2,7 @@
 
 from megatron_mixcpt.report.compare import DOMAIN, GENERAL, compare_evaluations, compare_validation
 from megatron_mixcpt.report.curves import training_charts, validation_charts
-from megatron_mixcpt.report.inputs import Evaluation, Run, Score
+from megatron_mixcpt.report.inputs import Evaluation, Score, TrainingRun
 from megatron_mixcpt.report.tables import settings_tables
 from megatron_mixcpt.training_log import TrainingLog
 
@@ -11,13 +11,13 @@ def evaluation(name: str, **texts: float) -> Evaluation:
     return Evaluation(name, tuple(Score("", text, value, "windows of 512 tokens") for text, value in texts.items()), "")
 
 
-def run(name: str, **validation: tuple[float, float]) -> Run:
+def run(name: str, **validation: tuple[float, float]) -> TrainingRun:
     """A run whose last validation found (student, teacher) on each set."""
     curves = {}
     for text, (student, teacher) in validation.items():
         curves[f"ntp loss validation-{text}"] = [(0, teacher), (10, student)]
         curves[f"teacher ntp loss validation-{text}"] = [(0, teacher), (10, teacher)]
-    return Run(name, TrainingLog(curves, {}))
+    return TrainingRun(name, TrainingLog(curves, {}))
 
 
 def test_averages_are_of_the_columns_that_all_have() -> None:
@@ -50,7 +50,7 @@ def test_runs_with_the_same_teacher_share_it() -> None:
 
 
 def test_no_run_that_measured_no_comparison() -> None:
-    assert compare_validation([Run("x", TrainingLog({"loss": [(1, 2.0)]}, {}))], ["cpt"]) is None
+    assert compare_validation([TrainingRun("x", TrainingLog({"loss": [(1, 2.0)]}, {}))], ["cpt"]) is None
 
 
 def test_curves_of_a_method_are_the_mean_over_its_seeds() -> None:
@@ -68,7 +68,7 @@ def test_what_stands_for_nothing_is_not_drawn() -> None:
         "lssd loss sft": [(1, 0.5), (2, 0.0), (3, float("nan"))],  # no sample in the second batch
         "top-1 agreement": [(1, 1.0), (2, 0.0)],
     }
-    charts = {chart.name: chart.lines[0] for chart in training_charts([Run("x", TrainingLog(curves, {}))])}
+    charts = {chart.name: chart.lines[0] for chart in training_charts([TrainingRun("x", TrainingLog(curves, {}))])}
     assert {name: line.iterations.tolist() for name, line in charts.items()} == {
         "lssd loss sft": [1],
         "top-1 agreement": [1, 2],
@@ -77,7 +77,7 @@ def test_what_stands_for_nothing_is_not_drawn() -> None:
 
 def test_long_curves_are_running_means() -> None:
     curve = [(iteration, float(iteration)) for iteration in range(1, 801)]
-    (chart,) = training_charts([Run("x", TrainingLog({"ntp loss": curve}, {}))])
+    (chart,) = training_charts([TrainingRun("x", TrainingLog({"ntp loss": curve}, {}))])
     line = chart.lines[0]
     assert chart.smoothed == 10 and len(line.iterations) == 791
     assert abs(line.iterations - line.mean).max() < 0.51, "a mean stands in the middle of what it is of"
@@ -90,7 +90,7 @@ def test_settings_are_compared_within_a_trainer() -> None:
         "b/seed-1": {"distillation": "none", "seed": "1", "lr": "1"},
         "dpo": {"beta": "0.1", "lr": "2"},
     }
-    tables = settings_tables([Run(name, TrainingLog({}, arguments)) for name, arguments in given.items()])
+    tables = settings_tables([TrainingRun(name, TrainingLog({}, arguments)) for name, arguments in given.items()])
     assert list(tables) == ["continual pre-training"]
     table = tables["continual pre-training"]
     assert (table.headings, *table.rows) == (("run", "distillation", "seed"), ("a", "lssd", "1, 2"), ("b", "none", "1"))
