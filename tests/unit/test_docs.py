@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,11 +131,29 @@ def test_tools_have_the_flags_that_commands_give_them(path: Path) -> None:
     assert not list(unknown_flags(path.read_text(encoding="utf-8")))
 
 
+def test_code_names_documents_that_exist() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = [
+        f"{name}: {document}"
+        for name in listed.splitlines()
+        if name.endswith((".py", ".sh", ".sbatch", ".yaml", ".html")) and name != "tests/unit/test_docs.py"
+        for document in re.findall(r"\bdocs/[\w/-]+\.md", (ROOT / name).read_text(encoding="utf-8"))
+        if not (ROOT / document).is_file()
+    ]
+    assert not found
+
+
 def test_the_site_shows_every_page() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     entries = [entry if isinstance(entry, str) else next(iter(entry.values())) for entry in settings["nav"]]
     shown = {page for entry in entries for page in ([entry] if isinstance(entry, str) else entry)}
     assert shown == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+
+
+def test_the_reference_of_flags_is_not_stale() -> None:
+    command = [sys.executable, "docs/generate_reference.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_leads_nowhere_is_found() -> None:
