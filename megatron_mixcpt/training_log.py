@@ -15,7 +15,7 @@ _ARGUMENT = "/text_summary"
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """A run's log, read whole."""
+    """The log of a run."""
 
     curves: dict[str, list[tuple[int, float]]]
     """Name -> (iteration, value) in the order of iterations; where one was logged twice, the later value."""
@@ -53,20 +53,20 @@ def _text(event: Any) -> str:
 
 
 def _is_figure(name: str) -> bool:
-    """Whether a curve is a loss or one of its companions, and not the same over samples or as a perplexity."""
+    """Whether a curve is a loss or logged with one, and not its duplicate over samples or as a perplexity."""
     return bool(_FIGURES.fullmatch(name)) and not _DOUBLES.fullmatch(name)
 
 
 def logged_figures(load_dir: Path, iteration: int, tensorboard_dir: str | None) -> dict[str, float]:
-    """The last value of each loss and of its companions logged at or before the checkpoint's iteration.
+    """The last value of each loss, and of the figures logged with it, at or before the checkpoint's iteration.
 
     Args:
         load_dir: the checkpoint folder; its ``tensorboard/`` is where training logs by default.
-        iteration: of the checkpoint.
-        tensorboard_dir: where else the run may have logged.
+        iteration: the checkpoint's iteration.
+        tensorboard_dir: another folder that the run may have logged to.
 
     Returns:
-        Name, with the iteration it was logged at, to value. Empty where there is no log (any more).
+        Name, with the iteration it was logged at, to value. Empty where there is no log.
     """
     folder = log_folder([load_dir / "tensorboard", *(Path(path) for path in [tensorboard_dir] if path)])
     if folder is None:

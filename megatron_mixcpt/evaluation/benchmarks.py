@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # lm-eval is an extra, transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BOOTSTRAP_ITERATIONS = 1000
-"""For standard errors of metrics that have no formula."""
+"""Resamplings for standard errors of metrics without a formula."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def run_tasks(
     prepared: Mapping[str, list[tuple[BenchmarkTask, Any]]],
     settings: TaskSettings,
 ) -> dict[str, dict[str, TaskScore]]:
-    """Scores by suite and task. One process calls it, when no process group is there any more."""
+    """Scores by suite and task. One process calls it, after the process group was destroyed."""
     from lm_eval.models.huggingface import HFLM
 
     runner = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.task_batch_size)

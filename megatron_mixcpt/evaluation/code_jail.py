@@ -1,4 +1,4 @@
-"""Runs one program that a model wrote, shut off from the machine; a script of its own that ``code_runner.py`` starts.
+"""Runs one program that a model wrote, isolated from the machine; a script that ``code_runner.py`` starts.
 
     python -I code_jail.py SECONDS MEMORY_BYTES FILE_BYTES < program.py
 
@@ -89,7 +89,7 @@ def limit(seconds: int, memory_bytes: int, file_bytes: int) -> None:
 
 
 def wait(child: int, deadline: float) -> bool:
-    """Whether the child ends by itself, with status 0, before ``deadline``; killed then, all of its namespace ends."""
+    """Whether the child exits with status 0 before ``deadline``; otherwise it is killed, and all of its namespace."""
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -101,7 +101,7 @@ def wait(child: int, deadline: float) -> bool:
 
 
 def inside(sender: int) -> None:
-    """Execute the program; say so in the pipe once it came to its end."""
+    """Execute the program; write to the pipe once it has ended."""
     program = sys.stdin.buffer.read()
     try:
         exec(compile(program, "program", "exec"), {})

@@ -1,6 +1,6 @@
-"""Whether a program that a model wrote runs through, its tests with it: HumanEval and MBPP score by this.
+"""Whether a program that a model wrote runs to its end, with its tests: the score of HumanEval and MBPP.
 
-Each program runs in a process of its own, in a new folder, with limits on time, memory and the size of files, without
+Each program runs in a separate process, in a new folder, with limits on time, memory and the size of files, without
 network, without this process's environment, and with nothing of the machine to write to (``code_jail.py``).
 """
 
@@ -16,18 +16,18 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.evaluation import code_jail
 
 GRACE_SECONDS = 20.0
-"""What the jail may take beside the program; it keeps the program's time itself."""
+"""Time that the jail may take in addition to the program, whose time it limits."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program."""
+    """Limits of one program."""
 
     seconds: int = 10
-    """On the clock, and of processor time."""
+    """Wall-clock time, and processor time."""
     memory_bytes: int = 1 << 30
     file_bytes: int = 1 << 20
-    """Of each file that it writes."""
+    """Maximum size of each file that the program writes."""
 
 
 def passes(program: str, limits: Limits | None = None) -> bool:
@@ -54,8 +54,8 @@ def passes(program: str, limits: Limits | None = None) -> bool:
             jail.wait()
     if jail.returncode == code_jail.NO_ISOLATION:
         raise ConfigError(
-            f"--run-generated-code: this machine gives a process no namespaces of its own "
-            f"({message.decode(errors='replace').strip()}); allow unprivileged user namespaces, or leave such tasks out"
+            f"--run-generated-code: this machine does not let a process create namespaces "
+            f"({message.decode(errors='replace').strip()}); allow unprivileged user namespaces, or remove these tasks"
         )
     return jail.returncode == 0
 
@@ -63,4 +63,4 @@ def passes(program: str, limits: Limits | None = None) -> bool:
 def check_isolation() -> None:
     """Raise ConfigError, before hours of generation, where programs cannot be run."""
     if not passes("assert True"):
-        raise ConfigError(f"--run-generated-code: {sys.executable} -I does not run here; mend the installation")
+        raise ConfigError(f"--run-generated-code: {sys.executable} -I does not run here; repair the installation")

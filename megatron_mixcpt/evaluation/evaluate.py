@@ -69,7 +69,7 @@ class Generation:
     """What runs on the model as transformers reads it: benchmark tasks and MT-Bench. One process has it."""
 
     def __init__(self, source: ModelSource, settings: EvaluateSettings):
-        """Read data and ask the judge: all that can fail before the model is read.
+        """Read the data and ask the judge once, so that whatever can fail does so before the model is read.
 
         Raises ConfigError, DataError or CheckpointError.
         """
@@ -85,7 +85,7 @@ class Generation:
             self._judge.ask("Reply with one word: ready.")
 
     def run(self) -> dict[str, dict[str, TaskScore]]:
-        """Scores by suite and task; none, without a look at the model, where nothing is asked for.
+        """Scores by suite and task; where nothing is asked for, none, and the model is not read.
 
         Raises ConfigError where the judge gives no answers, CheckpointError where the model cannot be exported.
         """

@@ -29,7 +29,7 @@ class Judge:
     """Sent as a bearer token; in no message and no file."""
 
     def ask(self, prompt: str) -> str:
-        """The judge's answer, at temperature 0. Raises ConfigError where none can be had after several attempts."""
+        """The judge's answer, at temperature 0. Raises ConfigError where several attempts give none."""
         wait = WAIT_SECONDS
         for attempt in range(ATTEMPTS):
             try:

@@ -51,11 +51,11 @@ def read_questions(path: Path) -> list[Question]:
     for number, row in enumerate(read_rows(path, {}), start=1):
         turns, references = row.get("turns"), row.get("reference") or []
         if not _are_texts(turns) or not turns or not _are_texts(references):
-            raise DataError(f"{path}: question {number}: expected lists of texts as turns and reference; mend it")
+            raise DataError(f"{path}: question {number}: expected lists of texts as turns and reference; correct it")
         place = row.get("question_id", number)
         questions.append(Question(place, str(row.get("category", "")), tuple(turns), tuple(references)))
     if not questions:
-        raise DataError(f"--mt-bench {path}: holds no question; give another file")
+        raise DataError(f"--mt-bench {path}: holds no questions; give another file")
     return questions
 
 
@@ -72,7 +72,7 @@ def run_mt_bench(
 ) -> TaskScore:
     """Answer and rate all questions; the value is the mean rating of all turns over 10.
 
-    Raises ConfigError where the tokenizer has no chat template, or the judge gives no answers or no ratings.
+    Raises ConfigError where the tokenizer has no chat template, or the judge gives no answer or no rating.
     """
     lines, ratings = [], []
     for question in tqdm(questions, desc="mt-bench", unit=" questions"):
@@ -83,7 +83,7 @@ def run_mt_bench(
         line = {"question_id": question.id, "category": question.category, "turns": question.turns}
         lines.append(line | {"answers": answers, "ratings": rated, "judgements": judgements})
     if not ratings:
-        raise ConfigError(f"--judge-model {judge.model}: rated nothing in the form [[5]]; take a stronger judge")
+        raise ConfigError(f"--judge-model {judge.model}: gave no rating in the form [[5]]; use a stronger judge")
     figures = {
         "metric": "rating / 10",
         "value": statistics.fmean(ratings) / BEST_RATING,

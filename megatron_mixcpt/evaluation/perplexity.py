@@ -33,7 +33,7 @@ PART_TOKENS = 1 << 18
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What a model makes of a set of texts."""
+    """The figures of a model on a set of texts."""
 
     path: str
     documents: int

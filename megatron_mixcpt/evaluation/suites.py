@@ -26,11 +26,11 @@ class BenchmarkTask:
     folder: str = OURS
     """The folder of ``lm_eval/tasks`` that defines it."""
     own_examples: bool = False
-    """Whether its examples (or that it has none) are part of the task; ``--num-fewshot`` leaves them alone."""
+    """Whether the task fixes its examples, or that it has none; ``--num-fewshot`` does not change them."""
     runs_code: bool = False
     """Whether programs that the model writes are run."""
     renames: Mapping[str, str] = field(default_factory=dict)
-    """Of rows of ``--task-data`` in another form: the data set's field -> the row's; where a row has all the latter."""
+    """For rows of ``--task-data`` in another form: data set's field -> row's field, where a row has them all."""
 
     @property
     def metric_name(self) -> str:
@@ -102,7 +102,7 @@ def choose_tasks(names: Sequence[str]) -> dict[str, tuple[BenchmarkTask, ...]]:
     """Suites, or single tasks of them, by name -> the tasks to run by suite. Raises ConfigError."""
     known = set(SUITES) | {task.name for tasks in SUITES.values() for task in tasks}
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"--tasks {unknown[0]}: no such suite or task; --list-suites shows what there is")
+        raise ConfigError(f"--tasks {unknown[0]}: no such suite or task; --list-suites lists them")
     chosen = {
         suite: tuple(task for task in tasks if suite in names or task.name in names) for suite, tasks in SUITES.items()
     }

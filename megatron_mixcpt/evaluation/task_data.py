@@ -36,11 +36,11 @@ def load_task(suite: str, task: BenchmarkTask, folder: Path | None, num_fewshot:
     try:
         loaded = manager.load([task.name])
         return loaded["groups"].get(task.name) or loaded["tasks"][task.name]
-    except Exception as error:  # datasets, huggingface_hub and what they stand on raise what they like
+    except Exception as error:  # datasets, huggingface_hub and their dependencies raise errors of many types
         first_line = str(error).partition("\n")[0]
         raise ConfigError(
-            f"--tasks {suite}: the data of {task.name} cannot be had from the Hugging Face Hub ({first_line}); "
-            "mend the connection, or give local files with --task-data (docs/how-to/evaluate.md)"
+            f"--tasks {suite}: the data of {task.name} could not be downloaded from the Hugging Face Hub "
+            f"({first_line}); check the connection, or give local files with --task-data (docs/how-to/evaluate.md)"
         ) from error
 
 
@@ -83,10 +83,10 @@ def leaf_names(manager: "TaskManager", name: str) -> Iterator[str]:
 
 
 def _overrides(task: BenchmarkTask, leaf: str, folder: Path, num_fewshot: int) -> dict[str, Any]:
-    """What of a task's definition changes with local files. Raises ConfigError where one is missing."""
+    """The fields of a task's definition that change with local files. Raises ConfigError where a file is missing."""
     files = {"test": _find(folder, leaf)}
     if num_fewshot and not task.own_examples:
-        files["fewshot"] = _find(folder, f"{leaf}.fewshot", f"{num_fewshot} examples, or say --num-fewshot 0")
+        files["fewshot"] = _find(folder, f"{leaf}.fewshot", f"{num_fewshot} examples, or give --num-fewshot 0")
     return {
         "custom_dataset": _reader(files, task.renames),
         "training_split": None,
@@ -100,7 +100,7 @@ def _find(folder: Path, name: str, what: str = "the rows to answer") -> Path:
     found = [folder / f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
     if not found:
         raise ConfigError(
-            f"--task-data {folder}: there is no {name}.jsonl; add it with {what} (docs/how-to/evaluate.md)"
+            f"--task-data {folder}: {name}.jsonl does not exist; add it with {what} (docs/how-to/evaluate.md)"
         )
     return found[0]
 
@@ -126,9 +126,9 @@ def read_rows(path: Path, renames: Mapping[str, str]) -> list[dict[str, Any]]:
         try:
             row = parse(source, line)
         except BadRecord as error:
-            raise DataError(f"{path}:{number}: {error.detail}; mend or remove the line") from error
+            raise DataError(f"{path}:{number}: {error.detail}; correct or remove the line") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected an object; mend or remove the line")
+            raise DataError(f"{path}:{number}: expected an object; correct or remove the line")
         is_renamed = renames and all(other in row for other in renames.values())
         rows.append(row | {name: row[other] for name, other in renames.items()} if is_renamed else row)
     return rows

@@ -36,7 +36,7 @@ def signed(spread: Spread, digits: int = 2) -> str:
 
 
 def draw_gains(comparison: Comparison, side: str) -> Picture | None:
-    """A row per method: its gain over the base on one side, each seed and their mean; None where there is no gain."""
+    """One row per method: its gain over the base on one side, each seed and the mean; None where there is no gain."""
     found = comparison.gains(side)
     gains = {method: found[method] for method in comparison.methods() if method in found}
     if not gains:

@@ -60,13 +60,13 @@ class Comparison:
 
     title: str
     unit: str
-    """Of the scores."""
+    """Unit of the scores."""
     gain_unit: str
     higher_is_better: bool
     columns: tuple[Column, ...]
     """Domain first."""
     scores: Mapping[str, Mapping[Column, float]]
-    """Of each model, the base among them, or of each run's teacher."""
+    """Scores of each model, the base among them, or of each run's teacher."""
     bases: Mapping[str, str]
     """Model -> the model in ``scores`` that it is held against; without an entry: a base itself."""
 

@@ -1,4 +1,4 @@
-"""How the pictures look: colours that the colour-blind tell apart, light and dark, as SVG for the page and as PNG.
+"""The look of the pictures: colours that colour-blind readers can tell apart, in light and dark mode, as SVG and PNG.
 
 In the SVG the greys are variables that follow the reader's colour scheme. It is embedded as an image, where nothing
 that a run's name may hold can run.
@@ -55,9 +55,9 @@ class Picture:
     """One picture of the page, and its file."""
 
     name: str
-    """Of the file, without .png."""
+    """Name of the file, without ``.png``."""
     alt: str
-    """What it shows, for who cannot see it."""
+    """Text for readers who cannot see the picture."""
     svg: str
     png: bytes
     caption: str = ""

@@ -63,7 +63,7 @@ class ScoreTable:
     groups: tuple[tuple[str, int], ...]
     """Heading and number of columns of each side."""
     headings: tuple[tuple[str, str], ...]
-    """Of each column: its name and how it was measured."""
+    """The name of each column and how it was measured."""
     rows: tuple[ScoreRow, ...]
 
 

@@ -75,7 +75,7 @@ def test_without_namespaces_it_is_refused(monkeypatch, tmp_path):
     jail = tmp_path / "jail.py"
     jail.write_text("import sys; print('Operation not permitted', file=sys.stderr); sys.exit(125)")
     monkeypatch.setattr(code_runner.code_jail, "__file__", str(jail))
-    with pytest.raises(ConfigError, match=r"no namespaces of its own \(Operation not permitted\); allow unprivileged"):
+    with pytest.raises(ConfigError, match=r"create namespaces \(Operation not permitted\); allow unprivileged"):
         code_runner.check_isolation()
 
 

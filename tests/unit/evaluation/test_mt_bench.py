@@ -112,7 +112,7 @@ def test_ratings(judgement, rating):
 
 
 @pytest.mark.parametrize(
-    ("answers", "message"), [([401], "401 Unauthorized"), ([503] * 4, "503"), ([""], "rated nothing")]
+    ("answers", "message"), [([401], "401 Unauthorized"), ([503] * 4, "503"), ([""], "gave no rating")]
 )
 def test_a_judge_that_does_not_judge_is_named(server, model_and_tokenizer, answers, message):
     server.answers = answers
@@ -134,7 +134,7 @@ def test_questions_are_read_and_checked(tmp_path):
     row = {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."], "reference": ["Reference 1"]}
     path.write_text(json.dumps(row) + "\n")
     assert read_questions(path) == [QUESTION]
-    for text, message in (('{"turns": "Write."}', "question 1: expected lists of texts"), ("", "holds no question")):
+    for text, message in (('{"turns": "Write."}', "question 1: expected lists of texts"), ("", "holds no questions")):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
             read_questions(path)

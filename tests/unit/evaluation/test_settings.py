@@ -72,7 +72,7 @@ def test_the_record_is_of_what_decides():
             ["--perplexity", "a=x", "--iteration", "3"],
             "--iteration 3 is not used with --hf-model; remove it, or use",
         ),
-        (["--tasks", "maths"], "--tasks maths: no such suite or task; --list-suites shows what there is"),
+        (["--tasks", "maths"], "--tasks maths: no such suite or task; --list-suites lists them"),
         (["--tasks", "math", "--num-fewshot", "-1"], "--num-fewshot -1: must be at least 0"),
         (["--tasks", "math", "--task-limit", "0"], "--task-limit 0: must be at least 1"),
         (["--tasks", "math", "--task-data", "nowhere"], "--task-data nowhere: no such folder; check the path"),

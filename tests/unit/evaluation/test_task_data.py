@@ -59,7 +59,7 @@ def test_suites_and_single_tasks_are_chosen():
         "math": ["gsm8k"],
         "medicine": ["pubmed_rct20k", "pubmedqa", "medical_question_pairs"],
     }
-    with pytest.raises(ConfigError, match="--tasks gsm9k: no such suite or task; --list-suites shows what there is"):
+    with pytest.raises(ConfigError, match="--tasks gsm9k: no such suite or task; --list-suites lists them"):
         choose_tasks(["math", "gsm9k"])
     assert all(name in listing() for name in TASKS)
 
@@ -82,13 +82,13 @@ def test_a_group_keeps_its_members_and_their_mean(tmp_path):
 
 def test_missing_and_damaged_files_are_named(tmp_path):
     gsm8k = TASKS["gsm8k"]
-    with pytest.raises(ConfigError, match=re.escape("there is no gsm8k.jsonl; add it with the rows to answer")):
+    with pytest.raises(ConfigError, match=re.escape("gsm8k.jsonl does not exist; add it with the rows to answer")):
         load_task("math", gsm8k, tmp_path, 0)
     write(tmp_path / "gsm8k.jsonl", [{"question": "Q", "answer": "#### 1"}])
-    with pytest.raises(ConfigError, match="gsm8k.fewshot.jsonl; add it with 5 examples, or say --num-fewshot 0"):
+    with pytest.raises(ConfigError, match="fewshot.jsonl does not exist; add it with 5 examples, or give --num-"):
         load_task("math", gsm8k, tmp_path, 5)
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "Q"}\n[1]\n')
-    with pytest.raises(DataError, match=r"gsm8k.jsonl:2: expected an object; mend or remove the line"):
+    with pytest.raises(DataError, match=r"gsm8k.jsonl:2: expected an object; correct or remove the line"):
         load_task("math", gsm8k, tmp_path, 0)
 
 
@@ -96,5 +96,5 @@ def test_without_network_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     with pytest.raises(ConfigError) as refused:
         load_task("reasoning", TASKS["piqa"], None, 0)
-    assert "--tasks reasoning: the data of piqa cannot be had from the Hugging Face Hub" in str(refused.value)
+    assert "--tasks reasoning: the data of piqa could not be downloaded from the Hugging Face Hub" in str(refused.value)
     assert "give local files with --task-data" in str(refused.value) and "\n" not in str(refused.value)
