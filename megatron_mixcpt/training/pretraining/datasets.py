@@ -81,7 +81,7 @@ def dataset_provider(
             valid = IndexedSamples(valid)
         return IndexedSamples(train), valid, None
 
-    provide.is_distributed = True  # the engine's word for "build on every rank"
+    provide.is_distributed = True  # type: ignore[attr-defined]  # the engine reads it: build on every rank
     return provide
 
 

@@ -17,6 +17,7 @@ import torch
 from megatron.training.utils import is_last_rank
 from torch import Tensor
 
+from megatron_mixcpt.jobs.whole_outputs import write_whole
 from megatron_mixcpt.log_names import STUDENT_LOSS, TEACHER_LOSS
 from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.patches import Change
@@ -28,9 +29,9 @@ class ForgettingMeter:
     """Follows the engine from set to set of an evaluation.
 
     Args:
-        identities: of each validation set, in the engine's order, its name and what tells its samples from others.
+        identities: name of each validation set, in the engine's order, to a text that identifies its samples.
         runs_teacher: whether the teacher runs in evaluations, so that it can be measured.
-        folder: where a run without a teacher keeps what it measured before its first step; None: nowhere.
+        folder: where a run without a teacher keeps the losses from before its first step; None: nowhere.
     """
 
     def __init__(self, identities: Mapping[str, str], *, runs_teacher: bool, folder: Path | None) -> None:
@@ -49,12 +50,12 @@ class ForgettingMeter:
         return self._runs_teacher and self._names[self._index] not in self._teacher
 
     def begin(self, iteration: int) -> None:
-        """An evaluation of all sets begins, after ``iteration`` steps."""
+        """Start an evaluation of all sets, after ``iteration`` steps."""
         self._iteration, self._index = iteration, 0
         self._student.clear()
 
     def take(self, losses: dict[str, Tensor]) -> None:
-        """The next set has been evaluated: note its losses and **add** the constant to them.
+        """Record the losses of the next set, and **add** the teacher's constant to them.
 
         Args:
             losses: key -> scalar, as the engine is about to report them; empty on ranks before the last stage.
@@ -72,12 +73,10 @@ class ForgettingMeter:
             losses[TEACHER_LOSS] = torch.full_like(losses[STUDENT_LOSS], self._teacher[name])
 
     def end(self) -> str:
-        """All sets have been evaluated: the figures as a table. On the last rank, which has them all."""
+        """End an evaluation and return its losses as a table; complete on the last rank only."""
         if self._record and self._iteration == 0:
             kept = {name: [self._identities[name], loss] for name, loss in self._teacher.items()}
-            aside = self._record.with_suffix(".tmp")
-            aside.write_text(json.dumps(kept, indent=2), encoding="utf-8")
-            aside.rename(self._record)
+            write_whole(self._record, json.dumps(kept, indent=2))
         title = f"next-token loss after {self._iteration} iterations, in nats per token; change: student - teacher"
         lines = [title, f"{'validation set':<24}{'student':>10}{'teacher':>10}{'change':>10}"]
         for name, student in self._student.items():
@@ -87,7 +86,7 @@ class ForgettingMeter:
         return "\n".join(lines)
 
     def _recorded(self) -> dict[str, float]:
-        """What the file says of the sets that are still the same."""
+        """The recorded losses of the sets whose samples are still the same."""
         if self._record is None or not self._record.is_file():
             return {}
         kept = json.loads(self._record.read_text(encoding="utf-8"))

@@ -92,6 +92,7 @@ class L2Anchor:
 
     def _pairs(self, chunk: StudentTeacherModel) -> Iterator[_Anchored]:
         """Parameters that get a gradient on this rank: the engine adds up the copies of those left out."""
+        assert chunk.teacher is not None, "built beside the student wherever weights are anchored"
         originals = dict(chunk.teacher.named_parameters())
         for name, param in chunk.module.named_parameters():
             replica = self.tp_rank > 0 and not getattr(param, "tensor_model_parallel", False)
