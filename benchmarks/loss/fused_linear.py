@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.loss import peers  # noqa: E402
 from benchmarks.loss.measure import Measured, measure  # noqa: E402
-from megatron_mixcpt.losses.fused_linear import fused_linear_mixcpt_loss  # noqa: E402
+from megatron_mixcpt.losses.fused_linear import Projection, fused_linear_mixcpt_loss  # noqa: E402
 from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss  # noqa: E402
+from megatron_mixcpt.objective import Objective  # noqa: E402
 
 ALPHA = 0.8
 
@@ -126,8 +127,10 @@ def fused(
     hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, labels: Tensor, chunk: int
 ) -> None:
     """Forward and backward through a chunk of logits at a time."""
-    options = {"alpha": ALPHA, "tp_group": None, "chunk_tokens": chunk}
-    result = fused_linear_mixcpt_loss(hidden, weight, teacher_hidden, teacher_weight, labels, **options)
+    student, teacher = Projection(hidden, weight), Projection(teacher_hidden, teacher_weight)
+    result = fused_linear_mixcpt_loss(
+        student, teacher, labels, Objective(alpha=ALPHA), tp_group=None, chunk_tokens=chunk
+    )
     torch.autograd.grad(result.loss_sum, (hidden, weight))
 
 

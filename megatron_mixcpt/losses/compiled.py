@@ -1,7 +1,7 @@
-"""Runs a function over rows of tensors compiled, or as it is where it cannot be compiled or need not be.
+"""Runs a function over rows of tensors compiled, or uncompiled where it cannot be compiled or need not be.
 
 One compilation per function and dtype serves all shapes. It takes seconds (torch keeps the result on disk), so small
-inputs are not compiled. Without a compiler (`g++` on a CPU), or with torch's own switch `TORCH_COMPILE_DISABLE=1`, the
+inputs are not compiled. Without a compiler (``g++`` on a CPU), or with torch's switch ``TORCH_COMPILE_DISABLE=1``, the
 function runs uncompiled, a few rows at a time, which keeps its temporaries in the processor's cache and out of the
 memory budget. Both ways agree to rounding.
 """
@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,35 +19,35 @@ from torch import Tensor
 COMPILE_ELEMENTS = 2**22
 CHUNK_ELEMENTS = 2**18
 
-Rows = tuple[Tensor, ...]
-RowFunction = Callable[..., Rows | None]
 
+def run[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...], num_columns: int) -> R:
+    """``function(num_columns, *rows)``, for a function that treats every row of its tensors separately.
 
-def run(function: RowFunction, rows: Rows, num_columns: int) -> Rows | None:
-    """`function(*rows, num_columns)`, for a function that treats every row of its tensors by itself.
-
-    It returns tensors with an entry per row, or writes into one of its arguments and returns None. The first of `rows`
-    decides by its size whether to compile.
+    It returns a tuple of tensors with an entry per row, or None in their place, or writes into one of its arguments and
+    returns None. The size of the first of ``rows`` decides whether to compile.
     """
     if rows[0].numel() >= COMPILE_ELEMENTS and _can_compile():
         try:
-            return _compiled(function)(*rows, num_columns)
+            return _compiled(function)(num_columns, *rows)
         except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             _give_up(error)
     return run_in_chunks(function, rows, num_columns)
 
 
-def run_in_chunks(function: RowFunction, rows: Rows, num_columns: int) -> Rows | None:
-    """What `run` does, uncompiled: `function` on a few rows at a time, its results joined."""
+def run_in_chunks[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...], num_columns: int) -> R:
+    """What :func:`run` does, uncompiled: ``function`` on a few rows at a time, its results joined."""
     step = max(1, CHUNK_ELEMENTS // num_columns)
     results = [
-        function(*(part[start : start + step] for part in rows), num_columns) for start in range(0, len(rows[0]), step)
+        function(num_columns, *(part[start : start + step] for part in rows)) for start in range(0, len(rows[0]), step)
     ]
-    return tuple(torch.cat(parts) for parts in zip(*results, strict=True)) if results[0] is not None else None
+    if results[0] is None:
+        return results[0]
+    columns = zip(*results, strict=True)
+    return cast(R, tuple(None if parts[0] is None else torch.cat(parts) for parts in columns))
 
 
 @cache
-def _compiled(function: RowFunction) -> RowFunction:
+def _compiled[R](function: Callable[..., R]) -> Callable[..., R]:
     return torch.compile(function, dynamic=True, fullgraph=True)
 
 
@@ -59,7 +60,7 @@ def _can_compile() -> bool:
 
 
 def _give_up(error: Exception) -> None:
-    """Go on uncompiled for the rest of the process, and say so once."""
+    """Continue uncompiled for the rest of the process, with one warning."""
     global _compiler_failed
     _compiler_failed = True
     reason = str(error).strip().splitlines()[0]

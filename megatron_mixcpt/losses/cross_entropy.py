@@ -1,6 +1,6 @@
 """Next-token prediction over a sharded vocabulary: the loss of tokens that are not distilled, and log-probabilities.
 
-Unlike the engine's cross-entropy (`megatron/core/tensor_parallel/cross_entropy.py`, three collectives, float32 logits
+Unlike the engine's cross-entropy (``megatron/core/tensor_parallel/cross_entropy.py``, three collectives, float32 logits
 overwritten) it needs one collective and leaves the logits alone, unless told to put their gradient in their place.
 """
 
@@ -12,7 +12,9 @@ from megatron_mixcpt.losses import kernels
 from megatron_mixcpt.losses.vocab_parallel import (
     LOWEST,
     VocabShard,
+    check_shapes,
     gather,
+    gradient_buffer,
     logits_at,
     merge_exponentials,
     overwrite_at,
@@ -28,29 +30,16 @@ def vocab_parallel_cross_entropy(
     inplace: bool = False,
     vocab_size: int | None = None,
 ) -> Tensor:
-    """-log softmax(logits)[label] of every token in nats, float32, the labels' shape; differentiable in `logits`.
+    """-log softmax(logits)[label] of every token in nats, float32, the labels' shape; differentiable in ``logits``.
 
     One all-gather of 12 bytes per token and rank forward, none backward. Saved for backward: the logits and three
-    numbers per token. Arguments and errors as those of `lssd.vocab_parallel_mixcpt_loss`; a label outside
-    `[0, vocab_size)` gives loss and gradient 0.
+    numbers per token. Arguments and errors as those of ``lssd.vocab_parallel_mixcpt_loss``; a label outside
+    ``[0, vocab_size)`` gives loss and gradient 0.
     """
     check_shapes(logits, labels)
     shard = vocab_shard(logits.size(-1), vocab_size, tp_group)
     flat = logits.reshape(-1, logits.size(-1))
     return _CrossEntropy.apply(flat, labels.reshape(-1), shard, tp_group, inplace).view(labels.shape)
-
-
-def check_shapes(logits: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless `labels` has the shape of `logits` without its last dimension."""
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}")
-
-
-def gradient_buffer(logits: Tensor, shard: VocabShard, inplace: bool) -> Tensor:
-    """Where to write the gradient: the logits' own storage or a new one, with the padding columns already 0."""
-    gradient = logits if inplace else torch.empty_like(logits)
-    gradient[:, shard.num_columns :] = 0.0
-    return gradient
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -82,7 +71,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _local_statistics(logits: Tensor, labels: Tensor, shard: VocabShard) -> list[Tensor]:
-    """Maximum, sum of exp(logit - maximum) and the label's logit over this rank's true columns, float32 `[tokens]`."""
+    """Maximum, sum of exp(logit - maximum) and the label's logit in this rank's true columns, float32 ``[tokens]``."""
     if shard.num_columns:
         maximum, total = kernels.exponential_statistics(logits, shard.num_columns)
     else:

@@ -1,7 +1,7 @@
 """Direct preference optimization (Rafailov et al. 2023, Eq. 7; Mix-CPT, Eq. 11) on responses' log-probabilities.
 
-`vocab_parallel_log_probs` gives each token's log-probability from sharded logits; the caller adds up a response's
-tokens (and, for `ipo`, divides by their number); `dpo_loss` compares the policy's pairs with the reference model's.
+``vocab_parallel_log_probs`` gives each token's log-probability from sharded logits; the caller adds up a response's
+tokens (and, for ``ipo``, divides by their number); ``dpo_loss`` compares the policy's pairs with the reference model's.
 """
 
 from typing import Literal, NamedTuple
@@ -14,7 +14,7 @@ from megatron_mixcpt.losses.cross_entropy import vocab_parallel_cross_entropy
 
 
 class DPOLoss(NamedTuple):
-    """Per pair, float32 `[pairs]`. Only `loss` carries a gradient; `accuracy` is 1 where the margin is above 0."""
+    """Per pair, float32 ``[pairs]``. Only ``loss`` has a gradient; ``accuracy`` is 1 where the margin is positive."""
 
     loss: Tensor
     chosen_reward: Tensor
@@ -31,10 +31,10 @@ def vocab_parallel_log_probs(
     vocab_size: int | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """log softmax(logits)[label] of every token in nats, float32, the labels' shape; differentiable in `logits`.
+    """log softmax(logits)[label] of every token in nats, float32, the labels' shape; differentiable in ``logits``.
 
-    Arguments, errors and collectives are those of `cross_entropy.vocab_parallel_cross_entropy`: one all-gather of 12
-    bytes per token and rank forward, none backward. A label outside `[0, vocab_size)` gives 0.
+    Arguments, errors and collectives are those of ``cross_entropy.vocab_parallel_cross_entropy``: one all-gather of 12
+    bytes per token and rank forward, none backward. A label outside ``[0, vocab_size)`` gives 0.
     """
     return -vocab_parallel_cross_entropy(logits, labels, tp_group=tp_group, vocab_size=vocab_size, inplace=inplace)
 
@@ -49,7 +49,7 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     loss_type: Literal["sigmoid", "ipo"] = "sigmoid",
 ) -> DPOLoss:
-    """The preference loss of each pair from the log-probabilities of its two responses, all `[pairs]`, in nats.
+    """The preference loss of each pair from the log-probabilities of its two responses, all ``[pairs]``, in nats.
 
     With h = (policy_chosen - policy_rejected) - (reference_chosen - reference_rejected) and a reward of
     beta * (policy - reference), whose margin is beta * h:
@@ -61,7 +61,7 @@ def dpo_loss(
     Where policy and reference agree, h = 0 and the sigmoid loss is log 2, whatever beta.
 
     Raises:
-        ValueError: if `loss_type` is neither, or `label_smoothing` is not in [0, 0.5) or given with `ipo`.
+        ValueError: if ``loss_type`` is neither, or ``label_smoothing`` is not in [0, 0.5) or given with ``ipo``.
     """
     if loss_type not in ("sigmoid", "ipo"):
         raise ValueError(f"loss_type {loss_type!r} is neither 'sigmoid' nor 'ipo'")

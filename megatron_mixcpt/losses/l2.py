@@ -1,4 +1,4 @@
-"""Squared distance of the parameters to those training started from (the paper's `l2` ablation, Table 3).
+"""Squared distance of the parameters to those training started from (the paper's ``l2`` ablation, Table 3).
 
     penalty = coefficient * ||theta - theta_ori||^2,   d penalty / d theta = 2 * coefficient * (theta - theta_ori)
 
@@ -24,12 +24,12 @@ def l2_distance(
     is_duplicate: Sequence[bool] | None = None,
     groups: Iterable[dist.ProcessGroup] = (),
 ) -> Tensor:
-    """||theta - theta_ori||^2 over all ranks, a float64 scalar without gradient, the same on every rank of `groups`.
+    """||theta - theta_ori||^2 over all ranks, a float64 scalar without gradient, the same on every rank of ``groups``.
 
     Args:
         params, reference_params: this rank's parameters and what they started from, pairwise of the same shape, in any
             floating dtype and contiguous; compared in float32.
-        is_duplicate: for each, whether another rank of `groups` counts it (replicated over TP, a tied embedding's
+        is_duplicate: for each, whether another rank of ``groups`` counts it (replicated over TP, a tied embedding's
             second copy, another data parallel rank's); None: none is.
         groups: the groups over which the parameters are spread, e.g. TP and PP. One all-reduce of 8 bytes each.
     """
@@ -45,7 +45,7 @@ def add_l2_gradient(
     is_duplicate: Sequence[bool] | None = None,
     groups: Iterable[dist.ProcessGroup] = (),
 ) -> Tensor:
-    """Add 2 * coefficient * (theta - theta_ori) to `gradients` in place and return what `l2_distance` does: one pass.
+    """Add 2 * coefficient * (theta - theta_ori) to ``gradients`` in place and return :func:`l2_distance`, in one pass.
 
     Duplicates are not counted in the distance, but get the gradient, so that replicas stay equal.
     """

@@ -28,7 +28,7 @@ def check_ranks(part: dict[str, Tensor], expected: tuple, sequence_parallel: boo
         chunk_tokens=16,
     )
     (result.loss_sum * 3).backward()
-    torch.testing.assert_close(result.loss, expected_loss, **TOLERANCE)
+    torch.testing.assert_close(result.tokens.loss, expected_loss, **TOLERANCE)
     torch.testing.assert_close(result.loss_sum.detach(), expected_sum, **TOLERANCE)
     torch.testing.assert_close(hidden.grad, expected_hidden, **TOLERANCE)
     torch.testing.assert_close(weight.grad, expected_weight.chunk(size)[rank], **TOLERANCE)

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss
+from megatron_mixcpt.losses.lssd import mixcpt_loss, vocab_parallel_mixcpt_loss
 from megatron_mixcpt.testing import run_distributed
 from tests.unit.losses.dense_reference import ExpectedLoss, expected_mixcpt_loss
-from tests.unit.losses.test_lssd import ALPHA, GRADIENT_TOLERANCE, TOLERANCE, run, sample
+from tests.unit.losses.test_lssd import ALPHA, GRADIENT_TOLERANCE, TOLERANCE, objective, run, sample
 
 COLLECTIVES = [
     "all_gather",
@@ -39,8 +39,7 @@ def check_shard(student, teacher, labels, mask, columns: int, dtype: torch.dtype
     expected_entropy = torch.distributions.Categorical(logits=teacher.double()).entropy()
     shard = pad(student, width, 1e4)[:, mine].to(dtype).contiguous().requires_grad_()
     teacher = pad(teacher, width, float("nan"))[:, mine].to(dtype).contiguous()
-    options = {"vocab_size": vocab_size, "teacher_entropy": True}
-    result = vocab_parallel_mixcpt_loss(shard, teacher, labels, alpha=ALPHA, tp_group=group, **options)
+    result = mixcpt_loss(shard, teacher, labels, objective(teacher_entropy=True), tp_group=group, vocab_size=vocab_size)
     (gradient,) = torch.autograd.grad((result.loss * mask).sum(), shard)
     torch.testing.assert_close(result.teacher_entropy.double(), expected_entropy, **TOLERANCE)
     for name in ("loss", "ntp", "lssd", "teacher_top", "student_top"):
@@ -138,8 +137,8 @@ def check_forward_divergence(student, teacher, labels, kind: dict, expected: Exp
     """On every rank: the forward divergence at a temperature, with a rank that holds padding alone."""
     mine = slice(dist.get_rank() * 50, (dist.get_rank() + 1) * 50)
     shard = pad(student, 150, 0.0)[:, mine].contiguous().requires_grad_()
-    options = {"alpha": ALPHA, "tp_group": dist.group.WORLD, "vocab_size": 90, **kind}
-    result = vocab_parallel_mixcpt_loss(shard, pad(teacher, 150, 0.0)[:, mine].contiguous(), labels, **options)
+    teacher = pad(teacher, 150, 0.0)[:, mine].contiguous()
+    result = mixcpt_loss(shard, teacher, labels, objective(**kind), tp_group=dist.group.WORLD, vocab_size=90)
     (gradient,) = torch.autograd.grad(result.loss.sum(), shard)
     # The divergence, and its rounding, is multiplied by temperature^2.
     torch.testing.assert_close(result.loss.double(), expected.loss, rtol=0.0, atol=4e-5)

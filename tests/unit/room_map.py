@@ -44,7 +44,7 @@ ROOMS = {
     "training_log": _room("the curves of a run, read from TensorBoard files"),
     "cpu_emulation": _room("the engine on machines without a GPU", takes="torch"),
     "jobs": _room("complete outputs, resumable folders, digests, progress, ranks", takes="torch"),
-    "losses": _room("mathematics over a sharded vocabulary", takes="torch"),
+    "losses": _room("mathematics over a sharded vocabulary", "objective", "torch"),
     "models": _room("layers without Transformer Engine", takes="engine core"),
     "data": _room("records: documents, conversations, preferences"),
     "data/reading": _room("files become records", "flags"),
@@ -61,7 +61,7 @@ ROOMS = {
     "data/datasets": _room("the engine's datasets and packed rows", "data/chat data/mixture", "engine core"),
     "conversion": _room("Hugging Face and Megatron checkpoints, both ways", "flags jobs training_log", "engine core"),
     "conversion/architectures": _room("one file of tables per family of models", takes="torch"),
-    "distillation": _room("teacher and student in one pipeline", "losses", "engine core"),
+    "distillation": _room("teacher and student in one pipeline", "losses objective", "engine core"),
     "inference": _room(
         "a model in memory without the trainer",
         "flags conversion models losses data/tokens",

@@ -93,13 +93,9 @@ def build_head(run: Run, groups: ProcessGroupCollection) -> MixCPTHead:
     """What the last stage makes of both models' hidden states."""
     args, config = run.args, run.config
     return MixCPTHead(
-        alpha=config.objective.alpha,
-        swap=config.objective.swaps,
+        objective=config.objective,
         vocab_size=run.student.vocab_size,
         tp_group=groups.tp,
-        divergence=config.objective.divergence.direction,
-        temperature=config.objective.divergence.temperature,
-        teacher_entropy=config.objective.divergence.teacher_entropy,
         chunk_tokens=config.loss_chunk_tokens,
         sequence_parallel=args.sequence_parallel,
         gradient_accumulation_fusion=args.gradient_accumulation_fusion,
@@ -166,8 +162,7 @@ def forward_step_func(
             mixcpt_loss_func,
             batch.loss_mask,
             batch.distill_mask,
-            with_teacher=objective.runs_teacher,
-            with_entropy=objective.divergence.teacher_entropy,
+            objective=objective,
             kinds=kinds if training else (),
             kind=batch.kind,
             penalty=penalty,

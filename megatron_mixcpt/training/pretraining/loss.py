@@ -19,7 +19,9 @@ from megatron_mixcpt.log_names import (
     TEACHER_LOSS,
     of_kind,
 )
-from megatron_mixcpt.losses.fused_linear import FusedMixCPTLoss
+from megatron_mixcpt.losses.fused_linear import SummedMixCPTLoss
+from megatron_mixcpt.losses.lssd import MixCPTLoss
+from megatron_mixcpt.objective import Objective
 
 # Stands for "no token", so that a mean over none is 0 and not nan; lost as soon as one token is added to it.
 _NONE = 1e-20
@@ -30,8 +32,7 @@ def mixcpt_loss_func(
     distill_mask: Tensor | None,
     output: tuple[Tensor, ...],
     *,
-    with_teacher: bool,
-    with_entropy: bool = False,
+    objective: Objective,
     kinds: Sequence[str] = (),
     kind: Tensor | None = None,
     penalty: Callable[[], Tensor] | None = None,
@@ -41,9 +42,8 @@ def mixcpt_loss_func(
     Args:
         loss_mask: float32 [b, s], 1 where the label counts.
         distill_mask: bool [b, s], or None where no token is distilled.
-        output: the fields of :class:`FusedMixCPTLoss`: the summed loss, and what each token adds to it [s, b].
-        with_teacher: whether any token of the run is distilled, and its statistics are reported.
-        with_entropy: whether the teacher's entropy was measured, too.
+        output: the fields of :class:`SummedMixCPTLoss`, as the engine's wrappers leave them: plain tuples.
+        objective: what is learned; where a teacher runs, its statistics are reported.
         kinds: names of the kinds of data whose divergences are reported one by one.
         kind: int64 [b], each sample's place in ``kinds``.
         penalty: returns what to add to the reported sum of the loss, a scalar; its gradient is accounted for elsewhere.
@@ -52,27 +52,28 @@ def mixcpt_loss_func(
         The summed loss, the number of unmasked tokens (int32), and for each reported key its sum and count, float32
         [2]. What the teacher has a part in is a mean over the distilled tokens.
     """
-    losses = FusedMixCPTLoss(*output)
+    summed = SummedMixCPTLoss(*output)
+    losses = MixCPTLoss(*summed.tokens)
     mask = loss_mask.transpose(0, 1).float()
     num_tokens = mask.sum()
     distilled = torch.zeros_like(mask) if distill_mask is None else mask * distill_mask.transpose(0, 1)
     report = {
-        LOSS: torch.stack([losses.loss_sum.detach() + (penalty() if penalty else 0.0), num_tokens]),
+        LOSS: torch.stack([summed.loss_sum.detach() + (penalty() if penalty else 0.0), num_tokens]),
         STUDENT_LOSS: _mean(losses.ntp, mask),
         DIVERGENCE: _mean(losses.lssd, distilled),
         SWAPPED_FRACTION: _mean(losses.swapped, distilled),
     }
-    if with_teacher:
+    if objective.runs_teacher:
         report[AGREEMENT] = _mean(losses.agreed, distilled)
         report["teacher top-1 probability"] = _mean(losses.teacher_top, distilled)
         report["student top-1 probability"] = _mean(losses.student_top, distilled)
-        if with_entropy:
+        if objective.divergence.teacher_entropy:
             report["teacher entropy"] = _mean(losses.teacher_entropy, distilled)
-        if losses.teacher_ntp is not None:
-            report[TEACHER_LOSS] = _mean(losses.teacher_ntp, mask)
+        if summed.teacher_ntp is not None:
+            report[TEACHER_LOSS] = _mean(summed.teacher_ntp, mask)
         for place, name in enumerate(kinds):
             report[of_kind(DIVERGENCE, name)] = _mean(losses.lssd, distilled * (kind == place))
-    return losses.loss_sum, num_tokens.to(torch.int32), report
+    return summed.loss_sum, num_tokens.to(torch.int32), report
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

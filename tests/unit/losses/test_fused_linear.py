@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_mixcpt.losses.fused_linear import fused_linear_mixcpt_loss
-from megatron_mixcpt.losses.lssd import vocab_parallel_mixcpt_loss
+from megatron_mixcpt.losses.fused_linear import Projection, SummedMixCPTLoss, fused_linear_mixcpt_loss
+from megatron_mixcpt.losses.lssd import MixCPTLoss, mixcpt_loss
+from megatron_mixcpt.objective import Divergence, Objective
 
-ALPHA = 0.8
+OBJECTIVE = Objective(alpha=0.8)
+FORWARD = Objective(alpha=0.8, divergence=Divergence(direction="forward"))
 # Float32 products over 32 to 64 terms, added up in another order: a few roundings of numbers of about 1.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -25,34 +27,41 @@ def sample(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def expected_results(part: dict[str, Tensor], has_teacher: bool, **options):
+def expected_results(
+    part: dict[str, Tensor], has_teacher: bool, objective: Objective = OBJECTIVE, **options
+) -> tuple[MixCPTLoss, Tensor, tuple[Tensor, ...]]:
     """Losses, sum and gradients (hidden, weight) from whole logits, autograd and the unfused loss."""
     hidden, weight = part["hidden"].clone().requires_grad_(), part["weight"].clone().requires_grad_()
     teacher_logits = part["teacher_hidden"] @ part["teacher_weight"].t() if has_teacher else None
-    result = vocab_parallel_mixcpt_loss(
-        hidden @ weight.t(), teacher_logits, part["labels"], alpha=ALPHA, tp_group=None, **options
-    )
+    result = mixcpt_loss(hidden @ weight.t(), teacher_logits, part["labels"], objective, tp_group=None, **options)
     loss_sum = (result.loss * part["loss_mask"]).sum()
     return result, loss_sum, torch.autograd.grad(loss_sum * 3, (hidden, weight))
 
 
-def fused(part: dict[str, Tensor], hidden: Tensor, weight: Tensor, has_teacher: bool = True, **options):
-    teacher = (part["teacher_hidden"], part["teacher_weight"]) if has_teacher else (None, None)
-    options = {"alpha": ALPHA, "tp_group": None, "loss_mask": part["loss_mask"], **options}
-    return fused_linear_mixcpt_loss(hidden, weight, *teacher, part["labels"], **options)
+def fused(
+    part: dict[str, Tensor],
+    hidden: Tensor,
+    weight: Tensor,
+    has_teacher: bool = True,
+    objective: Objective = OBJECTIVE,
+    **options,
+) -> SummedMixCPTLoss:
+    teacher = Projection(part["teacher_hidden"], part["teacher_weight"]) if has_teacher else None
+    options = {"tp_group": None, "loss_mask": part["loss_mask"], **options}
+    return fused_linear_mixcpt_loss(Projection(hidden, weight), teacher, part["labels"], objective, **options)
 
 
 @pytest.mark.parametrize("has_teacher", [True, False])
 @pytest.mark.parametrize("chunk_tokens", [7, 256])
 def test_equals_the_loss_on_all_logits(has_teacher: bool, chunk_tokens: int) -> None:
     part = sample()
-    options = {"vocab_size": 57, "distill_mask": torch.tensor([True, False, True, True]), "divergence": "forward"}
-    expected, expected_sum, expected_gradients = expected_results(part, has_teacher, **options)
+    options = {"vocab_size": 57, "distill_mask": torch.tensor([True, False, True, True])}
+    expected, expected_sum, expected_gradients = expected_results(part, has_teacher, FORWARD, **options)
     hidden, weight = part["hidden"].requires_grad_(), part["weight"].requires_grad_()
-    result = fused(part, hidden, weight, has_teacher, chunk_tokens=chunk_tokens, **options)
+    result = fused(part, hidden, weight, has_teacher, FORWARD, chunk_tokens=chunk_tokens, **options)
     for name in ("loss", "ntp", "lssd", "teacher_top", "student_top"):
-        torch.testing.assert_close(getattr(result, name), getattr(expected, name).detach(), **TOLERANCE)
-    assert torch.equal(result.swapped, expected.swapped) and torch.equal(result.agreed, expected.agreed)
+        torch.testing.assert_close(getattr(result.tokens, name), getattr(expected, name).detach(), **TOLERANCE)
+    assert torch.equal(result.tokens.swapped, expected.swapped) and torch.equal(result.tokens.agreed, expected.agreed)
     torch.testing.assert_close(result.loss_sum, expected_sum, **TOLERANCE)
     gradients = torch.autograd.grad(result.loss_sum * 3, (hidden, weight))
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
@@ -92,5 +101,5 @@ def test_evaluation_computes_no_gradient() -> None:
     with torch.no_grad():
         result = fused(part, part["hidden"], part["weight"].requires_grad_())
     assert not result.loss_sum.requires_grad
-    torch.testing.assert_close(result.loss, expected.loss.detach(), **TOLERANCE)
+    torch.testing.assert_close(result.tokens.loss, expected.loss.detach(), **TOLERANCE)
     torch.testing.assert_close(result.loss_sum, expected_sum.detach(), **TOLERANCE)
