@@ -7,7 +7,9 @@ keeps every iteration, or those of ``--save-retain-interval``. Here its save fun
 import argparse
 import errno
 import functools
+import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +35,8 @@ from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.patches import Change
 
 _REMOVED = ".removed-"
-_DISK_ERRORS = tuple(
-    f"[Errno {number}]" for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
-)
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
+_TRIED_BYTES = 16 << 20
 
 
 def resumable(folder: str | None, iteration: int | None = None) -> MegatronCheckpoint | None:
@@ -144,35 +145,47 @@ def _remove(folder: Path) -> None:
 
 
 def _explained(function: Callable) -> Callable:
-    """``function`` with what a full disk or lost right makes it raise said in one line."""
+    """``function``, which saves; a full disk or a missing permission is explained in one line."""
 
     @functools.wraps(function)
     def explained(*positional: Any, **named: Any) -> Any:
         try:
             return function(*positional, **named)
         except (Exception, CheckpointException) as error:  # which derives from BaseException
-            args, reason = get_args(), _reason(error)
+            save = Path(get_args().save)
+            reason = _disk_error(error) or _refusal(save)
             if not reason:
                 raise
-            free = shutil.disk_usage(args.save).free / 2**30
-            whole = choose_checkpoint(Path(args.save))
-            back = f"{whole.folder.name} is whole" if whole else "no checkpoint is there yet"
+            complete = choose_checkpoint(save)
+            back = f"{complete.folder.name} is complete" if complete else "no checkpoint is there yet"
             raise CheckpointError(
-                f"a checkpoint cannot be written to --save {args.save} ({free:.1f} GiB free): {reason}; {back}"
-                ": make room and start the same command again"
+                f"a checkpoint cannot be written to --save {save} ({shutil.disk_usage(save).free / 2**30:.1f} GiB "
+                f"free): {reason}; {back}: make room and start the same command again"
             ) from error
 
     return explained
 
 
-def _reason(error: BaseException) -> str:
-    """The line that names an error of the disk. Empty: none does.
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """The error of the disk behind an exception, on this rank or, on the first, on any."""
+    if error is None or (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
+        return error
+    failures = [failure for failure, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+    return next(filter(None, map(_disk_error, [error.__cause__, *failures])), None)
 
-    Errors of the engine's writers arrive as text, of which the sharded writer's has nothing but its type: what the
-    type was is in the log a line before.
+
+def _refusal(folder: Path) -> OSError | None:
+    """The disk's error when ``folder`` is written to once more: the engine's writers hand on no exception of the disk.
+
+    They turn it into text that says no more than its type. What filled the disk, a part of the checkpoint, still does.
     """
-    lines = str(error).splitlines()
-    known = [line.strip() for line in lines if any(number in line for number in _DISK_ERRORS)]
-    if not known and "<class 'OSError'>" in str(error):
-        known = ["an OSError of the engine's writer, above"]
-    return known[0] if known else _reason(error.__cause__) if error.__cause__ else ""
+    if not folder.is_dir():
+        return None
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_TRIED_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return None

@@ -1,10 +1,9 @@
 """The last mile of every training entry: from checked arguments into the engine's ``pretrain()``."""
 
 import argparse
-import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch.distributed as dist
 from megatron.core.enums import ModelType
@@ -16,7 +15,6 @@ from megatron.training.initialize import _initialize_distributed
 from megatron_mixcpt.config import RunConfig
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
-from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 from megatron_mixcpt.training.engine.checkpoints import guarded_saves, settle_checkpoints
 from megatron_mixcpt.training.engine.console import shown_training
@@ -24,6 +22,7 @@ from megatron_mixcpt.training.engine.loss_watch import DescribeSample, LossWatch
 from megatron_mixcpt.training.engine.patches import Change, change_engine, restore_engine
 from megatron_mixcpt.training.engine.preemption import die_with_the_launcher, exits_as_preempted, preemption_handling
 from megatron_mixcpt.training.engine.repairs import repairs
+from megatron_mixcpt.training.engine.run_record import schedule_check
 from megatron_mixcpt.training.engine.whole_validation import each_set_once_from_the_start
 from megatron_mixcpt.training.model import StudentTeacherModelConfig
 
@@ -122,7 +121,7 @@ def train(
     if args.rank == 0:
         settle_checkpoints(args)
     dist.barrier()  # what the first rank wrote is there
-    with _explained(), exits_as_preempted(args.rank, args.save):
+    with exits_as_preempted(args.rank, args.save):
         pretrain(
             container,
             watch.datasets(dataset_provider),
@@ -135,19 +134,6 @@ def train(
 
 def _changes(args: argparse.Namespace, config: RunConfig, watch: LossWatch) -> list[Change]:
     """The changes to the engine that this run needs, whatever it trains; their order is the register's."""
-    whole_validation = each_set_once_from_the_start() if args.full_validation else []
-    return [*repairs(args), *guarded_saves(config.keep_last), *watched_numbers(watch), *whole_validation]
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Say in one line, with the way out, what the engine says by a bare assertion about a resumed run's flags."""
-    try:
-        yield
-    except AssertionError as error:
-        if not str(error).startswith("OptimizerParamScheduler"):
-            raise
-        raise ConfigError(
-            f"the run resumes with another learning rate schedule than it was saved with ({error}): give the flags it "
-            "had (--train-iters or --train-samples, --lr...), or --override-opt_param-scheduler to take the new ones"
-        ) from error
+    validation = each_set_once_from_the_start() if args.full_validation else []
+    saving = guarded_saves(config.keep_last)
+    return [*repairs(args), schedule_check(), *saving, *watched_numbers(watch), *validation]

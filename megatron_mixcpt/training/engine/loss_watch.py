@@ -6,6 +6,7 @@ loss once a step, where the engine waits for the device anyway. What the samples
 
 import argparse
 import functools
+import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -115,14 +116,15 @@ class LossWatch:
     def train_step(self, train_step: Callable) -> Callable:
         """The engine's ``train_step``, which raises :class:`NumbersError` and reports spikes."""
 
+        signature = inspect.signature(train_step)
+
         @functools.wraps(train_step)
-        def watched(*positional: Any, iteration: int, **named: Any) -> tuple:
+        def watched(*positional: Any, **named: Any) -> tuple:
+            iteration = signature.bind(*positional, **named).arguments["iteration"]
             self._microbatches.clear()
             try:
-                result = train_step(*positional, iteration=iteration, **named)
-            except RuntimeError as error:
-                if "Unexpected result" not in str(error):
-                    raise
+                result = train_step(*positional, **named)
+            except _RejectedError as error:
                 raise self._stop(iteration + 1, f"a gradient is not finite ({error})") from error
             if "loss" in result[0]:
                 self._check(iteration + 1, float(result[0]["loss"]))
@@ -161,12 +163,41 @@ class LossWatch:
         return "; ".join(named) + more
 
 
+class _RejectedError(RuntimeError):
+    """The engine's check of a gradient has failed; it raises a plain RuntimeError, as much else does."""
+
+
 def watched_numbers(watch: LossWatch) -> list[Change]:
     """Changes that put ``watch`` and :func:`check_weights` into the engine's training loop."""
     return [
+        Change("megatron.core.rerun_state_machine.RerunStateMachine.validate_result", __name__, _telling_rejections),
         Change("megatron.training.training.train_step", __name__, watch.train_step),
         Change("megatron.training.training.train", __name__, _checking_weights),
     ]
+
+
+def _telling_rejections(validate_result: Callable) -> Callable:
+    """The engine's check of one number, which raises :class:`_RejectedError` where the number is rejected."""
+    signature = inspect.signature(validate_result)
+
+    @functools.wraps(validate_result)
+    def validate(*positional: Any, **named: Any) -> None:
+        call = signature.bind(*positional, **named)
+        rejects, verdicts = call.arguments["rejection_func"], []
+
+        def noted(result: Any) -> Any:
+            verdicts.append(rejects(result))
+            return verdicts[-1]
+
+        call.arguments["rejection_func"] = noted
+        try:
+            validate_result(*call.args, **call.kwargs)
+        except RuntimeError as error:
+            if not any(verdicts):  # an error of the check, such as one of the device
+                raise
+            raise _RejectedError(str(error)) from error
+
+    return validate
 
 
 def _checking_weights(train: Callable) -> Callable:

@@ -85,6 +85,18 @@ REGISTER = (
         "a loss or gradient that is not finite is reported with its samples, as is a spike of the loss",
     ),
     Entry(
+        "megatron.core.rerun_state_machine.RerunStateMachine.validate_result",
+        WRAPPED,
+        "training/engine/loss_watch.py",
+        "a rejected gradient has an error of its own type, which says what stopped the step",
+    ),
+    Entry(
+        "megatron.core.optimizer_param_scheduler.OptimizerParamScheduler.load_state_dict",
+        WRAPPED,
+        "training/engine/run_record.py",
+        "a bare assertion about another learning rate schedule is explained",
+    ),
+    Entry(
         "megatron.training.training.dummy_train_step",
         REPLACED,
         "training/engine/repairs.py",

@@ -4,7 +4,8 @@ The record lies among the arguments that the engine saves with each iteration, a
 """
 
 import argparse
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.terminal import say
+from megatron_mixcpt.training.engine.patches import Change
 
 Record = dict[str, Any]
 """Name of a setting, as a user knows it -> a plain value."""
@@ -56,6 +58,27 @@ def check_resumes(
         )
     if changes and args.rank == 0:
         say(f"warning: {checkpoint.folder} is of a run with {changes}")
+
+
+def schedule_check() -> Change:
+    """Explains the engine's refusal of a learning rate schedule that is not the checkpoint's, a bare assertion."""
+    name = "megatron.core.optimizer_param_scheduler.OptimizerParamScheduler.load_state_dict"
+    return Change(name, __name__, _explained)
+
+
+def _explained(load_state_dict: Callable) -> Callable:
+    @functools.wraps(load_state_dict)
+    def explained(*positional: Any, **named: Any) -> None:
+        try:
+            load_state_dict(*positional, **named)
+        except AssertionError as error:
+            raise ConfigError(
+                f"the run resumes with another learning rate schedule than it was saved with ({error}): give the flags "
+                "it had (--train-iters or --train-samples, --lr...), or --override-opt_param-scheduler to take the new "
+                "ones"
+            ) from error
+
+    return explained
 
 
 def _changes(saved: Record, record: Record) -> str:

@@ -1,10 +1,13 @@
 """``--keep-last`` on folders of whole and torn iterations, and what is settled before the engine loads."""
 
+import contextlib
 import errno
 import os
+import resource
 import shutil
 import threading
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -71,20 +74,34 @@ def check_disk_errors(release: Path, save: Path) -> None:
     """As the system raises them, as the engine hands them on, and others, which are nobody's to explain."""
     from megatron_mixcpt.training.engine import checkpoints
 
+    def explain(error: BaseException) -> None:
+        checkpoints._explained(mock.Mock(side_effect=error))()
+
     make_iterations(release, save, tracker=40)
-    worker = RuntimeError("Worker failure: An error is caught while starting worker 0, error: <class 'OSError'>")
-    of_a_rank = CheckpointException("write", {1: (worker, None)})
     full = OSError(errno.ENOSPC, "No space left on device", "metadata.json")
+    worker = RuntimeError("Worker failure: An error is caught while starting worker 0, error: <class 'OSError'>")
+    chained = RuntimeError("Worker failure")
+    chained.__cause__ = full
     with mock.patch.object(checkpoints, "get_args", return_value=Namespace(save=str(save))):
-        for error, reason in (
-            (full, r"\[Errno 28\] No space left on device"),
-            (worker, "an OSError of the engine's"),
-            (of_a_rank, "an OSError of the engine's"),
-        ):
-            with pytest.raises(CheckpointError, match=rf"{save} \(.* GiB free\): {reason}.*; iter_0000040 is whole"):
-                checkpoints._explained(mock.Mock(side_effect=error))()
-        with pytest.raises(RuntimeError, match="another"):
-            checkpoints._explained(mock.Mock(side_effect=RuntimeError("another")))()
+        for error in (full, chained, CheckpointException("write", {1: (full, None)})):
+            expected = rf"{save} \(.* GiB free\): \[Errno 28\] No space left on device.*; iter_0000040 is complete"
+            with pytest.raises(CheckpointError, match=expected):
+                explain(error)
+        with pytest.raises(RuntimeError, match="Worker failure"):
+            explain(worker)  # the disk is not at fault: it can be written to
+        with no_large_files(), pytest.raises(CheckpointError, match=r"GiB free\): \[Errno 27\] File too large; iter"):
+            explain(CheckpointException("write", {1: (worker, None)}))
+
+
+@contextlib.contextmanager
+def no_large_files() -> Iterator[None]:
+    """Files of this process cannot grow beyond a kilobyte, as where a disk is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def make_iterations(release: Path, save: Path, tracker: int) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import io
 from argparse import Namespace
+from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -57,14 +59,36 @@ def check_reports() -> None:
     assert said.endswith("samples: [2] sample 2; [3] sample 3\n")
     with pytest.raises(NumbersError, match=r"1: the loss is nan; samples: \[0\] sample 0; \[1\] sample 1; no"):
         step(watch, [float("nan"), 2.0])
-    with pytest.raises(NumbersError, match=r"a gradient is not finite \(.*\); samples: \[0\].*\[3\] sample 3; no"):
-        step(watch, [2.0, 2.0], RuntimeError("Rank 0: Unexpected result nan"))
-    with pytest.raises(RuntimeError, match="another"):
-        step(watch, [2.0, 2.0], RuntimeError("another"))
+    with pytest.raises(NumbersError, match=r"a gradient is not finite \(.*NaN.*\); samples: \[0\].*\[3\] sample 3; no"):
+        step(watch, [2.0, 2.0], check_a_gradient)
+    with pytest.raises(RuntimeError, match="the device"):
+        step(watch, [2.0, 2.0], fail_while_checking)
 
 
-def step(watch, losses: list[float], error: Exception | None = None) -> str:
-    """One training step whose microbatches have these losses, and which ends with ``error``; what it prints."""
+def check_a_gradient() -> None:
+    """As the engine does before ranks exchange gradients."""
+    from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine, initialize_rerun_state_machine
+
+    from megatron_mixcpt.training.engine.loss_watch import watched_numbers
+    from megatron_mixcpt.training.engine.patches import change_engine
+
+    change_engine(change for change in watched_numbers(mock.Mock()) if "validate_result" in change.name)
+    initialize_rerun_state_machine(mode=RerunMode.DISABLED)
+    check = get_rerun_state_machine().validate_result
+    check(result=torch.tensor(1.0), rejection_func=torch.isnan, message="found NaN", fatal=True)
+    check(result=torch.tensor(float("nan")), rejection_func=torch.isnan, message="found NaN", fatal=True)
+
+
+def fail_while_checking() -> None:
+    from megatron.core.rerun_state_machine import get_rerun_state_machine
+
+    get_rerun_state_machine().validate_result(
+        torch.tensor(1.0), mock.Mock(side_effect=RuntimeError("the device")), "found NaN"
+    )
+
+
+def step(watch, losses: list[float], end: Callable[[], None] = lambda: None) -> str:
+    """One training step whose microbatches have these losses, and which ends with ``end``; what it prints."""
 
     def forward_step(data_iterator, model):
         next(data_iterator)
@@ -75,8 +99,7 @@ def step(watch, losses: list[float], error: Exception | None = None) -> str:
             _, loss_func = watch.forward_step(forward_step)(batches, None)
             loss_func(None)
             done.append(None)
-        if error:
-            raise error
+        end()
         return {"loss": torch.tensor(losses).mean()}, 0
 
     done: list[None] = []
