@@ -145,5 +145,6 @@ def test_nothing_else_renames(repository: Path) -> None:
 
 
 def test_a_rename_is_found() -> None:
-    source = "a.rename(b)\nos.replace(a, b)\naside.replace(path)\n'x'.replace('a', 'b')\nreplace(rule, rows=1)\ndataclasses.replace(rule)"
-    assert list(renames_in(source)) == [1, 2, 3]
+    files = "a.rename(b)\nos.replace(a, b)\naside.replace(path)\n"
+    others = "'x'.replace('a', 'b')\nreplace(rule, rows=1)\ndataclasses.replace(rule)"
+    assert list(renames_in(files + others)) == [1, 2, 3]
