@@ -2,10 +2,12 @@
 
 ==================  ==============================================================================================
 ``records.py``      Document, Conversation, PreferencePair, and how a JSON object becomes one of them
-``reading/``        paths on the command line become records
+``sample_id.py``    the identity of a conversation or pair, by what it says
+``long_text.py``    texts that are too long to be held unpacked
+``reading/``        paths on the command line become records; one file for each input format in ``reading/formats/``
 ``chat/``           chat templates: chosen, rendered, and the tokens of a conversation
 ``tokens/``         texts become token ids
-``preprocessing/``  the whole of ``tools/preprocess_mixture.py``
+``preprocessing/``  all of ``tools/preprocess_mixture.py``
 ``mixture/``        what it writes: datasets, their manifest, and the plan of a run that trains on them
 ``datasets/``       the engine's datasets for such a plan, and packed rows for SFT and DPO
 ==================  ==============================================================================================

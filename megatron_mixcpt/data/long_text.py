@@ -116,6 +116,8 @@ def _with_texts(value: Any, texts: dict[str, LongText]) -> Any:
     """``value`` with the texts in the places of their names; containers are changed in place."""
     if isinstance(value, str):
         return texts.get(value, value)
-    for key, item in enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ():
-        value[key] = _with_texts(item, texts)
+    if isinstance(value, list):
+        value[:] = [_with_texts(item, texts) for item in value]
+    elif isinstance(value, dict):
+        value.update({key: _with_texts(item, texts) for key, item in value.items()})
     return value

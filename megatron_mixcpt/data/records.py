@@ -12,7 +12,7 @@ dpo    ``{"prompt", "chosen", "rejected"}``: each a string or a list of messages
 Nothing is stripped or added: content is kept to the last blank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,12 @@ def to_record(kind: str, row: Any, names: FieldNames) -> Record:
     """Make a record of ``kind`` from a parsed row. Raises BadRecord."""
     if not isinstance(row, Mapping):
         raise BadRecord("invalid_json", f"expected an object, found {_type_name(row)}")
-    return {"cpt": _document, "sft": _conversation, "dpo": _preference_pair}[kind](row, names)
+    makers: dict[str, Callable[[Mapping[str, Any], FieldNames], Record]] = {
+        "cpt": _document,
+        "sft": _conversation,
+        "dpo": _preference_pair,
+    }
+    return makers[kind](row, names)
 
 
 def _document(row: Mapping[str, Any], names: FieldNames) -> Document:

@@ -135,7 +135,7 @@ def test_bad_record_stops_and_leaves_nothing(run_tool, inputs: dict[str, Path], 
     result = run_tool("--cpt", inputs["cpt"])
     assert result.returncode == 1
     [line] = result.stderr.splitlines()
-    assert line.startswith(f'error: {inputs["cpt"]}:41: expected "text"; found title; mend it')
+    assert line.startswith(f'error: {inputs["cpt"]}:41: expected "text"; found title; fix it')
     assert not [path for path in (tmp_path / "mixture").iterdir() if not path.name.startswith(".")]
 
 

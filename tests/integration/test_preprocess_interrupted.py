@@ -154,7 +154,7 @@ def run_with_little_disk(arguments: list[str], output: Path, num_workers: int) -
     try:
         run(arguments, output, num_workers)
     except DataError as error:
-        assert "cannot be written" in str(error) and "run again to go on" in str(error)
+        assert "cannot be written" in str(error) and "run again to continue" in str(error)
         os._exit(KILLED)
 
 

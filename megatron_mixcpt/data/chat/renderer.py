@@ -1,8 +1,8 @@
-"""Renders a stranger's template in a process of its own, within bounds of time and memory.
+"""Renders a stranger's template in a separate process, within bounds of time and memory.
 
 A sandbox keeps a template from the machine's files, not from looping for days or from doubling a string forty times.
 So templates run in a small helper process (``renderer_process.py``) that limits itself; the process that asks for a
-rendering, its other threads and its signals are untouched. The helper starts with the first rendering, renders a whole
+rendering, its other threads and its signals are untouched. The helper starts with the first rendering, renders a
 conversation with all its beginnings in one round trip, and ends when this process ends, even by SIGKILL: it reads the
 end of its input. A helper that exceeded its bounds, or was killed, is replaced.
 """
@@ -51,7 +51,7 @@ class Wanted(NamedTuple):
 
 
 class Renderer:
-    """Renders in a helper process. Any thread may use it; a forked process gets a helper of its own."""
+    """Renders in a helper process. Any thread may use it; a forked process gets another helper."""
 
     def __init__(self, bounds: Bounds | None = None):
         self._bounds = bounds or Bounds()

@@ -30,7 +30,7 @@ from megatron_mixcpt.errors import ConfigError
 CACHE_NAME = "cache"
 """Folder in the mixture's for what is made from it and can be made again."""
 
-Built = BlendedDataset | None
+type Built = BlendedDataset | None
 """A dataset, or None where it is not built on this rank or would be empty."""
 
 

@@ -1,7 +1,7 @@
 """Rows of packed samples for the engine's data loader: conversations (SFT) and preference pairs (DPO).
 
 A sample is one or two *documents*: a conversation, or the chosen and the rejected end of a pair, each with its prompt.
-Every document has positions of its own and attends to nothing outside it. What no document fills attends to itself and
+Every document has its own positions and attends to nothing outside it. What no document fills attends to itself and
 counts in no loss, by the loss mask alone: a padding token that is also the end of sequence does no harm.
 """
 
@@ -70,13 +70,11 @@ class PackedRows(Dataset):
     def __init__(
         self, samples: Sequence[Sample], batches: PackedBatches, row_length: int, *, pad_id: int, split: Split
     ) -> None:
-        self.samples, self.batches, self.row_length, self.pad_id, self.split = (
-            samples,
-            batches,
-            row_length,
-            pad_id,
-            split,
-        )
+        self.samples = samples
+        self.batches = batches
+        self.row_length = row_length
+        self.pad_id = pad_id
+        self.split = split
         rows = (row for batch in batches.batches for row in batch)
         self.max_documents = max((sum(len(samples[index]) for index in row) for row in rows), default=1)
 
@@ -85,7 +83,7 @@ class PackedRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
         length, most = self.row_length, self.max_documents
-        row = {
+        row: dict[str, np.ndarray] = {
             "tokens": np.full(length, self.pad_id, np.int64),
             "labels": np.full(length, self.pad_id, np.int64),
             "loss_mask": np.zeros(length, np.float32),

@@ -48,7 +48,7 @@ def pack_batches(
         lengths: positions that each sample takes, at most ``row_length``.
         row_length: positions of a row.
         global_batch_size: samples of a batch; the last of an epoch has what is left.
-        epochs: passes over the samples, each in an order of its own.
+        epochs: passes over the samples, each in another order.
         seed: of the orders.
         packing: lay samples into rows first-fit, the longest first; otherwise one sample a row.
         rows_multiple: the number of rows is a multiple of it (microbatch size times data parallel ranks).

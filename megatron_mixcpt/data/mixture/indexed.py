@@ -26,7 +26,7 @@ from megatron_mixcpt.errors import DataError
 
 INDEX_MAGIC = b"MMIDIDX\x00\x00"
 HEADER_BYTES = 34
-TOKEN_TYPES = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
+TOKEN_TYPES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 
 
 class IndexHeader(NamedTuple):

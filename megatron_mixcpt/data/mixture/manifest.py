@@ -18,6 +18,7 @@ from megatron_mixcpt.data.mixture.indexed import check_dataset
 from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
 from megatron_mixcpt.errors import CheckpointError, DataError
+from megatron_mixcpt.jobs.whole_outputs import write_whole
 
 MANIFEST_NAME = "mixture.json"
 FORMAT = 1
@@ -118,19 +119,19 @@ class MixtureManifest:
         return "\n".join(lines)
 
     def save(self) -> None:
-        """Write mixture.json aside and rename it into place."""
-        content = {"format": FORMAT} | {item.name: getattr(self, item.name) for item in fields(self)}
-        content["folder"] = None
-        content["tokenizer"] = asdict(self.tokenizer)
-        content["kinds"] = {kind: asdict(summary) for kind, summary in self.kinds.items()}
-        del content["folder"]
-        aside = self.folder / f"{MANIFEST_NAME}.tmp"
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.rename(self.folder / MANIFEST_NAME)
+        """Write mixture.json, complete or not at all."""
+        content = {
+            "format": FORMAT,
+            "tool_version": self.tool_version,
+            "tokenizer": asdict(self.tokenizer),
+            "settings": self.settings,
+            "kinds": {kind: asdict(summary) for kind, summary in self.kinds.items()},
+        }
+        write_whole(self.folder / MANIFEST_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str) -> "MixtureManifest":
-        """Read mixture.json and check that each dataset it names is there and whole.
+        """Read mixture.json and check that each dataset it names is there and complete.
 
         Raises DataError where the folder is not a finished mixture, or where a dataset differs from its description.
         """
@@ -170,17 +171,22 @@ class MixtureManifest:
                     summary["sources"] = tuple(SourceSummary(**source) for source in summary["sources"])
                     kinds[kind] = KindSummary(**summary)
             tokenizer = TokenizerIdentity(**content["tokenizer"])
-            for part in (tokenizer, *kinds.values(), *(source for kind in kinds.values() for source in kind.sources)):
-                _check_types(part)
+            sources = [source for summary in kinds.values() for source in summary.sources]
+            described: list[_Described] = [tokenizer, *kinds.values(), *sources]
+            for item in described:
+                _check_types(item)
             return cls(path.parent, content["tool_version"], tokenizer, content["settings"], kinds)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: damaged ({error}); run tools/preprocess_mixture.py again") from error
 
 
-def _check_types(part: TokenizerIdentity | SourceSummary | KindSummary) -> None:
+_Described = TokenizerIdentity | SourceSummary | KindSummary
+
+
+def _check_types(described: _Described) -> None:
     """Raise TypeError where a field is not of the type that it is declared with."""
-    for item in fields(part):
-        value, wanted = getattr(part, item.name), get_origin(item.type) or item.type
+    for item in fields(described):
+        value, wanted = getattr(described, item.name), get_origin(item.type) or item.type
         is_good = type(value) is wanted
         if wanted is dict and is_good:
             is_good = all(type(count) is int for count in value.values())

@@ -13,7 +13,7 @@ By default each kind is passed over once, which blends the kinds in proportion t
     plan.train_iters(1920)        # iterations of a run that wraps nowhere; fewer than 1920 sequences stay unseen
     print(plan.table(1920))
 
-``blend.build_mixture_datasets`` makes the engine's datasets of such a plan.
+``mixture_datasets.build_mixture_datasets`` makes the engine's datasets of such a plan.
 """
 
 import math
@@ -63,7 +63,7 @@ class MixturePlan:
         return sum(kind.num_sequences for kind in self.kinds)
 
     def train_iters(self, global_batch_size: int) -> int:
-        """Whole iterations in the plan. Raises ConfigError where there is not even one."""
+        """Complete iterations in the plan. Raises ConfigError where there is not even one."""
         iterations = self.num_sequences // global_batch_size
         if iterations == 0:
             raise ConfigError(
@@ -180,7 +180,7 @@ def _check_kinds(flag: str, named: Mapping[str, float], manifest: MixtureManifes
     for kind, value in named.items():
         if kind not in manifest.kinds:
             held = ", ".join(manifest.kinds)
-            raise ConfigError(f"{flag} {kind}={value}: the mixture {manifest.folder} has only {held}; leave it out")
+            raise ConfigError(f"{flag} {kind}={value}: the mixture {manifest.folder} has only {held}; remove it")
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"{flag} {kind}={value}: expected a number of zero or more")
     if named and not any(named.values()):
@@ -210,7 +210,7 @@ def parse_epochs(text: str) -> float | dict[str, float]:
 
 
 def held_out_sequences(manifest: MixtureManifest, plan: MixturePlan) -> dict[str, int]:
-    """Whole sequences in each planned kind's validation split."""
+    """Complete sequences in each planned kind's validation split."""
     held_out = held_out_tokens(manifest, plan)
     return {kind: sequences_in(tokens, plan.sequence_length) for kind, tokens in held_out.items()}
 

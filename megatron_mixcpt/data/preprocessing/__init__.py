@@ -1,1 +1,1 @@
-"""The whole of ``tools/preprocess_mixture.py``: samples, what stays of them, the merge, and the run itself."""
+"""All of ``tools/preprocess_mixture.py``: samples, what stays of them, the merge, and the run itself."""

@@ -86,7 +86,7 @@ def _texts(paths: list[str]) -> Iterator[str]:
             try:
                 yield from _strings(parse(source, row))
             except BadRecord as error:
-                raise DataError(f"--decontaminate {source.path}:{number}: {error.detail}; mend it") from error
+                raise DataError(f"--decontaminate {source.path}:{number}: {error.detail}; fix the line") from error
 
 
 def _strings(value: Any) -> Iterator[str]:

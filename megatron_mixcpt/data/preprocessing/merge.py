@@ -87,7 +87,7 @@ def _check_written(path: Path, lengths: np.ndarray, settings: PreprocessSettings
             is_end = tokens == tokenizer.eos_id
             if not is_end[ends].all():
                 raise DataError(f"{path}: what was written reads back differently; check the disk, then run again")
-            num_inner_ends += np.count_nonzero(is_end) - len(ends)
+            num_inner_ends += int(np.count_nonzero(is_end)) - len(ends)
         if file.read(1):
             raise DataError(f"{path}: more was written than promised; check the disk, then run again")
     if num_inner_ends and not settings.allow_special_tokens:

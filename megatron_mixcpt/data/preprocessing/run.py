@@ -22,6 +22,7 @@ from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, one_encoder_thread
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.digests import file_digest
+from megatron_mixcpt.jobs.whole_outputs import publish
 from megatron_mixcpt.jobs.work_folder import lock, refuse_other, start_or_resume
 
 WORK_NAME = ".work"
@@ -32,7 +33,7 @@ def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1)
     """Write the mixture that ``settings`` describe into folder ``output`` and return its manifest.
 
     A folder that holds it already is left as it is. Raises DataError on bad input, on a full disk, and where the
-    folder holds another mixture or another run is writing it; no file has a final name before all of them are whole.
+    folder holds another mixture or another run is writing it; no file has a final name before all of them are complete.
     """
     sources = [source for kind in settings.kinds for source in find_sources(kind, list(settings.kinds[kind].paths))]
     try:
@@ -43,7 +44,9 @@ def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1)
             return _run(settings, sources, output, num_workers)
     except OSError as error:
         what = error.strerror or error
-        raise DataError(f"--output {output}: cannot be written ({what}); mend that, then run again to go on") from error
+        raise DataError(
+            f"--output {output}: cannot be written ({what}); fix that, then run again to continue"
+        ) from error
 
 
 def describe_plan(settings: PreprocessSettings, output: Path) -> str:
@@ -130,7 +133,7 @@ def _check_rejects(settings: PreprocessSettings, kinds: dict[str, KindSummary]) 
             raise DataError(
                 f"--{kind}: {num_bad} of {summary.records} records are bad ({num_bad / summary.records:.2%}: "
                 f"{_counted(summary.rejects)}), more than --max-rejects {settings.max_rejects:.2%}; "
-                "mend the files, or allow more"
+                "fix the files, or allow more"
             )
         if summary.samples == 0:
             found = _counted(summary.rejects) or "no record at all"
@@ -145,7 +148,7 @@ def _counted(reasons: dict[str, int]) -> str:
 def _publish(manifest: MixtureManifest, work: Path) -> None:
     """Give every file its final name, the manifest last."""
     for name in [f"{kind}.{suffix}" for kind in manifest.kinds for suffix in ("bin", "idx")] + [REJECTS_NAME]:
-        (work / name).replace(manifest.folder / name)
+        publish(work / name, manifest.folder / name)
     manifest.save()
     shutil.rmtree(work)
 

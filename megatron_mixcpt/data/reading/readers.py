@@ -33,7 +33,7 @@ def read_records(
             try:
                 yield to_record(kind, parse(source, row), names)
             except BadRecord as error:
-                raise DataError(f"{source.path}:{number}: {error.detail}; mend or remove the line") from error
+                raise DataError(f"{source.path}:{number}: {error.detail}; fix or remove the line") from error
 
 
 def read_blocks(

@@ -7,7 +7,7 @@ from megatron_mixcpt.data.reading.embedded_templates import TemplateRule, strip_
 from megatron_mixcpt.data.reading.presets import preset_for
 from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.data.reading.row_filter import RowFilter
-from megatron_mixcpt.data.records import BadRecord, Record, to_record
+from megatron_mixcpt.data.records import Record, to_record
 
 DROP_REASONS = {
     "filtered": "does not fulfil the filter",
@@ -47,12 +47,7 @@ class RecordMaker:
         """Columns needed beyond those of the record itself."""
 
     def make(self, content: Any) -> Record:
-        """The record of a parsed row. Raises BadRecord for one that cannot be used, Dropped for one that is not wanted.
-
-        A BadRecord in place of the content is raised.
-        """
-        if isinstance(content, BadRecord):
-            raise content
+        """The record of a parsed row. Raises BadRecord for one that cannot be used, Dropped for one not wanted."""
         if self._convert and isinstance(content, dict):
             content = self._convert(content)
         if self._filter and isinstance(content, dict) and not self._filter(content):

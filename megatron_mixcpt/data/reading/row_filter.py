@@ -53,6 +53,10 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 Row = Mapping[str, Any]
 
 
+def _constant(value: Any) -> Callable[[Row], Any]:
+    return lambda row: value
+
+
 class RowFilter:
     """A condition on a row. ``fields`` are the names it reads, so that a table's other columns need not be."""
 
@@ -73,7 +77,7 @@ class RowFilter:
     def _compile(self, node: ast.expr) -> Callable[[Row], Any]:
         match node:
             case ast.Constant(value=bool() | int() | float() | str()):
-                return lambda row, value=node.value: value
+                return _constant(node.value)
             case ast.Tuple(elts=items) | ast.List(elts=items):
                 values = [self._compile(item) for item in items]
                 return lambda row: [value(row) for value in values]
@@ -111,8 +115,8 @@ class RowFilter:
 
     def _comparison(self, node: ast.Compare) -> Callable[[Row], bool]:
         values = [self._compile(part) for part in (node.left, *node.comparators)]
-        operators = [COMPARISONS.get(type(op)) for op in node.ops]
-        if None in operators:
+        operators = [COMPARISONS[type(op)] for op in node.ops if type(op) in COMPARISONS]
+        if len(operators) < len(node.ops):
             raise ConfigError(
                 f"{self._where}: {ast.unparse(node)!r} has a comparison that is not of the filter language"
             )

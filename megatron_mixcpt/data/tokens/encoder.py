@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from megatron_mixcpt.data.long_text import LongText, slices
-from megatron_mixcpt.data.tokens.fast_encoder import load_fast
+from megatron_mixcpt.data.tokens.fast_encoder import Encoder, load_fast
 from megatron_mixcpt.data.tokens.splitting import PROBE, WORD_END, encode_word, pieces
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 
@@ -112,7 +112,7 @@ class CheckedEncoder:
 
     @property
     def is_fast(self) -> bool:
-        """Whether the fast encoder is in use."""
+        """Whether the fast encoder is used."""
         return self._fast is not None
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +122,7 @@ class CheckedEncoder:
         try:
             return self._fast.encode(texts)
         except (ValueError, RuntimeError):
-            return self._encode_one_by_one(texts)
+            return self._encode_one_by_one(self._fast, texts)
 
     def encode_long(self, text: str | LongText) -> Iterator[np.ndarray]:
         """Token ids of one text (uint32), some at a time, in bounded memory where the text can be cut."""
@@ -136,20 +136,20 @@ class CheckedEncoder:
     def _encode_one(self, text: str) -> np.ndarray:
         return self.encode([text])[0]
 
-    def _encode_one_by_one(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_one_by_one(self, fast: Encoder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         ids = []
         for text in texts:
             try:
-                ids.append(self._fast.encode([text])[0])
+                ids.append(fast.encode([text])[0])
             except (ValueError, RuntimeError):
                 self.num_refused += 1
                 parts = pieces([text], REFUSED_CHARACTERS) if self._can_split else [text]
-                ids.append(np.concatenate([self._encode_refused(part) for part in parts]))
+                ids.append(np.concatenate([self._encode_refused(fast, part) for part in parts]))
         return np.concatenate(ids), np.array([len(part) for part in ids], np.int64)
 
-    def _encode_refused(self, text: str) -> np.ndarray:
+    def _encode_refused(self, fast: Encoder, text: str) -> np.ndarray:
         try:
-            return self._fast.encode([text])[0]
+            return fast.encode([text])[0]
         except (ValueError, RuntimeError):
             return self._reference.encode([text])[0]
 

@@ -54,9 +54,10 @@ def encode_word(
     """The token ids of a text that has long words, some at a time.
 
     ``encode`` gives the ids of a short text, ``token_string`` a token as the vocabulary writes it, in which ASCII
-    letters stand for themselves. Cuts only within runs of these; where there are none the rest is encoded whole.
+    letters stand for themselves. Cuts only within runs of these; where there are none the rest is encoded at once.
     """
-    start, ids = 0, encode(text[: (end := _stretch_end(text, 0, STRETCH_CHARACTERS))])
+    start, end = 0, _stretch_end(text, 0, STRETCH_CHARACTERS)
+    ids = encode(text[:end])
     while end < len(text):
         for num_left, cut in _cuts(text, start, end, ids, token_string):
             next_end = _stretch_end(text, cut, STRETCH_CHARACTERS)
@@ -87,7 +88,7 @@ def _cuts(
 ) -> Iterator[tuple[int, int]]:
     """Places where one of the last tokens of a stretch begins: (tokens from there to its end, place in the text).
 
-    First those ``SHARED_CHARACTERS`` before the end, where the end has no say any more.
+    First those ``SHARED_CHARACTERS`` before the end, which the end no longer influences.
     """
     place = end
     for num_left in range(1, len(ids)):

@@ -51,7 +51,7 @@ class TokenizerFiles:
         eos_token = eos_token or _configured_eos(folder)
         if eos_token is None or eos_token not in ids:
             found = "names no eos_token" if eos_token is None else f"has no token {eos_token!r}"
-            raise ConfigError(f"--tokenizer {folder}: {found}; say which token ends a sample with --eos-token")
+            raise ConfigError(f"--tokenizer {folder}: {found}; name the token that ends a sample with --eos-token")
         added = json.loads(definition).get("added_tokens", [])
         special = tuple(token["content"] for token in added if token["special"])
         return cls(folder, digest, definition, eos_token, ids[eos_token], max(ids.values()) + 1, special)

@@ -8,6 +8,7 @@ part-000012.json     counts (:class:`PartResult`); written last: a part that has
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 import numpy as np
+
+from megatron_mixcpt.jobs.whole_outputs import write_whole
 
 SAMPLE_TYPE = np.dtype([("length", "<i4"), ("line", "<u4"), ("digest", "<u8", 2)])
 """Tokens with the end of sequence; line within the segment, from 1; 128 bits of the sha256 of the normalised text."""
@@ -42,7 +45,9 @@ class PartFiles:
 
 @contextmanager
 def open_files(base: Path) -> Iterator[PartFiles]:
-    """Open the files of the part whose files' path is ``base``, without suffix."""
+    """Open the files of the part whose files' path is ``base``, without suffix; they are on the disk at the end."""
+    # On the disk before the part counts as finished: after a power failure the .json file may be there while the
+    # content of files written before it is not, and the next run would take the part for complete.
     with (
         open(f"{base}.bin", "wb") as tokens,
         open(f"{base}.samples", "wb") as samples,
@@ -50,6 +55,9 @@ def open_files(base: Path) -> Iterator[PartFiles]:
         open(f"{base}.rejects", "w", encoding="utf-8") as rejects,
     ):
         yield PartFiles(tokens, samples, signatures, rejects)
+        for file in (tokens, samples, signatures, rejects):
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @dataclass
@@ -71,10 +79,8 @@ class PartResult:
         return cls(**content)
 
     def write(self, path: Path) -> None:
-        """Write a part's .json file, whole or not at all."""
-        aside = path.with_suffix(".json.tmp")
-        aside.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        aside.rename(path)
+        """Write a part's .json file, complete or not at all."""
+        write_whole(path, json.dumps(asdict(self)))
 
     @property
     def num_samples(self) -> int:

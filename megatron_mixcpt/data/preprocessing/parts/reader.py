@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TextIO
 
 from megatron_mixcpt.data.long_text import LongText
 from megatron_mixcpt.data.preprocessing.decontaminate import read_test_sets
@@ -64,34 +64,30 @@ class PartReader:
     ) -> Iterator[tuple[int, Sample]]:
         source = self._sources[segment.source]
         maker = self._makers[source.kind]
-        for line, content in self._contents(source, segment, counts):
+        keep_long = source.kind == "cpt" and not maker.extra_fields
+        for line, rows, place in self._rows(source, segment, counts, keep_long):
             try:
-                sample = maker.make(content)
+                sample = maker.make(parse(source, _taken(rows, place), keep_long))
             except (BadRecord, Dropped) as error:
                 self._reject(source, segment, index, line, error, rejects)
                 continue
-            finally:
-                del content
             counts.samples += 1
             yield line, sample
             del sample
 
-    def _contents(self, source: Source, segment: Segment, counts: SegmentCounts) -> Iterator[tuple[int, Any]]:
-        """Each record's line and parsed content, or the BadRecord that stands for it."""
-        maker = self._makers[source.kind]
-        fields = record_fields(source.kind, self._settings.kinds[source.kind].names) | maker.extra_fields
-        keep_long = source.kind == "cpt" and not maker.extra_fields
+    def _rows(
+        self, source: Source, segment: Segment, counts: SegmentCounts, keep_long: bool
+    ) -> Iterator[tuple[int, list[Row], int]]:
+        """Each record's line, and where its row is: a list and the place in it."""
+        fields = record_fields(source.kind, self._settings.kinds[source.kind].names)
+        fields |= self._makers[source.kind].extra_fields
         for rows in read_blocks(source, fields, segment.start, segment.end, keep_long):
-            for index in range(len(rows)):
-                row, rows[index] = rows[index], b""
+            for place in range(len(rows)):
                 counts.lines += 1
-                if is_blank(source, row):
+                if is_blank(source, rows[place]):
                     continue
                 counts.records += 1
-                content = _parsed(source, row, keep_long)
-                del row
-                yield counts.lines, content
-                del content
+                yield counts.lines, rows, place
 
     def _reject(
         self,
@@ -104,14 +100,13 @@ class PartReader:
     ) -> None:
         if isinstance(error, BadRecord) and self._settings.on_bad_record == "error":
             line += source.format.lines_before(source, segment.start) if segment.start else 0
-            way_out = "mend it, or go on without such records with --on-bad-record skip"
+            way_out = "fix it, or continue without such records with --on-bad-record skip"
             raise DataError(f"{source.path}:{line}: {error.detail}; {way_out}") from error
         record = {"segment": index, "line": line, "reason": error.reason, "detail": error.detail}
         rejects.write(json.dumps(record) + "\n")
 
 
-def _parsed(source: Source, row: Row, keep_long: bool) -> Any:
-    try:
-        return parse(source, row, keep_long)
-    except BadRecord as error:
-        return error
+def _taken(rows: list[Row], place: int) -> Row:
+    """Take a row out of its list, so that nothing else holds it while it becomes a sample."""
+    row, rows[place] = rows[place], b""
+    return row

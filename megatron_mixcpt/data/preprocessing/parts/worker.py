@@ -1,4 +1,4 @@
-"""One part of the input becomes token and sample files, marked finished once they are whole (``part_files``)."""
+"""One part of the input becomes token and sample files, marked finished once they are complete (``files.py``)."""
 
 import os
 from pathlib import Path
@@ -98,11 +98,15 @@ class PartWorker:
 
     def _write_tokens(self, texts: list[str | LongText], file: BinaryIO) -> list[int]:
         """Encode and write texts, each with its end of sequence, and return how many tokens each of them is."""
-        if isinstance(texts[-1], str) and len(texts[-1]) <= PIECE_CHARACTERS:
-            return self._write_short(texts, file)
-        lengths = self._write_short(texts[:-1], file) if len(texts) > 1 else []
+        last = texts[-1]
+        short = [text for text in texts if isinstance(text, str)]
+        if isinstance(last, str):
+            if len(last) <= PIECE_CHARACTERS:
+                return self._write_short(short, file)
+            short.pop()
+        lengths = self._write_short(short, file) if short else []
         num_tokens = 1
-        for ids in self._encoder.encode_long(texts[-1]):
+        for ids in self._encoder.encode_long(last):
             file.write(ids.astype(self._token_type).data)
             num_tokens += len(ids)
         file.write(np.array([self._settings.tokenizer.eos_id], self._token_type).data)

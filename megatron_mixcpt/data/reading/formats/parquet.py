@@ -1,4 +1,4 @@
-"""Parquet: only the columns in use are read, and files are split by row groups."""
+"""Parquet: only the columns that are used are read, and files are split by row groups."""
 
 from collections.abc import Iterator, Set
 

@@ -139,7 +139,7 @@ def test_tokenizer_folder_says_what_ends_a_sample(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|im_start|>"}}')
     assert TokenizerFiles.read(folder).eos_id == 1
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(ConfigError, match="names no eos_token; say which"):
+    with pytest.raises(ConfigError, match="names no eos_token; name the token"):
         TokenizerFiles.read(folder)
     (folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
     assert TokenizerFiles.read(folder).eos_token == "<|im_end|>"
