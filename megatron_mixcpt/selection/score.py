@@ -155,6 +155,6 @@ def _summary(files: ScoreFiles, runner: ForwardRunner, seconds: float) -> str:
     padding = 1 - runner.num_tokens / max(runner.num_places, 1)
     speed = runner.num_tokens / max(seconds, 1e-9)
     lines.append(
-        f"{runner.num_tokens:,} tokens, {speed:,.0f} tokens per second; padding is {padding:.1%} of the batches"
+        f"{runner.num_tokens:,} tokens, {speed:,.0f} tokens per second; padding {padding:.1%} of the batches"
     )
     return "\n".join([*lines, f"scores: {files.output}; samples without a score, with the reason: {files.rejects}"])

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from megatron_mixcpt import flags
 from megatron_mixcpt.data.reading.record_flags import add_record_flags, record_settings
+from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.selection.score import score_alignment
 from megatron_mixcpt.selection.settings import KINDS, ScoreSettings
@@ -28,7 +29,9 @@ def build_parser() -> flags.Parser:
 
 def settings_of(arguments: argparse.Namespace) -> ScoreSettings:
     """The settings that parsed flags describe. Raises ConfigError."""
-    kinds = {kind: record_settings(kind, arguments) for kind in KINDS if getattr(arguments, kind)}
+    kinds: dict[str, KindSettings] = {
+        kind: record_settings(kind, arguments) for kind in KINDS if getattr(arguments, kind)
+    }
     return replace(flags.settings_from(arguments, ScoreSettings), kinds=kinds)
 
 
