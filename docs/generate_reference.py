@@ -71,29 +71,7 @@ def page() -> str:
 
 
 def _parser_of(module: str) -> argparse.ArgumentParser:
-    try:
-        return importlib.import_module(module).build_parser()
-    except (ImportError, AttributeError, TypeError):
-        return _captured(next(tool for tool, source in TOOLS.items() if source == module))
-
-
-def _captured(tool: str) -> argparse.ArgumentParser:
-    import runpy
-
-    class Found(Exception):
-        pass
-
-    def stop(self, *_, **__):
-        raise Found(self)
-
-    before, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, stop
-    try:
-        runpy.run_path(str(ROOT / "tools" / tool))["main"]()
-    except Found as found:
-        return found.args[0]
-    finally:
-        argparse.ArgumentParser.parse_args = before
-    raise AssertionError(tool)
+    return importlib.import_module(module).build_parser()
 
 
 def _purpose(parser: argparse.ArgumentParser, tool: str) -> str:
