@@ -210,15 +210,16 @@ class EvaluationTable:
             if shown and is_last_rank() and any(self._rows):
                 args = get_args()
                 names = args.validation_set_names or [f"set {number}" for number in range(len(self._rows))]
-                say(self.text(signature.bind(*positional, **named).arguments["prefix"], names))
+                say(self.text(signature.bind(*positional, **named).arguments["iteration"], names))
             return result
 
         return evaluated
 
-    def text(self, when: str, names: list[str]) -> str:
-        """The table; ``when`` is the engine's words for it."""
-        keys = list(self._rows[0])
-        lines = [f"validation at {when}", f"{'validation set':<24}" + "".join(f"{key:>20}" for key in keys)]
+    def text(self, iteration: int, names: list[str]) -> str:
+        """The table of an evaluation after ``iteration`` iterations; a column is as wide as its name."""
+        widths = {key: max(len(key) + 2, 12) for key in self._rows[0]}
+        lines = [f"validation after {iteration} iterations"]
+        lines.append(f"{'validation set':<24}" + "".join(f"{key:>{width}}" for key, width in widths.items()))
         for name, row in zip(names, self._rows, strict=False):
-            lines.append(f"{name:<24}" + "".join(f"{row[key]:>20.7g}" for key in keys))
+            lines.append(f"{name:<24}" + "".join(f"{row[key]:>{width}.6g}" for key, width in widths.items()))
         return "\n".join(lines)
