@@ -154,7 +154,5 @@ def _summary(files: ScoreFiles, runner: ForwardRunner, seconds: float) -> str:
     lines += [f"{kind}: {number:,} not scored: {reason}" for (kind, reason), number in rejected.most_common()]
     padding = 1 - runner.num_tokens / max(runner.num_places, 1)
     speed = runner.num_tokens / max(seconds, 1e-9)
-    lines.append(
-        f"{runner.num_tokens:,} tokens, {speed:,.0f} tokens per second; padding {padding:.1%} of the batches"
-    )
+    lines.append(f"{runner.num_tokens:,} tokens, {speed:,.0f} tokens per second; padding {padding:.1%} of the batches")
     return "\n".join([*lines, f"scores: {files.output}; samples without a score, with the reason: {files.rejects}"])
