@@ -82,7 +82,7 @@ def measure_cell(num_tokens: int, vocab_size: int, hidden_size: int, dtype: torc
 
 
 def run_in_turn(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[Measured]]:
-    """Measure every step `repeats` times, after once to warm up, each round in the same order."""
+    """Measure every step ``repeats`` times, after once to warm up, each round in the same order."""
     runs: dict[str, list[Measured]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():

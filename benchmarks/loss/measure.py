@@ -16,7 +16,7 @@ class Measured(NamedTuple):
 
 
 def measure(call: Callable[[], object], barrier: Callable[[], object] = lambda: None) -> Measured:
-    """Run `call` once, started and timed between two calls of `barrier` (for several ranks: until the last is done)."""
+    """Run ``call`` once, timed between two calls of ``barrier`` (for several ranks: until the last is done)."""
     held = _reset_peak()
     barrier()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -35,6 +35,6 @@ def _reset_peak() -> int:
 
 
 def peak_memory() -> int:
-    """The largest resident memory of this process, since `measure` last began if it did, in bytes."""
+    """The largest resident memory of this process, since ``measure`` last began if it did, in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

@@ -23,7 +23,7 @@ REQUIREMENTS = [
     *("omegaconf==2.4.0", "pulp", "orloge", "cpsat-logutils"),
 ]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of student and teacher logits `[n, v / tp]` and labels `[n]`: the mean of NTP and KL, weighted."""
+"""Of student and teacher logits ``[n, v / tp]`` and labels ``[n]``: the mean of NTP and KL, weighted."""
 
 
 def install(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 The engine's schedules pass one tensor per microbatch and direction, and build its backward from it. Here the forward
 message is [2, s, b, h]: the student's hidden states, then the teacher's. Autograd and the schedule only ever see the
-student's half; the teacher's rides along as an attribute of that tensor, so it needs no bookkeeping of its own in any
+student's half; the teacher's rides along as an attribute of that tensor, so it needs no separate bookkeeping in any
 schedule, and gradients travel back for the student alone, at the plain size.
 """
 

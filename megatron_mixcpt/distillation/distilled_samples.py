@@ -11,7 +11,7 @@ _MASK = (1 << 64) - 1
 
 
 def is_distilled(sample_index: Tensor, *, fraction: float, seed: int) -> Tensor:
-    """Choose samples with probability ``fraction``, each on its own.
+    """Choose each sample independently with probability ``fraction``.
 
     Args:
         sample_index: integer tensor of any shape, the samples' positions in the training stream.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Parameters begin at multiples of so many bytes, as matrix kernels like it.
+# Alignment of parameters in bytes, as matrix kernels prefer it.
 _ALIGNMENT = 256
 
 
@@ -49,7 +49,7 @@ class _HostLayer:
 
 
 class OffloadedLayers:
-    """Hooks on layers that run one after the other, without gradients, as often as they like.
+    """Hooks on layers that run one after the other, without gradients, any number of times.
 
     Except while a layer runs, its parameters are views of host memory: whatever loads weights into them loads them
     there. Building this moves them, in place.
@@ -73,7 +73,7 @@ class OffloadedLayers:
             layer.register_forward_hook(functools.partial(self._leave, index))
 
     def _enter(self, index: int, *_: Any) -> None:
-        """The layer is about to run: have it on the device, and send for the next, after the last the first."""
+        """Have a layer that is about to run on the device, and start copying the next; the first follows the last."""
         if index not in self._place:
             self._fetch(index)
         place = self._place[index]
@@ -88,7 +88,7 @@ class OffloadedLayers:
         self._layers[index].point_to(self._layers[index].memory)
 
     def _fetch(self, index: int) -> None:
-        """Copy a layer into the buffer whose layer has run longest ago, as soon as that is done with it."""
+        """Copy a layer into the least recently used buffer, as soon as the layer in it has run."""
         place, self._next_place = self._next_place, 1 - self._next_place
         self._place[index] = place
         memory = self._layers[index].memory

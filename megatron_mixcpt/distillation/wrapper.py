@@ -50,7 +50,7 @@ class StudentTeacherModel(MegatronModule):
         student: the stage that is trained.
         teacher: the same stage of the frozen model, or None where it never runs. Its parameters are in none of
             ``parameters()``, the state dictionaries and the gradient buffers.
-        head: called on the last stage. It may use the student's tensors up: nobody reads them afterwards.
+        head: called on the last stage. It may overwrite the student's tensors: nobody reads them afterwards.
     """
 
     def __init__(self, student: GPTModel, teacher: GPTModel | None, head: Head) -> None:

@@ -22,7 +22,7 @@ COLLECTIVES = [
 
 
 def pad(logits: torch.Tensor, width: int, fill: float) -> torch.Tensor:
-    """Logits `[tokens, vocab]` with columns of `fill` appended up to `width`."""
+    """Logits ``[tokens, vocab]`` with columns of ``fill`` appended up to ``width``."""
     return torch.nn.functional.pad(logits, (0, width - logits.size(1)), value=fill)
 
 

@@ -20,7 +20,7 @@ from megatron_mixcpt.data.mixture.plan import MixturePlan
 from megatron_mixcpt.training.engine.whole_validation import PaddedSamples
 from megatron_mixcpt.training.pretraining.validation_sets import NamedSet
 
-# Of the order in which whole validation sets are laid end to end: the same whatever --seed is, so that the figures of
+# Seed of the order of complete validation sets: the same for every --seed, so that the figures of
 # runs with other seeds are of the same sequences.
 VALIDATION_SEED = 1234
 
@@ -63,7 +63,7 @@ def dataset_provider(
 ) -> Callable:
     """What ``pretrain()`` calls for the training, validation and test datasets, on every rank.
 
-    Validation is a list of whole sets where the engine's arguments ask for that: one per kind, then the ``named``.
+    With full_validation, validation is a list of complete sets: one per kind, then the ``named``.
     """
 
     def provide(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Any, ...]:
@@ -88,7 +88,7 @@ def dataset_provider(
 def set_identities(
     args: argparse.Namespace, manifest: MixtureManifest, plan: MixturePlan, named: Mapping[str, NamedSet]
 ) -> dict[str, str]:
-    """Of each whole validation set, in the engine's order, what its sequences depend on: one text that tells them."""
+    """Name of each complete validation set, in the engine's order, to a text that identifies its sequences."""
     digests = {kind: f"{summary.bin_sha256} {plan.split}" for kind, summary in manifest.kinds.items()}
     digests |= {name: item.identity() for name, item in named.items()}
     return {name: f"{digests[name]} {args.seq_length}" for name in args.validation_set_names}

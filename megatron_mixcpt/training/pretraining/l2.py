@@ -66,7 +66,7 @@ class L2Anchor:
         tokens = self._tokens.pop(chunk)
         del self._microbatches[chunk]
         distance = self._add_gradient(chunk, tokens)
-        # Over a group of its own: the pipeline's next message must not queue behind it.
+        # Over a separate group: the pipeline's next message must not queue behind it.
         self._distances.append((dist.all_reduce(distance, group=self.mp_group, async_op=True), distance))
         if len(self._distances) < self.num_chunks:
             return None

@@ -27,7 +27,7 @@ def expected_mixcpt_loss(
     divergence: str = "reverse",
     temperature: float = 1.0,
 ) -> ExpectedLoss:
-    """Eq. 1, 4, 5, 6 and 7 on whole logits `[tokens, v]`, and the gradient of `(grad_output * loss).sum()`; float64."""
+    """Eq. 1, 4 to 7 on whole logits ``[tokens, v]``, and the gradient of ``(grad_output * loss).sum()``; float64."""
     student = student.double().requires_grad_()
     log_p = student.log_softmax(-1)
     ntp = -log_p[torch.arange(len(labels)), labels]

@@ -15,7 +15,7 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def sample(seed: int = 0) -> dict[str, Tensor]:
-    """Hidden states `[s, b, h]` and weights of a student and a wider teacher, labels and masks."""
+    """Hidden states ``[s, b, h]`` and weights of a student and a wider teacher, labels and masks."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "hidden": torch.randn(10, 4, 32, generator=generator),
