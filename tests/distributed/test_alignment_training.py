@@ -134,7 +134,7 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
         "no sample to train on (6 too_long)": ["--seq-length", "4"],
         "has no <|start_header_id|>": ["--chat-template", "llama3"],
         "give the model with either --hf-model": ["--load", str(world / "llama")],
-        "--train-iters has no say here: --epochs and": ["--train-iters", "3"],
+        "--train-iters is not used here (--epochs and": ["--train-iters", "3"],
         "is of a run with --epochs 3, this one has 4": ["--save", str(tmp_path / "save"), "--epochs", "4"],
         "rows in a batch 2, this one has 3": ["--save", str(tmp_path / "save"), "--micro-batch-size", "3"],
     }

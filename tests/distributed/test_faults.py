@@ -101,7 +101,7 @@ def test_numbers_that_are_not_finite_stop_the_run(world: Path, tmp_path: Path) -
     message = failure([*argv, "--hf-model", str(spoilt(world, tmp_path / "huge", 1e38))])
     assert re.search(r"NumbersError: rank 0, iteration 1: a gradient is not finite .*NaN in local grad norm", message)
     assert re.search(r"samples: \[0\] (cpt|sft|dpo) document \d+", message)
-    assert "no checkpoint is there to return to" in message
+    assert "there is no checkpoint to return to" in message
     message = failure([*argv, "--hf-model", str(spoilt(world, tmp_path / "nan", float("nan")))])
     assert "decoder.final_layernorm.weight of the trained model holds NaN or Inf" in message
 

@@ -85,8 +85,8 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ([*good, "--mixture-weights", "cpt"], r"--mixture-weights cpt: expected kinds and numbers such as"),
         ([*good, "--alpha", "2"], "--alpha 2.0: must be between 0 and 1"),
         ([*good, "--distillation", "magic"], r"--distillation.*'magic'"),
-        ([*good, "--data-path", "elsewhere"], r"--data-path has no say here: --mixture names the data"),
-        ([*good, "--full-validation"], r"--full-validation has no say here: held-out samples"),
+        ([*good, "--data-path", "elsewhere"], r"--data-path is not used here \(--mixture names the data\); remove it"),
+        ([*good, "--full-validation"], r"--full-validation is not used here \(held-out samples"),
         ([*good, "--split", "99,1,0"], r"--split 99,1,0 holds out less than one sequence of 64 tokens of every kind"),
         (
             [*good, "--split", "80,20", "--eval-micro-batch-size", "2"],

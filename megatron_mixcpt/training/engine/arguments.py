@@ -57,7 +57,7 @@ def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any
 def refuse_decided(explicit: Settings, decided: Mapping[str, str]) -> None:
     """Raise ConfigError for an explicit flag that something else decides; ``decided`` says what, by destination."""
     for name in sorted(decided.keys() & explicit.keys()):
-        raise ConfigError(f"--{name.replace('_', '-')} has no say here: {decided[name]}; leave the flag out")
+        raise ConfigError(f"--{name.replace('_', '-')} is not used here ({decided[name]}); remove it")
 
 
 def check_vocabulary(model: ModelPlan, num_tokens: int) -> None:

@@ -1,7 +1,7 @@
-"""What the engine's checkpointing lacks: torn checkpoints passed over, whole ones never overwritten, ``--keep-last N``.
+"""What the engine's checkpointing lacks: incomplete iterations are passed over, complete ones kept, ``--keep-last N``.
 
-The engine goes on from whatever the tracker file names, writes an iteration that is there already over itself, and
-keeps every iteration, or those of ``--save-retain-interval``. Here its save function is wrapped.
+The engine resumes from whatever the tracker file names, overwrites an iteration that exists already, and keeps every
+iteration, or those of ``--save-retain-interval``. Here its save function is wrapped.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def guarded_saves(keep_last: int | None) -> list[Change]:
 
 
 def _guarded(save_checkpoint: Callable, keep_last: int | None) -> Callable:
-    """The engine's ``save_checkpoint`` that leaves the one just loaded alone and clears a stale one before it."""
+    """The engine's ``save_checkpoint``; it keeps the iteration just loaded and removes a stale one before it writes."""
     explained_save = _explained(save_checkpoint)
 
     @functools.wraps(save_checkpoint)
@@ -122,7 +122,7 @@ def _pruning_afterwards(schedule: Callable, keep_last: int) -> Callable:
 
 
 def prune(save_dir: Path, keep_last: int) -> None:
-    """Delete, in the background, what is older than the last ``keep_last`` whole iterations up to the tracker's."""
+    """Delete, in the background, what is older than the last ``keep_last`` complete iterations up to the tracker's."""
     newest = tracked_iteration(save_dir)
     if newest is None:
         return
@@ -137,7 +137,7 @@ def prune(save_dir: Path, keep_last: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Out of sight at once, so that a kill leaves no half of it; then deleted in the background."""
+    """Rename at once, so that a kill leaves no part of it under its name; then delete in the background."""
     aside = folder.with_name(_REMOVED + folder.name)
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)

@@ -105,7 +105,7 @@ def train(
 
     Raises:
         ConfigError: a resumed run's flags contradict its checkpoint.
-        CheckpointError: there is no whole checkpoint to go on from, or one cannot be written.
+        CheckpointError: there is no complete checkpoint to resume from, or one cannot be written.
         NumbersError: a loss or a gradient is not finite.
         SystemExit: the engine's end after a signal or ``--exit-interval`` and the like.
     """

@@ -1,4 +1,4 @@
-"""Numbers gone wrong: NaN and Inf stop the run, spikes of the loss are reported, both with the samples at fault.
+"""Losses and gradients that go wrong: NaN and Inf stop the run, spikes are reported, both with the samples at fault.
 
 Gradients are checked by the engine before ranks exchange them (--check-for-nan-in-loss-and-grad, on by default), the
 loss once a step, where the engine waits for the device anyway. What the samples are called is looked up in the report.
@@ -226,14 +226,14 @@ def check_weights(args: argparse.Namespace, chunks: list[torch.nn.Module]) -> No
                 if not bool(weight.detach().isfinite().all()):
                     raise CheckpointError(
                         f"rank {args.rank}: {name} of the {whose} model holds NaN or Inf; it is from {origin}: "
-                        "give a sound model, or an earlier iteration (--ckpt-step)"
+                        "give a model without them, or an earlier iteration (--ckpt-step)"
                     )
 
 
 def _way_back(args: argparse.Namespace, iteration: int) -> str:
     choice = choose_checkpoint(Path(args.save)) if args.save else None
-    start = f"the last whole checkpoint is {choice.folder}" if choice else "no checkpoint is there to return to"
-    return f"{start}: start the same command again, and with --iterations-to-skip {iteration} if it comes again"
+    start = f"the last complete checkpoint is {choice.folder}" if choice else "there is no checkpoint to return to"
+    return f"{start}: start the same command again, and add --iterations-to-skip {iteration} if it happens again"
 
 
 def _noting(data_iterator: Iterator, samples: list[int]) -> Iterator:

@@ -88,7 +88,7 @@ REGISTER = (
         "megatron.core.rerun_state_machine.RerunStateMachine.validate_result",
         WRAPPED,
         "training/engine/loss_watch.py",
-        "a rejected gradient has an error of its own type, which says what stopped the step",
+        "a rejected gradient raises a distinct error type",
     ),
     Entry(
         "megatron.core.optimizer_param_scheduler.OptimizerParamScheduler.load_state_dict",

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 end training after the running step, with a checkpoint and exit code 75.
+"""Preemption: SIGTERM and SIGUSR1 end training after the running step, with a checkpoint and exit code 75.
 
 Slurm sends SIGTERM before it takes a node back, or the signal of ``--signal`` some time before; Kubernetes SIGTERM. The
 engine's own handler (megatron/training/dist_signal_handler.py) knows one signal and waits for the device in every step;

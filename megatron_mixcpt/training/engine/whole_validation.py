@@ -1,4 +1,4 @@
-"""Whole validation sets: every sequence of each once, its figures by themselves, from iteration 0 on.
+"""Complete validation sets: every sequence is measured once, each set has its own figures, from iteration 0 on.
 
 A set is what is held out of one kind of data, or what ``--validation`` names. What the domain gains and what the rest
 loses is then on one chart from before the first step. The sets are the engine's (``--multiple-validation-sets
@@ -44,7 +44,7 @@ class PaddedSamples(Dataset):
 
 
 def validation_settings(names: list[str], *, pipeline_size: int, data_parallel_size: int) -> dict[str, Any]:
-    """Engine arguments that make whole validation sets of the datasets with these names."""
+    """Engine arguments that measure the datasets with these names completely."""
     microbatches = _MICROBATCHES_PER_STAGE * pipeline_size if pipeline_size > 1 else 1
     return {
         "full_validation": True,

@@ -57,9 +57,11 @@ def check_reports() -> None:
     said = step(watch, [2.0, 100.0])
     assert said.startswith("warning: rank 0, iteration 1: the loss 51.0000 is a spike, above 8.0000")
     assert said.endswith("samples: [2] sample 2; [3] sample 3\n")
-    with pytest.raises(NumbersError, match=r"1: the loss is nan; samples: \[0\] sample 0; \[1\] sample 1; no"):
+    with pytest.raises(NumbersError, match=r"1: the loss is nan; samples: \[0\] sample 0; \[1\] sample 1; there is no"):
         step(watch, [float("nan"), 2.0])
-    with pytest.raises(NumbersError, match=r"a gradient is not finite \(.*NaN.*\); samples: \[0\].*\[3\] sample 3; no"):
+    with pytest.raises(
+        NumbersError, match=r"a gradient is not finite \(.*NaN.*\); samples: \[0\].*\[3\] sample 3; there"
+    ):
         step(watch, [2.0, 2.0], check_a_gradient)
     with pytest.raises(RuntimeError, match="the device"):
         step(watch, [2.0, 2.0], fail_while_checking)
