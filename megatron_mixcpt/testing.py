@@ -63,7 +63,7 @@ def run_distributed(
                 rank.join()
 
 
-def _start_context() -> multiprocessing.context.BaseContext:
+def _start_context() -> multiprocessing.context.ForkServerContext:
     """A server process with what of torch the engine imports, from which each rank is forked: saves seconds a rank."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed.tensor", "torch.distributed.checkpoint", "triton"])

@@ -61,8 +61,8 @@ def recipe_argv(
         if not value:
             raise ConfigError(f"neither {flag} nor the environment variable {name} is set: give {meaning}")
         flags += [flag, value]
-    if "LOAD" not in paths:
-        flags += ["--load", flag_value(flags, "--save")]
+    if "LOAD" not in paths and (save := flag_value(flags, "--save")):
+        flags += ["--load", save]
     return [*flags, *argv]
 
 

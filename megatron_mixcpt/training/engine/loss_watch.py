@@ -43,6 +43,7 @@ class Microbatch(NamedTuple):
 
     def mean(self) -> float:
         """The mean loss; waits for the device."""
+        assert self.loss is not None, "only the last stage has losses"
         total, count = self.loss.tolist()
         return total / max(count, 1.0)
 

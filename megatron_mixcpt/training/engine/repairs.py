@@ -19,7 +19,7 @@ from megatron_mixcpt.training.engine.patches import Change
 
 def repairs(args: argparse.Namespace) -> list[Change]:
     """The repairs that a run with these arguments of the engine needs on this machine."""
-    changes = {"megatron.training.training.dummy_train_step": _pass_over_a_batch}
+    changes: dict[str, Any] = {"megatron.training.training.dummy_train_step": _pass_over_a_batch}
     if find_spec("megatron.core.datasets.helpers_cpp") is not None:
         changes["megatron.core.datasets.utils.compile_helpers"] = _compile_nothing
     if not distrib_optimizer.HAVE_APEX_OR_TE:
