@@ -123,6 +123,8 @@ class MixCPTConfig(RunConfig):
 class AlignmentConfig(RunConfig):
     """What both trainers of format alignment share (Mix-CPT section 2.3)."""
 
+    data: list[str] = setting(default_factory=list, is_flag=False)  # the flag is that of the kind of record
+
     hf_model: str | None = None
     """Hugging Face folder to start from. Alternatively, --load names a checkpoint of which only the weights are used.
     Training resumes from --save if it has a checkpoint."""

@@ -1,4 +1,4 @@
-"""``tools/plan.py``: says how much of each GPU's memory a run of continual pre-training takes.
+"""Says how much of each GPU's memory a run of continual pre-training takes.
 
     python tools/plan.py --hf-model llama-3-8b --num-gpus 8 --tensor-model-parallel-size 2 --sequence-parallel \\
         --use-distributed-optimizer --micro-batch-size 2 --bf16

@@ -91,7 +91,7 @@ def ask_the_engine(world: str, output: str) -> None:
     from megatron_mixcpt.training.pretraining import arguments
 
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
-    for name in ("check_layout", "check_batches", "plan_run", "mixture_record"):
+    for name in ("check_layout", "check_batches", "plan_run", "mixture_contents"):
         setattr(arguments, name, lambda *_: {})
     said = []
     for num_ranks, layout in GRID:

@@ -90,7 +90,7 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ([*good, "--split", "99,1,0"], r"--split 99,1,0 holds out less than one sequence of 64 tokens of every kind"),
         (
             [*good, "--split", "80,20", "--eval-micro-batch-size", "2"],
-            r"--eval-micro-batch-size has no say where whole",
+            r"--eval-micro-batch-size is not used where complete",
         ),
         ([*good, "--reset-attention-mask"], r"--reset-attention-mask has no say.*--document-masking"),
         ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2: Transformer Engine takes"),

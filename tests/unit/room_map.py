@@ -94,7 +94,7 @@ ROOMS = {
     ),
     "training/alignment": _room(
         "SFT and DPO",
-        "training/engine config flags log_names parallel_sizes conversion inference distillation losses data "
+        "training/engine config flags jobs log_names parallel_sizes conversion inference distillation losses data "
         "data/reading data/chat data/tokens data/datasets",
         "engine",
     ),

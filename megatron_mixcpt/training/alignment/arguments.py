@@ -8,14 +8,14 @@ import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron.core.datasets.utils import Split
 from tqdm import tqdm
 
-from megatron_mixcpt.config import AlignmentConfig, RunConfig
+from megatron_mixcpt.config import AlignmentConfig, DPOConfig
 from megatron_mixcpt.conversion.hf_model_folder import refuse_contradictions
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.chat.templates import choose_template
@@ -40,7 +40,7 @@ from megatron_mixcpt.training.engine.arguments import (
     without_flags,
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
-from megatron_mixcpt.training.engine.run_record import check_resumes
+from megatron_mixcpt.training.engine.run_record import build_record, check_resumes, files_digest
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 
 # The paper's settings of format alignment (appendix), where they do not depend on the model.
@@ -69,16 +69,13 @@ DECIDED_ELSEWHERE = {
     "dataloader_inter_document_masking": "every sample attends to itself alone",
 }
 
-# Settings that may change when a run goes on: where things lie, and what is in the samples' digest.
-_NOT_COMPARED = {"hf_model", "data", "chat_template", "dry_run", "precompute_reference"}
-
 
 @dataclass(frozen=True)
-class AlignmentRun:
+class AlignmentRun[Config: AlignmentConfig]:
     """What a run of SFT or DPO was asked to do, all checked against one another."""
 
     args: argparse.Namespace
-    config: AlignmentConfig
+    config: Config
     sizes: ParallelSizes
     source: ModelSource
     encoder: ChatEncoder
@@ -95,25 +92,29 @@ class AlignmentRun:
     """How many records gave no sample, by reason."""
 
 
-def parse_alignment_run(
+type Encode[R: Record] = Callable[[ChatEncoder, R], Sample | Refusal]
+"""Makes a record a sample, or says why not."""
+
+
+def parse_alignment_run[Config: AlignmentConfig, R: Record](
     argv: Sequence[str],
-    config_class: type[AlignmentConfig],
+    config_class: type[Config],
     *,
     kind: str,
-    encode: Callable[[ChatEncoder, Record], Sample | Refusal],
+    encode: Encode[R],
     defaults: dict[str, Any],
-) -> AlignmentRun:
+) -> AlignmentRun[Config]:
     """Read the command line, the model's settings and the samples, and set the engine's global arguments.
 
     Args:
         argv: the command line.
         config_class: settings of the stage.
         kind: ``sft`` or ``dpo``, the kind of record.
-        encode: a record to a sample, or why not.
+        encode: makes a record of that kind a sample.
         defaults: engine arguments of the stage that hold unless a flag says otherwise.
 
     Raises:
-        MixCPTError: what the user can mend, in one line.
+        MixCPTError: what the user can correct, in one line.
     """
     explicit = explicit_arguments(argv, config_class)
     config = settings_from(explicit, config_class)
@@ -132,10 +133,10 @@ def parse_alignment_run(
     rows = _rows(samples, batches, encoder, settings, Split.train)
     valid = _held_out_rows(len(train), samples, encoder, settings) if held_out else None
     resumed = resumable(settings.get("save"), settings.get("ckpt_step"))
-    engine_settings = settings | _engine_batches(batches, valid is not None, settings, sizes)
+    engine_settings = settings | _engine_batches(batches, valid is not None, sizes)
     engine_settings["load"] = settings["save"] if resumed else None
     args = parse_engine_args(without_flags(argv, ("--load", "--global-batch-size")), config_class, engine_settings)
-    record = _record(config, settings, batches, samples)
+    record = build_record(args, config, _contents(config, settings, source, batches, samples))
     check_resumes(args, resumed, record, source.plan.engine_arguments, allow=config.resume_with_changes)
     size = settings["global_batch_size"]
     return AlignmentRun(args, config, sizes, source, encoder, samples, ids, len(held_out), size, rows, valid, refused)
@@ -161,10 +162,12 @@ def _check_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> None:
 
 
 def _read_samples(
-    config: AlignmentConfig, kind: str, encode: Callable[[ChatEncoder, Record], Sample | Refusal], encoder: ChatEncoder
+    config: AlignmentConfig, kind: str, encode: Encode[Any], encoder: ChatEncoder
 ) -> tuple[list[tuple[str, Sample]], list[tuple[str, Sample]], Counter[str]]:
     """Samples to train on and samples held out, each with its id, and how many records gave none."""
-    train, held_out, refused = [], [], Counter()
+    train: list[tuple[str, Sample]] = []
+    held_out: list[tuple[str, Sample]] = []
+    refused: Counter[str] = Counter()
     below = round(config.held_out * 2**32)
     for record in tqdm(read_records(kind, config.data), desc="encode", unit="sample", disable=None, mininterval=1):
         sample = encode(encoder, record)
@@ -209,29 +212,32 @@ def _held_out_rows(start: int, samples: list[Sample], encoder: ChatEncoder, sett
     return _rows(samples, PackedBatches(batches.num_rows, moved), encoder, settings, Split.valid)
 
 
-def _engine_batches(
-    batches: PackedBatches, validates: bool, settings: dict[str, Any], sizes: ParallelSizes
-) -> dict[str, Any]:
+def _engine_batches(batches: PackedBatches, validates: bool, sizes: ParallelSizes) -> dict[str, Any]:
     """The run in the engine's terms: its samples are our rows."""
     validation = validation_settings(["held-out"], pipeline_size=sizes.pipeline, data_parallel_size=sizes.data)
     return {
         "global_batch_size": batches.num_rows,
         "train_iters": batches.num_batches,
-        **(validation if validates else {"eval_iters": 0}),  # a missing set would be made up by the engine
+        **(validation if validates else {"eval_iters": 0}),  # the engine would make a missing set up
     }
 
 
-def _record(
-    config: AlignmentConfig, settings: dict[str, Any], batches: PackedBatches, samples: list[Sample]
+def _contents(
+    config: AlignmentConfig,
+    settings: dict[str, Any],
+    source: ModelSource,
+    batches: PackedBatches,
+    samples: list[Sample],
 ) -> dict[str, Any]:
-    """What decides the loss and the batches: see ``run_record.py``."""
+    """What SFT and DPO train on, beyond their flags; see ``engine/run_record.py``."""
     digest = hashlib.sha256()
     for document in (document for sample in samples for document in sample):
         digest.update(document.tokens.tobytes() + document.loss_mask.tobytes())
-    ours = {item.name for item in fields(config)} - {item.name for item in fields(RunConfig)} - _NOT_COMPARED
+    weights = [path for path in source.weights.iterdir() if path.suffix in (".safetensors", ".distcp")]
     return {
-        **{f"--{name.replace('_', '-')}": getattr(config, name) for name in sorted(ours)},
-        **{f"--{name.replace('_', '-')}": settings.get(name) for name in ("seed", "seq_length")},
+        "--global-batch-size": settings["global_batch_size"],
         "rows in a batch": batches.num_rows,
         "the samples": digest.hexdigest()[:16],
+        # SFT that resumes needs the model that it started from no more.
+        **({"the reference": files_digest(weights)} if isinstance(config, DPOConfig) else {}),
     }

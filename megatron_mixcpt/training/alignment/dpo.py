@@ -49,7 +49,7 @@ def encode(encoder: ChatEncoder, record: PreferencePair) -> Sample | Refusal:
     return sample
 
 
-def _loss_func(run: AlignmentRun, reference: ReferenceSums | None, rows: Rows) -> LossFunc:
+def _loss_func(run: AlignmentRun[DPOConfig], reference: ReferenceSums | None, rows: Rows) -> LossFunc:
     config = run.config
     return functools.partial(
         dpo_loss_func,

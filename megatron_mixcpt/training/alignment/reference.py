@@ -18,6 +18,7 @@ from torch import Tensor
 from megatron_mixcpt.data.datasets.packed_rows import Document
 from megatron_mixcpt.inference.batches import ScoredSequence
 from megatron_mixcpt.inference.runner import ForwardRunner
+from megatron_mixcpt.jobs.whole_outputs import open_whole
 from megatron_mixcpt.training.alignment.arguments import AlignmentRun
 
 
@@ -54,10 +55,8 @@ def precompute_reference(run: AlignmentRun, groups: ProcessGroupCollection) -> R
     sums = sums.float().view(-1, 2)
     if cache and args.rank == 0:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        aside = cache.with_name(f".{cache.name}")
-        with aside.open("wb") as file:
+        with open_whole(cache) as file:
             np.savez(file, digest=np.array(digest), sums=sums.numpy())
-        aside.rename(cache)
     return ReferenceSums(sums)
 
 

@@ -100,7 +100,7 @@ def _dataset_provider(run: AlignmentRun) -> Callable:
             valid = [PaddedSamples(run.valid, run.args.eval_global_batch_size)]
         return run.train, valid, None
 
-    provide.is_distributed = True  # the engine's word for "build on every rank"
+    provide.is_distributed = True  # type: ignore[attr-defined] # the engine's word for "build on every rank"
     return provide
 
 

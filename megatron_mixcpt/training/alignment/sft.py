@@ -10,8 +10,8 @@ from megatron_mixcpt.data.datasets.packed_rows import Sample, conversation_sampl
 from megatron_mixcpt.data.records import Conversation
 from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.training.alignment.arguments import parse_alignment_run
-from megatron_mixcpt.training.alignment.loss import sft_loss_func
-from megatron_mixcpt.training.alignment.run import train_alignment
+from megatron_mixcpt.training.alignment.loss import LossFunc, sft_loss_func
+from megatron_mixcpt.training.alignment.run import Rows, train_alignment
 from megatron_mixcpt.training.alignment.summary import describe
 from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
 from megatron_mixcpt.training.engine.launch import prepare_environment, start_distributed
@@ -29,11 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = parse_alignment_run(argv, SFTConfig, kind="sft", encode=encode, defaults=DEFAULTS)
     show_start(run.args, run.config, describe(run))
     if not run.config.dry_run:
-        loss_func = lambda rows: functools.partial(sft_loss_func, rows.batch.loss_mask)  # noqa: E731
-        train_alignment(run, start_distributed(), loss_func, runs_reference=False)
+        train_alignment(run, start_distributed(), _loss_func, runs_reference=False)
 
 
 def encode(encoder: ChatEncoder, record: Conversation) -> Sample | Refusal:
     """A conversation as a sample, or why not."""
     encoded = encoder.encode_conversation(record.messages)
     return encoded if isinstance(encoded, Refusal) else conversation_sample(encoded)
+
+
+def _loss_func(rows: Rows) -> LossFunc:
+    return functools.partial(sft_loss_func, rows.batch.loss_mask)

@@ -1,11 +1,11 @@
 """From the command line to the engine's arguments: Megatron's flags, ours, and what the model and the mixture decide.
 
-A flag is either the user's, and then it holds or is refused, or it is filled in: the architecture from the Hugging Face
-folder, the length of the run from the mixture, the rest from the paper's settings.
+A flag that the user gives holds or is refused. The others are filled in: the architecture from the Hugging Face folder,
+the length of the run from the mixture, the rest from the paper's settings.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ from megatron_mixcpt.training.engine.arguments import (
     refuse_decided,
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
-from megatron_mixcpt.training.engine.run_record import check_resumes
+from megatron_mixcpt.training.engine.run_record import build_record, check_resumes
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
-from megatron_mixcpt.training.pretraining.record import mixture_record
+from megatron_mixcpt.training.pretraining.record import mixture_contents
 from megatron_mixcpt.training.pretraining.validation_sets import held_out_kinds, parse_named_sets, validation_names
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
@@ -55,14 +55,14 @@ RECIPE_DEFAULTS: dict[str, Any] = {
 }
 
 
-# Engine flags that something else decides here; taking them silently would train on something else than was asked for.
+# Engine flags that something else decides here: taking them silently would not train on what they say.
 DECIDED_ELSEWHERE = {
     "data_path": "--mixture names the data",
     "train_data_path": "--mixture names the data",
     "valid_data_path": "--mixture names the data, and --split what is held out",
     "tokenizer_type": "the mixture holds tokens already, and --hf-model their tokenizer",
     "tokenizer_model": "the mixture holds tokens already, and --hf-model their tokenizer",
-    "full_validation": "held-out samples (--split) are measured whole unless --eval-iters says how many batches",
+    "full_validation": "held-out samples (--split) are measured completely unless --eval-iters says how many batches",
     "multiple_validation_sets": "each kind's held-out samples (--split) are a set unless --eval-iters is given",
     "reset_attention_mask": "--document-masking keeps attention within documents",
 }
@@ -89,7 +89,7 @@ def parse_run(argv: Sequence[str]) -> Run:
     """Read the command line, the model folders and the manifest, and set the engine's global arguments.
 
     Raises:
-        MixCPTError: what the user can mend, in one line.
+        MixCPTError: what the user can correct, in one line.
     """
     explicit = explicit_arguments(argv, MixCPTConfig)
     config = settings_from(explicit, MixCPTConfig)
@@ -98,18 +98,38 @@ def parse_run(argv: Sequence[str]) -> Run:
     refuse_contradictions(explicit, student)
     manifest = MixtureManifest.load(config.mixture)
     _check_tokenizer(manifest, student)
-    teacher = student
-    if config.teacher:
-        teacher = read_model_folder(config.teacher)
-        _check_same_shape(student, teacher)
-        _check_tokenizer(manifest, teacher)
+    teacher = _read_teacher(config, student, manifest)
     settings = RECIPE_DEFAULTS | engine_defaults(student, manifest.tokenizer.eos_id) | explicit
-    load = explicit.get("load", explicit.get("save"))  # the same command again goes on
+    load = explicit.get("load", explicit.get("save"))  # the same command again resumes
     resumed = resumable(load, explicit.get("ckpt_step"))
     if resumed:
         settings["load"] = load
     if config.document_masking:
         settings["dataloader_inter_document_masking"] = True  # the engine's datasets then reset the positions as well
+    sizes = _checked_sizes(config, settings)
+    plan = plan_run(manifest, config, settings, global_batch_size(sizes, settings))
+    if "train_iters" not in settings and "train_samples" not in settings:
+        settings["train_iters"] = plan.train_iters(global_batch_size(sizes, settings))
+    named = parse_named_sets(config.validation)
+    settings |= _validation(explicit, settings, sizes, _held_out(settings, manifest, plan), named)
+    args = parse_engine_args(argv, MixCPTConfig, settings)
+    record = build_record(args, config, mixture_contents(config, manifest, plan))
+    check_resumes(args, resumed, record, student.engine_arguments, allow=config.resume_with_changes)
+    checkpoint = resumed or resumable(args.pretrained_checkpoint)
+    return Run(args, config, sizes, student, teacher, manifest, plan, named, checkpoint)
+
+
+def _read_teacher(config: MixCPTConfig, student: HFModel, manifest: MixtureManifest) -> HFModel:
+    if not config.teacher:
+        return student
+    teacher = read_model_folder(config.teacher)
+    _check_same_shape(student, teacher)
+    _check_tokenizer(manifest, teacher)
+    return teacher
+
+
+def _checked_sizes(config: MixCPTConfig, settings: dict[str, Any]) -> ParallelSizes:
+    """How the ranks are divided. Raises ConfigError for a layout, or kernels, that the run cannot use."""
     sizes = parallel_sizes(settings)
     check_layout(sizes, settings)
     check_batches(sizes, settings)
@@ -118,26 +138,11 @@ def parse_run(argv: Sequence[str]) -> Run:
     _check_loss_in_chunks(config, settings)
     if config.teacher_fp8:
         _check_fp8(settings)
-    batch_size = global_batch_size(sizes, settings)
-    plan = plan_run(manifest, config, settings, batch_size)
-    if "train_iters" not in settings and "train_samples" not in settings:
-        settings["train_iters"] = plan.train_iters(batch_size)
-    named = parse_named_sets(config.validation)
-    holds_out = split_fractions(settings["split"])[1] > 0.0
-    if named or (holds_out and "eval_iters" not in explicit):
-        names = validation_names(held_out_kinds(manifest, plan) if holds_out else [], named)
-        settings |= _whole_validation_sets(explicit, sizes, names)
-    elif not holds_out:
-        settings["eval_iters"] = 0  # the engine would take a missing dataset for one
-    args = parse_engine_args(argv, MixCPTConfig, settings)
-    record = mixture_record(args, config, manifest, plan)
-    check_resumes(args, resumed, record, student.engine_arguments, allow=config.resume_with_changes)
-    checkpoint = resumed or resumable(args.pretrained_checkpoint)
-    return Run(args, config, sizes, student, teacher, manifest, plan, named, checkpoint)
+    return sizes
 
 
 def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str, Any], batch_size: int) -> MixturePlan:
-    """How many sequences of each kind the run draws: ``--epochs``, or as many whole passes as the iterations need.
+    """How many sequences of each kind the run draws: ``--epochs``, or as many complete passes as the iterations need.
 
     ``--mixture-weights`` shares them out; without it the kinds keep the proportions of ``--epochs``.
     """
@@ -159,28 +164,40 @@ def _times(factor: int, epochs: dict[str, float]) -> dict[str, float]:
     return {kind: factor * value for kind, value in epochs.items()}
 
 
-def _whole_validation_sets(explicit: dict[str, Any], sizes: ParallelSizes, names: list[str]) -> dict[str, Any]:
-    """What makes the sets of these names whole validation sets. Raises ConfigError for flags that contradict that."""
+def _held_out(settings: dict[str, Any], manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
+    """The kinds that ``--split`` holds sequences out of."""
+    return held_out_kinds(manifest, plan) if split_fractions(settings["split"])[1] > 0.0 else []
+
+
+def _validation(
+    explicit: dict[str, Any], settings: dict[str, Any], sizes: ParallelSizes, held_out: list[str], named: Iterable[str]
+) -> dict[str, Any]:
+    """The engine's settings of validation. Raises ConfigError for flags that contradict complete validation sets."""
+    if not named and not held_out:
+        return {"eval_iters": 0}  # the engine would make a missing dataset up
+    if not named and "eval_iters" in explicit:
+        return {}
+    names = validation_names(held_out, named)
     decided = validation_settings(names, pipeline_size=sizes.pipeline, data_parallel_size=sizes.data)
     if "eval_iters" in explicit:
         raise ConfigError(
-            f"--eval-iters {explicit['eval_iters']} with --validation, whose sets are measured whole: leave one out"
+            f"--eval-iters {settings['eval_iters']} with --validation, whose sets are measured completely: remove one"
         )
     for name in sorted(decided.keys() & explicit.keys()):
         raise ConfigError(
-            f"--{name.replace('_', '-')} has no say where whole validation sets are measured; leave it out, or give "
+            f"--{name.replace('_', '-')} is not used where complete validation sets are measured: remove it, or give "
             "--eval-iters N to measure N batches of all kinds together"
         )
     return decided
 
 
 def _check_loss_in_chunks(config: MixCPTConfig, settings: dict[str, Any]) -> None:
-    """The fused loss computes the output weight's gradient itself, and once."""
+    """The fused loss computes the output weight's gradient itself."""
     for name in ("defer_embedding_wgrad_compute", "use_megatron_fsdp"):
         if config.loss_chunk_tokens and settings.get(name):
             raise ConfigError(
                 f"--loss-chunk-tokens {config.loss_chunk_tokens} with --{name.replace('_', '-')}: it needs the output "
-                "layer's own gradient computation; leave one of the two out"
+                "layer's own gradient computation; remove one of the two"
             )
 
 
@@ -188,14 +205,14 @@ def _check_fp8(settings: dict[str, Any]) -> None:
     """The teacher's layers run in 8 bits where Transformer Engine's kernels can."""
     if settings["transformer_impl"] != "transformer_engine":
         raise ConfigError(
-            "--teacher-fp8 needs Transformer Engine, which is not in use here: there is no other way to multiply in 8 "
-            "bits; leave the flag out"
+            "--teacher-fp8 needs Transformer Engine, which is not used here, and nothing else multiplies in 8 bits: "
+            "remove it"
         )
     from transformer_engine.pytorch.fp8 import check_fp8_support
 
     supported, reason = check_fp8_support()
     if not supported:
-        raise ConfigError(f"--teacher-fp8: this GPU cannot ({reason}); leave the flag out")
+        raise ConfigError(f"--teacher-fp8: this GPU does not support it ({reason}); remove it")
 
 
 def _check_same_shape(student: HFModel, teacher: HFModel) -> None:
