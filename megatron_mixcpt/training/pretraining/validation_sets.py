@@ -126,7 +126,7 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
     except DataError as error:
         what = str(error).partition("; ")[0].removeprefix("--cpt: ")  # the rest is about flags of preprocessing
         raise DataError(
-            f"--validation {path}: {what}; mend it, or preprocess it and give a kind of the mixture"
+            f"--validation {path}: {what}; correct it, or preprocess it and give a kind of the mixture"
         ) from error
     try:
         aside.rename(folder)

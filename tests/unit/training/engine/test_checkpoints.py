@@ -1,4 +1,4 @@
-"""``--keep-last`` on folders of whole and torn iterations, and what is settled before the engine loads."""
+"""``--keep-last`` on folders of complete and incomplete iterations, and what is settled before the engine loads."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ def check_folders(root: str) -> None:
 
 
 def check_prune(release: Path, save: Path) -> None:
-    """Torn ones do not count; what is beyond the tracker's iteration is not this run's."""
+    """Incomplete ones do not count; what is beyond the tracker's iteration is not this run's."""
     from megatron_mixcpt.training.engine.checkpoints import prune
 
     make_iterations(release, save, tracker=40)
