@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format and all tests, in .venv (made first where it is missing). Arguments go to pytest:
+# Lint, format, types and all tests, in .venv (made first where it is missing). Arguments go to pytest:
 #
 #   bash tests/run.sh                 # everything, as the continuous integration runs it
 #   bash tests/run.sh -k lssd -x      # some tests
@@ -10,4 +10,5 @@ bash tools/setup_env.sh dev
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/mypy
 exec .venv/bin/python -m pytest -q tests "$@"
