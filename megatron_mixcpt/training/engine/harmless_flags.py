@@ -138,7 +138,7 @@ _ENGINE = {
 
 _OURS = {
     "where things lie; their content is compared": "--hf-model --mixture --teacher --sft --dpo --chat-template",
-    "the number of sequences of each kind, which they decide, is compared": "--epochs --mixture-weights",
+    "the number of sequences of each kind, which it decides, is compared": "--mixture-weights",
     "when checkpoints are deleted": "--keep-last",
     "what happens at the start": "--resume-with-changes --dry-run",
     "measuring and logging, not training": "--loss-spike-sigma --validation --log-teacher-entropy --verbose",

@@ -84,6 +84,8 @@ def test_a_changed_flag_of_the_engine_is_refused(flag: str, changed: dict[str, A
 def test_a_changed_flag_of_ours_is_refused() -> None:
     with pytest.raises(ConfigError, match="--teacher-fp8 False, this one has True"):
         resume(arguments(), arguments(), teacher_fp8=True)
+    with pytest.raises(ConfigError, match="--epochs 1, this one has 3"):  # of SFT and DPO they are passes to train
+        resume(arguments(), arguments(), epochs="3")
 
 
 def test_another_layout_and_other_paths_are_accepted() -> None:
