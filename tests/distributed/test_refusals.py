@@ -92,7 +92,7 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
             [*good, "--split", "80,20", "--eval-micro-batch-size", "2"],
             r"--eval-micro-batch-size is not used where complete",
         ),
-        ([*good, "--reset-attention-mask"], r"--reset-attention-mask has no say.*--document-masking"),
+        ([*good, "--reset-attention-mask"], r"--reset-attention-mask is not used here.*--document-masking"),
         ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2: Transformer Engine takes"),
         ([*good, "--loss-chunk-tokens", "8", "--use-megatron-fsdp"], r"--loss-chunk-tokens 8 with --use-megatron-fsdp"),
         ([*good, "--teacher-fp8", "--transformer-impl", "local"], r"--teacher-fp8 needs Transformer Engine"),

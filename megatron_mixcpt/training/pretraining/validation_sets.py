@@ -72,7 +72,7 @@ def _preprocessed(path: Path) -> tuple[Path, str] | None:
     """(folder, kind) where ``path`` is one kind of a mixture, with or without .idx or .bin; None where it is text.
 
     Raises:
-        ConfigError: a whole mixture.
+        ConfigError: a mixture of several kinds.
     """
     if (path / MANIFEST_NAME).is_file():
         kinds = " or ".join(str(path / kind) for kind in MixtureManifest.load(path).kinds)
@@ -135,7 +135,7 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
 
 
 def held_out_kinds(manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
-    """The kinds of which a whole sequence or more is held out.
+    """The kinds of which at least one complete sequence is held out.
 
     Raises:
         ConfigError: there is none.
@@ -150,7 +150,7 @@ def held_out_kinds(manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
 
 
 def validation_names(kinds: Sequence[str], named: Iterable[str]) -> list[str]:
-    """Of the whole validation sets: the held-out kinds', then the named. Raises ConfigError for one that is both."""
+    """Names of the validation sets: held-out kinds, then named sets. Raises ConfigError for a name that is both."""
     for name in named:
         if name in kinds:
             raise ConfigError(
