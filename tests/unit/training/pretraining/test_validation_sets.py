@@ -35,7 +35,7 @@ def test_text_and_kinds_of_a_mixture_are_taken(folder: Path) -> None:
         (["a/b=general.txt"], "name it with letters"),
         (["general=nowhere.txt"], "no such file or folder"),
         (["general=mixture"], r"give one of them, .*mixture/cpt or .*mixture/sft or"),
-        (["a=general.txt", "a=mixture/sft"], "a is general.txt already"),
+        (["a=general.txt", "a=mixture/sft"], "a is already general.txt"),
     ],
 )
 def test_others_are_refused_in_one_line(
