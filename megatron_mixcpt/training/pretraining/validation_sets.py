@@ -25,6 +25,7 @@ from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.jobs.digests import file_digest
+from megatron_mixcpt.jobs.whole_outputs import publish
 from megatron_mixcpt.named_paths import parse_named_paths
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -129,9 +130,11 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
             f"--validation {path}: {what}; correct it, or preprocess it and give a kind of the mixture"
         ) from error
     try:
-        aside.rename(folder)
-    except OSError:  # another run was first
+        publish(aside, folder)
+    except OSError:
         shutil.rmtree(aside)
+        if not folder.exists():  # else another run was first
+            raise
 
 
 def held_out_kinds(manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
