@@ -23,6 +23,7 @@ from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.reading.row_filter import RowFilter
 from megatron_mixcpt.selection import select
+from megatron_mixcpt.selection.settings import SelectSettings
 from tests.faults.fuzz_inputs import JSON, Draw, damaged, dumped, mutated, nested
 from tests.faults.fuzz_templates import CANARY, chat_template
 
@@ -213,9 +214,16 @@ def score_file(draw: Draw, folder: Path) -> None:
     lines = [damaged(draw, dumped(mutated(draw, SCORE))) for _ in range(draw(st.integers(0, 3)))]
     (folder / "scores.jsonl").write_bytes(b"\n".join([*lines, dumped(SCORE)]))
     strategy = draw(st.sampled_from(["high", "low", "half", "random", "low-perplexity"]))
-    with mock.patch.object(select, "draw", return_value=False):  # a picture takes a second
-        selection = select.Selection(folder / "scores.jsonl", "sft", strategy)
-        select.select_alignment(selection, folder / "out.jsonl", folder / "left.jsonl")
+    with mock.patch.object(select, "draw", return_value=None):  # a picture takes a second
+        select.select_alignment(
+            SelectSettings(
+                scores=folder / "scores.jsonl",
+                kind="sft",
+                strategy=strategy,
+                output=folder / "out.jsonl",
+                rejects=folder / "left.jsonl",
+            )
+        )
 
 
 def tokenizer_settings(draw: Draw, folder: Path) -> None:

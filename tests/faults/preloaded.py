@@ -4,4 +4,5 @@ from megatron_mixcpt import cpu_emulation
 
 cpu_emulation.install()
 
-from megatron_mixcpt.training import cpt, dpo, sft  # noqa: E402, F401
+from megatron_mixcpt.training.alignment import dpo, sft  # noqa: E402, F401
+from megatron_mixcpt.training.pretraining import cpt  # noqa: E402, F401
