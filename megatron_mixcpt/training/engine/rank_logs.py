@@ -94,7 +94,8 @@ class RankLog:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(OSError):  # the log's disk may be full: the terminal is still to be given back
+            stream.flush()
 
 
 _current: RankLog | None = None
@@ -113,12 +114,10 @@ def rank_log() -> Iterator[None]:
     try:
         with _stacks_of_crashes():
             yield
-    except MixCPTError:
-        replay = False
-        traceback.print_exc()
-        raise
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        replay = not isinstance(error, MixCPTError)
+        with contextlib.suppress(OSError):  # the log's disk may be what is full
+            traceback.print_exc()
         raise
     else:
         replay = False

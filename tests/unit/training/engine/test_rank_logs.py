@@ -123,3 +123,20 @@ main()
 """,
     )
     assert done.returncode == 1 and done.stderr.startswith("error: --save save cannot be written (")
+
+
+def test_a_full_disk_does_not_hide_the_error(tmp_path: Path) -> None:
+    body = """
+@exit_on_user_error
+def main():
+    with rank_log():
+        keep_rank_log("save", 0, verbose=False)
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, 1)
+        os.dup2(full, 2)
+        raise ConfigError("--x is wrong")
+
+main()
+"""
+    done = run(tmp_path, body)
+    assert done.returncode == 1 and "error: --x is wrong" in done.stderr.splitlines()
