@@ -210,7 +210,7 @@ def check_refusals(argv: list[str], world: Path) -> None:
         stamps = [source.stamp() for source in sources]
         with pytest.raises(ConfigError, match="made with --seq-length 96, now it is 64"):
             start_or_resume(files.work, plan["settings"] | {"--seq-length": 64}, stamps, files.output)
-        with pytest.raises(ConfigError, match="of other input"):
+        with pytest.raises(ConfigError, match="was made from other input"):
             start_or_resume(files.work, plan["settings"], stamps[:1], files.output)
 
 
