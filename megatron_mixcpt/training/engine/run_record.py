@@ -36,8 +36,9 @@ def build_record(args: argparse.Namespace, config: Any, contents: Record) -> Rec
         config: the settings dataclass of the stage.
         contents: digests of what flags point at, and what is stated more precisely than by a flag.
     """
-    ours = {flag: value for flag, value in described(config).items() if flag not in HARMLESS_FLAGS}
-    return _engine_record(args, described(config)) | ours | contents
+    ours = described(config)
+    compared = {flag: value for flag, value in ours.items() if flag not in HARMLESS_FLAGS}
+    return _engine_record(args, ours) | compared | contents
 
 
 def _engine_record(args: argparse.Namespace, ours: Mapping[str, Any]) -> Record:
