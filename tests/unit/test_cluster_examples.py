@@ -67,6 +67,20 @@ def test_slurm_starts_one_torchrun_a_node(slurm: dict[str, str], repository: Pat
         assert words[-3].endswith("examples/pretrain_mixcpt_llama3.sh") and words[-2:] == ["--train-iters", "7"]
 
 
+def test_slurm_runs_in_a_container(slurm: dict[str, str], repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/bash\necho "srun $*"\n')
+    script = repository / "examples/slurm/pretrain_mixcpt.sbatch"
+    containers = {
+        "SRUN_FLAGS": "--container-image=/shared/mixcpt.sqsh",
+        "CONTAINER_EXEC": "apptainer exec --nv mixcpt.sif",
+    }
+    command = ["bash", str(script), "examples/pretrain_mixcpt_llama3.sh"]
+    result = subprocess.run(command, env=slurm | containers, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(
+        "srun --kill-on-bad-exit=1 --container-image=/shared/mixcpt.sqsh apptainer exec --nv mixcpt.sif bash -c "
+    )
+
+
 def test_slurm_without_an_example_says_so(slurm: dict[str, str], repository: Path) -> None:
     command = ["bash", str(repository / "examples/slurm/pretrain_mixcpt.sbatch")]
     result = subprocess.run(command, env=slurm, capture_output=True, text=True, check=False)
