@@ -11,6 +11,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from megatron_mixcpt import testing  # noqa: E402
+
+testing.PRELOADED.append("tests.rank_preload")
+
 
 @pytest.fixture(scope="session")
 def repository() -> Path:

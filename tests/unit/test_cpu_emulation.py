@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,13 @@ GONE_IN_0_20 = {"torch.cuda._sleep", "torch.cuda.memory._snapshot"}
 
 def run_emulated(func, *args) -> None:
     run_distributed(func, 1, *args, backend="nccl", cpu_emulation=True)
+
+
+def run_alone(func: Callable[[], None]) -> None:
+    """In a process of its own: ranks are born with the emulation installed and Megatron imported."""
+    call = f"from {func.__module__} import {func.__name__}; {func.__name__}()"
+    result = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_device_contexts_still_hold() -> None:
@@ -250,7 +257,7 @@ def test_install_says_so_in_one_line() -> None:
 
 
 def test_install_refuses_to_come_too_late() -> None:
-    run_distributed(check_install_refuses_to_come_too_late, 1)
+    run_alone(check_install_refuses_to_come_too_late)
 
 
 def check_install_refuses_to_come_too_late() -> None:
@@ -260,7 +267,7 @@ def check_install_refuses_to_come_too_late() -> None:
 
 
 def test_install_leaves_a_machine_with_cuda_alone() -> None:
-    run_distributed(check_install_leaves_a_machine_with_cuda_alone, 1)
+    run_alone(check_install_leaves_a_machine_with_cuda_alone)
 
 
 def check_install_leaves_a_machine_with_cuda_alone() -> None:
