@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 PRELOADED = ["torch", "torch.distributed.tensor", "torch.distributed.checkpoint", "triton"]
-"""Modules that ranks are born with. A suite may extend it before its first call, by a module of its own for instance."""
+"""Modules that ranks are born with. A suite may add a module of its own before its first call."""
 
 
 class RankFailedError(RuntimeError):

@@ -1,4 +1,4 @@
-"""What the trainers import, imported once: ``megatron_mixcpt.testing`` forks each rank of a test from a process that has it.
+"""What the trainers import, imported once: ``megatron_mixcpt.testing`` forks each rank from a process that has it.
 
 A rank would otherwise spend several seconds of processor time on these imports, and the suite starts some hundred
 ranks. Nothing here may start a thread or read what a test sets.
