@@ -84,8 +84,8 @@ class MixCPTHead:
     ) -> SummedMixCPTLoss:
         """In place of the engine's output layer, whose collectives and weight gradient the fused loss takes over."""
         return fused_linear_mixcpt_loss(
-            Projection(student.hidden_states, student.weight),
-            None if teacher is None else Projection(teacher.hidden_states, teacher.weight),
+            Projection(student.hidden_states, student.weight()),
+            None if teacher is None else Projection(teacher.hidden_states, teacher.weight()),
             targets.labels,
             self.objective,
             tp_group=self.tp_group,

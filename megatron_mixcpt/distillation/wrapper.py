@@ -18,6 +18,24 @@ from torch import Tensor
 from megatron_mixcpt.distillation.communicator import attach_teacher, attached_teacher
 
 
+class OutputWeight(torch.nn.Module):
+    """A model's output weight as a module of its own: calling it is how to read the weight without running its layer.
+
+    With ``--overlap-param-gather`` the engine's data parallel wrapper gathers the parameters bucket by bucket, and
+    waits for a bucket in forward pre-hooks of the modules that hold its parameters. A weight that is taken from the
+    output layer without a call of the layer is read before its gather has arrived, and the next gather of the bucket
+    fails. This module holds the same parameter object, so that it has the hook too, and adds no parameter.
+    """
+
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self) -> Tensor:
+        """The weight [v / tp, h]."""
+        return self.weight
+
+
 class LastStage(NamedTuple):
     """What a head gets of one model."""
 
@@ -27,16 +45,13 @@ class LastStage(NamedTuple):
     """The engine's column-parallel layer."""
     output_weight: Tensor | None
     """The embedding's weight [v / tp, h] where the two are tied; None: the layer has its own."""
+    weight: OutputWeight
+    """Gives the output weight when it is called, for a head that does without :meth:`logits`."""
 
     def logits(self) -> Tensor:
         """This rank's logits [s, b, v / tp]."""
         logits, _bias = self.output_layer(self.hidden_states, weight=self.output_weight)
         return logits
-
-    @property
-    def weight(self) -> Tensor:
-        """The output weight [v / tp, h]."""
-        return self.output_layer.weight if self.output_weight is None else self.output_weight
 
 
 Head = Callable[[LastStage, LastStage | None, Any], tuple[Tensor, ...]]
@@ -57,7 +72,8 @@ class StudentTeacherModel(MegatronModule):
         super().__init__(config=student.config)
         self.module = student
         # A module inside a tuple is not registered: nothing that walks this module's tree meets the teacher.
-        self._frozen = (teacher,)
+        self._frozen = (teacher, _output_weight(teacher))
+        self.output_weight = _output_weight(student)
         self.head = head
         self.vp_stage = student.vp_stage
         self.pg_collection = student.pg_collection
@@ -100,11 +116,12 @@ class StudentTeacherModel(MegatronModule):
         """
         inputs = (input_ids, position_ids, attention_mask)
         options = {"packed_seq_params": packed_seq_params, "output_processor": _last_stage}
+        teacher, teacher_weight = self._frozen
         teacher_output = None
-        if runs_teacher and self.teacher is not None:
+        if runs_teacher and teacher is not None:
             with torch.no_grad():
-                teacher_output = self.teacher(*inputs, **options)
-        output = self.module(*inputs, **options)
+                teacher_output = teacher(*inputs, **options, output_processor_context=teacher_weight)
+        output = self.module(*inputs, **options, output_processor_context=self.output_weight)
         if not self.module.post_process:
             return attach_teacher(output, teacher_output)
         return self.head(output, teacher_output, targets)
@@ -128,8 +145,20 @@ class StudentTeacherModel(MegatronModule):
         return self.module.load_state_dict(state_dict, strict=strict)
 
 
+def _output_weight(model: GPTModel | None) -> OutputWeight | None:
+    if model is None or not model.post_process:
+        return None
+    tied = model.share_embeddings_and_output_weights
+    return OutputWeight(model.shared_embedding_or_output_weight() if tied else model.output_layer.weight)
+
+
 def _last_stage(
-    *, hidden_states: Tensor, output_layer: torch.nn.Module, output_weight: Tensor | None, **_: Any
+    *,
+    hidden_states: Tensor,
+    output_layer: torch.nn.Module,
+    output_weight: Tensor | None,
+    context: OutputWeight,
+    **_: Any,
 ) -> LastStage:
     """The engine's ``output_processor``: what a head needs, instead of logits."""
-    return LastStage(hidden_states, output_layer, output_weight)
+    return LastStage(hidden_states, output_layer, output_weight, context)

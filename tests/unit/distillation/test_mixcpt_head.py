@@ -3,7 +3,7 @@
 import torch
 
 from megatron_mixcpt.distillation.mixcpt_head import MixCPTHead, MixCPTTargets
-from megatron_mixcpt.distillation.wrapper import LastStage
+from megatron_mixcpt.distillation.wrapper import LastStage, OutputWeight
 from megatron_mixcpt.losses.fused_linear import SummedMixCPTLoss
 from megatron_mixcpt.losses.lssd import mixcpt_loss
 from megatron_mixcpt.objective import Divergence, Objective
@@ -21,7 +21,8 @@ class OutputLayer(torch.nn.Linear):
 
 def last_stage(seed: int) -> LastStage:
     torch.manual_seed(seed)
-    return LastStage(torch.randn(6, 2, 8, requires_grad=True), OutputLayer(8, 20, bias=False), None)
+    hidden_states, output_layer = torch.randn(6, 2, 8, requires_grad=True), OutputLayer(8, 20, bias=False)
+    return LastStage(hidden_states, output_layer, None, OutputWeight(output_layer.weight))
 
 
 def targets(**options) -> MixCPTTargets:
