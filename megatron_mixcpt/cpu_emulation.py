@@ -1,11 +1,11 @@
-"""Lets Megatron, which assumes CUDA devices, run on a machine that has none.
+"""Where the engine runs: on CUDA devices, or on a machine that has none on the CPU, although it assumes them.
 
-`install()` puts stand-ins for the parts of `torch` that the engine uses and that need a GPU: afterwards there is one
-"CUDA device", number 0, and it is the CPU. `EMULATED` lists every stand-in under the reason for it; a call that is not
-listed and needs a device raises `NotImplementedError` naming it. Only the listed attributes are replaced, and no hook
-runs on ordinary tensor operations, so that a training step costs what it costs.
+`install()` decides it. For the CPU it puts stand-ins for the parts of `torch` that the engine uses and that need a GPU:
+afterwards there is one "CUDA device", number 0, and it is the CPU. `EMULATED` lists every stand-in under the reason for
+it; a call that is not listed and needs a device raises `NotImplementedError` naming it. Only the listed attributes are
+replaced, and no hook runs on ordinary tensor operations, so that a training step costs what it costs.
 
-An entry script installs it at its top level, before anything of Megatron is imported; not under
+An entry script calls it at its top level, before anything of Megatron is imported; not under
 `if __name__ == "__main__"`, for the engine's asynchronous checkpoint writer is a process that imports the script again:
 
     from megatron_mixcpt import cpu_emulation
@@ -32,12 +32,22 @@ import torch
 import torch.distributed as dist
 from torch.utils._device import _device_constructors
 
+from megatron_mixcpt import nvidia_driver
+from megatron_mixcpt.errors import ConfigError, exit_on_user_error
+
+DEVICE_VARIABLE = "MIXCPT_DEVICE"
+
 _CPU = torch.device("cpu")
 _installed = False
 
 
+@exit_on_user_error
 def install() -> bool:
-    """Emulate CUDA on the CPU, once, and say so on rank 0; where a CUDA device exists do nothing and return False.
+    """Emulate CUDA on the CPU, once, and say so on rank 0; where CUDA works do nothing and return False.
+
+    `MIXCPT_DEVICE=cpu` asks for the CPU on a machine that has GPUs, and so does a `CUDA_VISIBLE_DEVICES` that hides all
+    of them. Otherwise the process ends with one line where there are NVIDIA devices and CUDA does not work, where ranks
+    outnumber the devices, and where `MIXCPT_DEVICE` has another value.
 
     Raises:
         RuntimeError: when Megatron is imported already: it holds references to what would be replaced.
@@ -45,7 +55,12 @@ def install() -> bool:
     global _installed
     if _installed:
         return True
-    if torch.cuda.is_available():
+    # The driver reads it when it starts, which the first question about devices may cause. With one queue, kernels of
+    # tensor parallelism start in the order they are issued, as the engine demands of devices before Blackwell.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    reason = _why_the_cpu()
+    if reason is None:
+        _check_a_device_for_each_rank()
         return False
     if "megatron.core" in sys.modules:
         raise RuntimeError("cpu_emulation.install() must come before the import of megatron")
@@ -58,8 +73,53 @@ def install() -> bool:
     _silence_what_is_meant_to_be()
     _installed = True
     if os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None:
-        print("cpu_emulation: no CUDA device found, Megatron runs on the CPU over gloo", file=sys.stderr, flush=True)
+        print(f"cpu_emulation: {reason}, Megatron runs on the CPU over gloo", file=sys.stderr, flush=True)
     return True
+
+
+def _why_the_cpu() -> str | None:
+    """Why the engine is to run on the CPU; None: CUDA works.
+
+    Raises:
+        ConfigError: there are NVIDIA devices and CUDA does not work, or the environment asks for an unknown device.
+    """
+    wanted = os.environ.get(DEVICE_VARIABLE, "")
+    if wanted == "cpu":
+        # For this process and those that it starts it is a machine without a GPU, to every library.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        sys.modules["transformer_engine"] = None  # type: ignore[assignment] # Its layers compute on CUDA alone.
+        return f"{DEVICE_VARIABLE}=cpu"
+    if wanted:
+        raise ConfigError(
+            f"{DEVICE_VARIABLE}={wanted} is not a choice: cpu asks for the CPU; without the variable the GPUs are used, "
+            "where there are any"
+        )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return None
+    if nvidia_driver.no_device_wanted() or not (shown_by := nvidia_driver.visible_devices()):
+        return "no CUDA device found"
+    words = " ".join(str(warning.message) for warning in said).split("(Triggered internally")[0].strip()
+    reason = nvidia_driver.why_cuda_fails(torch.__version__, torch.version.cuda, words)
+    raise ConfigError(
+        f"this machine has NVIDIA devices ({shown_by}) and CUDA does not work: {reason}; or set {DEVICE_VARIABLE}=cpu to "
+        "run on the CPU"
+    )
+
+
+def _check_a_device_for_each_rank() -> None:
+    """Raise ConfigError where this machine's ranks outnumber its devices: each takes the one of its local number."""
+    num_ranks = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0")) + 1)
+    num_devices = torch.cuda.device_count()
+    if num_ranks > num_devices:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = f" (CUDA_VISIBLE_DEVICES={visible})" if visible else ""
+        raise ConfigError(
+            f"{num_ranks} ranks on this machine for {num_devices} CUDA device{'s' if num_devices > 1 else ''}{visible}: "
+            f"start at most {num_devices} here (torchrun --nproc-per-node, GPUS_PER_NODE of the examples), or set "
+            f"{DEVICE_VARIABLE}=cpu to run on the CPU"
+        )
 
 
 def _silence_what_is_meant_to_be() -> None:

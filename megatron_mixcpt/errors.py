@@ -35,16 +35,16 @@ class NumbersError(MixCPTError):
     """A loss or gradient that is NaN or Inf."""
 
 
-def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
+def exit_on_user_error[**P, R](main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a tool's ``main`` so that a :class:`MixCPTError` ends it with one line on stderr and exit code 1.
 
     Under torchrun, ranks mostly meet the same error: one rank of each machine prints it, the first one if it can.
     """
 
     @wraps(main)
-    def wrapped(*args, **kwargs) -> None:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            main(*args, **kwargs)
+            return main(*args, **kwargs)
         except MixCPTError as error:
             line = f"error: {_with_rank(error)}"
             _wait_for_the_first_rank()

@@ -7,6 +7,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup_env.sh dev
+export MIXCPT_DEVICE=cpu # on a machine with GPUs too: nothing here is about them
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

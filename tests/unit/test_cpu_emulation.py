@@ -1,8 +1,11 @@
 """What the CPU emulation covers, and that it covers what the engine asks of torch.cuda."""
 
 import ast
+import os
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_mixcpt import cpu_emulation
+from megatron_mixcpt import cpu_emulation, nvidia_driver
 from megatron_mixcpt.cpu_emulation import EMULATED
+from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.testing import run_distributed
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulation stands aside where CUDA is")
@@ -248,12 +252,121 @@ def softmax_of_shifted(x: torch.Tensor) -> torch.Tensor:
     return (x + torch.arange(x.size(-1), device=x.device).to(x.dtype)).softmax(dim=-1)
 
 
-def test_install_says_so_in_one_line() -> None:
-    program = "from megatron_mixcpt import cpu_emulation as e; e.install(); e.install()"
-    environment = {"PYTHONPATH": str(Path(cpu_emulation.__file__).parents[1])}
-    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert process.stderr == "cpu_emulation: no CUDA device found, Megatron runs on the CPU over gloo\n"
-    assert not process.stdout
+def install_alone(**environment: str) -> subprocess.CompletedProcess:
+    """Install twice in a process of its own, with nothing else in its environment."""
+    program = (
+        "import os, importlib.util; from megatron_mixcpt import cpu_emulation as e; e.install(); e.install();"
+        "print(os.environ.get('CUDA_VISIBLE_DEVICES'), importlib.util.find_spec('transformer_engine') is None)"
+    )
+    environment["PYTHONPATH"] = str(Path(cpu_emulation.__file__).parents[1])
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+def test_the_cpu_by_wish_is_announced_in_one_line() -> None:
+    """And to every library it is a machine without a GPU, also where Transformer Engine is installed."""
+    process = install_alone(MIXCPT_DEVICE="cpu")
+    assert process.stderr == "cpu_emulation: MIXCPT_DEVICE=cpu, Megatron runs on the CPU over gloo\n"
+    assert process.stdout == " True\n"
+
+
+def test_a_gpu_without_cuda_ends_the_process_in_one_line(tmp_path: Path) -> None:
+    nvidia_smi = tmp_path / "nvidia-smi"
+    nvidia_smi.write_text('#!/bin/sh\n[ "$1" = --list-gpus ] && echo "GPU 0: NVIDIA H100" || echo 470.57.02\n')
+    nvidia_smi.chmod(0o755)
+    process = install_alone(PATH=str(tmp_path))
+    assert process.returncode == 1 and not process.stdout
+    assert re.fullmatch(
+        r"error: this machine has NVIDIA devices \(.*\) and CUDA does not work: .*; or set MIXCPT_DEVICE=cpu to run on the "
+        r"CPU\n",
+        process.stderr,
+    )
+
+
+# The decision itself, on machines made up of what torch, the driver and the environment say.
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with an NVIDIA device on which CUDA does not work."""
+    for name in ("MIXCPT_DEVICE", "CUDA_VISIBLE_DEVICES", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvidia_driver, "visible_devices", lambda: "/dev/nvidia0")
+    monkeypatch.setattr(nvidia_driver, "driver_version", lambda: "470.57.02")
+    return monkeypatch
+
+
+def test_a_gpu_without_cuda_is_refused_with_the_words_of_torch(machine: pytest.MonkeyPatch) -> None:
+    def no_driver_call() -> bool:
+        warnings.warn("CUDA initialization: Error 802: system not yet initialized (Triggered internally at a.cpp:1.)")
+        return False
+
+    machine.setattr(torch.cuda, "is_available", no_driver_call)
+    machine.setattr(torch.version, "cuda", "13.0")
+    machine.setattr(nvidia_driver, "driver_version", lambda: "580.65.06")
+    expected = (
+        r'/dev/nvidia0.*580\.65\.06.*"CUDA initialization: Error 802: system not yet initialized": see.*=cpu to run'
+    )
+    with pytest.raises(ConfigError, match=expected):
+        cpu_emulation._why_the_cpu()
+
+
+def test_hidden_devices_and_machines_without_any_mean_the_cpu(machine: pytest.MonkeyPatch) -> None:
+    machine.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert cpu_emulation._why_the_cpu() == "no CUDA device found"
+    machine.delenv("CUDA_VISIBLE_DEVICES")
+    machine.setattr(nvidia_driver, "visible_devices", lambda: None)
+    assert cpu_emulation._why_the_cpu() == "no CUDA device found"
+
+
+def test_another_device_than_the_cpu_is_refused(machine: pytest.MonkeyPatch) -> None:
+    machine.setenv("MIXCPT_DEVICE", "cuda")
+    with pytest.raises(ConfigError, match=r"MIXCPT_DEVICE=cuda is not a choice: cpu asks"):
+        cpu_emulation._why_the_cpu()
+
+
+def test_ranks_that_outnumber_the_devices_are_refused(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(torch.cuda, "device_count", lambda: 2)
+    machine.setenv("LOCAL_WORLD_SIZE", "2")
+    cpu_emulation._check_a_device_for_each_rank()
+    machine.setenv("LOCAL_WORLD_SIZE", "4")
+    machine.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(
+        ConfigError, match=r"4 ranks on this machine for 2 CUDA devices \(CUDA_VISIBLE_DEVICES=0,1\): star"
+    ):
+        cpu_emulation._check_a_device_for_each_rank()
+
+
+def test_the_queues_of_a_device_are_decided_before_the_driver_starts(machine: pytest.MonkeyPatch) -> None:
+    """The first question to torch.cuda may start the driver, which reads the variable then."""
+    seen = []
+    machine.setattr(
+        torch.cuda, "is_available", lambda: seen.append(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")) or True
+    )
+    machine.setattr(torch.cuda, "device_count", lambda: 1)
+    machine.setattr(cpu_emulation, "_installed", False)
+    machine.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    assert not cpu_emulation.install()
+    machine.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # the user's own
+    assert not cpu_emulation.install()
+    assert seen == ["1", "32"]
+
+
+# Tools that neither run a model nor train: they work on the CPU on any machine, whatever its driver.
+ON_ANY_MACHINE = {"convert_from_hf", "convert_to_hf", "plan", "preprocess_mixture", "report", "select_alignment"}
+
+
+def test_every_entry_decides_first(repository: Path) -> None:
+    """Before anything of the package or of the engine is imported, for that may ask torch about devices."""
+    tools = {path for path in (repository / "tools").glob("*.py") if path.stem not in ON_ANY_MACHINE}
+    assert len(tools) == 6
+    for path in (*tools, repository / "examples" / "recipes.py"):
+        statements = ast.parse(path.read_text()).body
+        named = [ast.unparse(statement) for statement in statements if "megatron" in ast.unparse(statement)]
+        after_docstring = [text for text in named if not text.startswith(("'", '"'))]
+        first = statements.index(next(node for node in statements if "cpu_emulation" in ast.unparse(node)))
+        assert after_docstring[0] == "from megatron_mixcpt import cpu_emulation", path
+        assert ast.unparse(statements[first + 1]) == "cpu_emulation.install()", path
 
 
 def test_install_refuses_to_come_too_late() -> None:
@@ -271,7 +384,8 @@ def test_install_leaves_a_machine_with_cuda_alone() -> None:
 
 
 def check_install_leaves_a_machine_with_cuda_alone() -> None:
-    torch.cuda.is_available = lambda: True
+    torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+    os.environ.pop("MIXCPT_DEVICE", None)
     originals = {name: cpu_emulation._resolve(name) for name in STAND_INS if not name.startswith("torch.cuda.")}
     assert not cpu_emulation.install()
     assert all(cpu_emulation._resolve(name) is original for name, original in originals.items())

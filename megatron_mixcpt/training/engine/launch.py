@@ -32,8 +32,6 @@ def prepare_environment() -> None:
     die_with_the_launcher()
     restore_engine()
     change_engine([preemption_handling()])
-    # Kernels of tensor parallelism then start in the order they are issued.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if "RANK" not in os.environ:  # started without torchrun: the only rank
         with socket.socket() as free:
             free.bind(("localhost", 0))
