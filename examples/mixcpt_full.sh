@@ -32,7 +32,7 @@ out="${FULL_OUTPUT:-outputs/full-$method}"
 QUICKSTART_OUTPUT="$out" bash examples/quickstart.sh "${training_flags[@]}"
 if [ "$method" = cpt ]; then exit; fi
 
-export CUDA_VISIBLE_DEVICES='' HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PATH="$PWD/.venv/bin:$PATH"
+export MIXCPT_DEVICE=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PATH="$PWD/.venv/bin:$PATH"
 stages=(score select sft dpo aligned aligned-report)
 source examples/quickstart/stages.sh
 model="$out/smollm2-135m" scores="$out/scores.jsonl" selected="$out/selected" aligned="$out/aligned-hf"

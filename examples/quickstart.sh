@@ -20,7 +20,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out="${QUICKSTART_OUTPUT:-outputs/quickstart}"
-export CUDA_VISIBLE_DEVICES='' HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export MIXCPT_DEVICE=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 stages=(model domain mixture training export report)
 source examples/quickstart/stages.sh

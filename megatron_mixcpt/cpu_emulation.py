@@ -91,7 +91,7 @@ def _why_the_cpu() -> str | None:
         return f"{DEVICE_VARIABLE}=cpu"
     if wanted:
         raise ConfigError(
-            f"{DEVICE_VARIABLE}={wanted} is not a choice: cpu asks for the CPU; without the variable the GPUs are used, "
+            f"{DEVICE_VARIABLE}={wanted} is not a choice: cpu asks for the CPU; without the variable GPUs are used "
             "where there are any"
         )
     with warnings.catch_warnings(record=True) as said:
@@ -103,8 +103,8 @@ def _why_the_cpu() -> str | None:
     words = " ".join(str(warning.message) for warning in said).split("(Triggered internally")[0].strip()
     reason = nvidia_driver.why_cuda_fails(torch.__version__, torch.version.cuda, words)
     raise ConfigError(
-        f"this machine has NVIDIA devices ({shown_by}) and CUDA does not work: {reason}; or set {DEVICE_VARIABLE}=cpu to "
-        "run on the CPU"
+        f"this machine has NVIDIA devices ({shown_by}) and CUDA does not work: {reason}; or set {DEVICE_VARIABLE}=cpu "
+        "to run on the CPU"
     )
 
 
@@ -116,7 +116,7 @@ def _check_a_device_for_each_rank() -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         visible = f" (CUDA_VISIBLE_DEVICES={visible})" if visible else ""
         raise ConfigError(
-            f"{num_ranks} ranks on this machine for {num_devices} CUDA device{'s' if num_devices > 1 else ''}{visible}: "
+            f"{num_ranks} ranks on this machine for {num_devices} CUDA device{'s' * (num_devices > 1)}{visible}: "
             f"start at most {num_devices} here (torchrun --nproc-per-node, GPUS_PER_NODE of the examples), or set "
             f"{DEVICE_VARIABLE}=cpu to run on the CPU"
         )

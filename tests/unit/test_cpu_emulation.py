@@ -276,8 +276,8 @@ def test_a_gpu_without_cuda_ends_the_process_in_one_line(tmp_path: Path) -> None
     process = install_alone(PATH=str(tmp_path))
     assert process.returncode == 1 and not process.stdout
     assert re.fullmatch(
-        r"error: this machine has NVIDIA devices \(.*\) and CUDA does not work: .*; or set MIXCPT_DEVICE=cpu to run on the "
-        r"CPU\n",
+        r"error: this machine has NVIDIA devices \(.*\) and CUDA does not work: .*; or set MIXCPT_DEVICE=cpu to run on "
+        r"the CPU\n",
         process.stderr,
     )
 
@@ -298,7 +298,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_a_gpu_without_cuda_is_refused_with_the_words_of_torch(machine: pytest.MonkeyPatch) -> None:
     def no_driver_call() -> bool:
-        warnings.warn("CUDA initialization: Error 802: system not yet initialized (Triggered internally at a.cpp:1.)")
+        said = "CUDA initialization: Error 802: system not yet initialized (Triggered internally at a.cpp:1.)"
+        warnings.warn(said, stacklevel=1)
         return False
 
     machine.setattr(torch.cuda, "is_available", no_driver_call)

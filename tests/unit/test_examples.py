@@ -32,6 +32,7 @@ ALIGNMENT = {
     "examples/dpo_llama3.sh": {"lr": 5e-7, "beta": 0.01},
     "examples/dpo_qwen2.sh": {"lr": 1e-7, "beta": 0.1},
 }
+DEVICES = ("CUDA_VISIBLE_DEVICES", "MIXCPT_DEVICE")
 ENVIRONMENT = {"HF_MODEL": "/models/base", "MIXTURE": "/data/mixture", "SAVE": "/checkpoints"}
 
 # Runs in a separate process: the emulation must be installed before Megatron is imported, and stays installed.
@@ -57,7 +58,7 @@ PAPER = {"alpha": 0.8, "global_batch_size": 1920, "seq_length": 2048, "lr": 2e-5
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment with ``changes``, without what a launcher or a user may have set."""
-    names = ("GPUS_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", *ENVIRONMENT)
+    names = ("GPUS_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", *DEVICES, *ENVIRONMENT)
     return {name: value for name, value in os.environ.items() if name not in names} | changes
 
 
@@ -131,6 +132,31 @@ def test_alignment_recipe_has_the_papers_settings(repository: Path, example: str
 def test_bash_starts_torchrun_with_the_same_file(repository: Path, tmp_path: Path, example: str) -> None:
     launched = launched_with(repository, tmp_path, example, GPUS_PER_NODE="8")
     assert launched == ["--nproc-per-node", "8", "--standalone", str(tmp_path / example), "--alpha", "0.5"]
+
+
+@pytest.mark.parametrize(
+    "changes, ranks",
+    [
+        ({}, "3"),  # nvidia-smi's, without the lines of MIG's parts
+        ({"CUDA_VISIBLE_DEVICES": "2,5"}, "2"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, None),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, None),
+        ({"MIXCPT_DEVICE": "cpu"}, None),
+        ({"MIXCPT_DEVICE": "cpu", "GPUS_PER_NODE": "4"}, "4"),
+    ],
+)
+def test_a_rank_is_started_for_each_gpu(
+    repository: Path, tmp_path: Path, changes: dict[str, str], ranks: str | None
+) -> None:
+    gpus = "".join(f"GPU {number}: NVIDIA H100 (UUID: GPU-{number})\n" for number in range(3))
+    (tmp_path / "listed").write_text(f"{gpus}  MIG 1g.10gb     Device  0: (UUID: MIG-1)\n")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat {tmp_path}/listed\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    launched = launched_with(repository, tmp_path, RECIPES[0], **changes)
+    if ranks is None:
+        assert launched[0].startswith("error: no GPU to start ranks on") and len(launched) == 1
+    else:
+        assert launched[:2] == ["--nproc-per-node", ranks]
 
 
 def test_several_nodes_meet_at_the_master(repository: Path, tmp_path: Path) -> None:

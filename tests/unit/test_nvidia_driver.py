@@ -67,8 +67,8 @@ def test_an_old_driver_is_named_with_what_torch_needs(machine: Path) -> None:
     (machine / "driver").write_text(PROPRIETARY)
     said = nvidia_driver.why_cuda_fails("2.14.1+cu130", "13.0", "CUDA initialization: too old")
     assert said == (
-        "its driver is 535.129.03, and torch 2.14.1+cu130 is built for CUDA 13.0, which needs driver 580 or newer: update "
-        "the driver, or install a build of torch for an older CUDA"
+        "its driver is 535.129.03, and torch 2.14.1+cu130 is built for CUDA 13.0, which needs driver 580 or newer: "
+        "update the driver, or install a build of torch for an older CUDA"
     )
     # The nearest that works: then the driver is not what is wrong.
     assert "Error 802" in nvidia_driver.why_cuda_fails("2.11.0+cu128", "12.8", "Error 802: system not yet initialized")
