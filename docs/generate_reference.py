@@ -8,6 +8,7 @@ import argparse
 import ast
 import html
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,12 +18,14 @@ from typing import Any
 
 from megatron_mixcpt import cpu_emulation
 
+os.environ["MIXCPT_DEVICE"] = "cpu"  # the page is the same on every machine
 cpu_emulation.install()  # before Megatron is imported
 
 from megatron_mixcpt import flags  # noqa: E402
 from megatron_mixcpt.config import DPOConfig, MixCPTConfig, SFTConfig  # noqa: E402
 from megatron_mixcpt.training.alignment import arguments as alignment  # noqa: E402
 from megatron_mixcpt.training.engine import arguments as engine  # noqa: E402
+from megatron_mixcpt.training.engine.refused_flags import REFUSED, flag_of  # noqa: E402
 from megatron_mixcpt.training.pretraining import arguments as pretraining  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,6 +126,13 @@ def _engine_tables() -> Iterator[str]:
         yield f"**{title}**\n\n| flag | reason |\n|---|---|"
         yield from (f"| `{_flag(name)}` | {_prose(reason)} |" for name, reason in decided.items())
         yield ""
+    yield "Flags that are refused in all trainers, because they would not do what they say or are not tested; a value"
+    yield "that is Megatron's default is taken:\n"
+    yield "| reason | flags |\n|---|---|"
+    for reason in dict.fromkeys(REFUSED.values()):
+        flags = ", ".join(f"`{flag_of(name)}`" for name, why in REFUSED.items() if why == reason)
+        yield f"| {_prose(reason)} | {flags} |"
+    yield ""
     yield "The architecture, the vocabulary and the position embeddings follow from `--hf-model` (or from the"
     yield "checkpoint's `hf/`); a flag that contradicts them is refused by name."
 
@@ -131,7 +141,8 @@ def _engine_defaults() -> dict[str, Any]:
     """What is set for every model."""
     model = SimpleNamespace(engine_arguments={})
     defaults = engine.engine_defaults(model, eos_id=0)
-    return {name: value for name, value in defaults.items() if name not in engine._WITHOUT_FUSED_KERNELS}
+    of_the_machine = {"gradient_accumulation_fusion", *engine._WITHOUT_FUSED_KERNELS}
+    return {name: value for name, value in defaults.items() if name not in of_the_machine}
 
 
 def _flag(name: str) -> str:

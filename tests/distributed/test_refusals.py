@@ -94,7 +94,7 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
         ),
         ([*good, "--reset-attention-mask"], r"--reset-attention-mask is not used here.*--document-masking"),
         ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2: Transformer Engine takes"),
-        ([*good, "--loss-chunk-tokens", "8", "--use-megatron-fsdp"], r"--loss-chunk-tokens 8 with --use-megatron-fsdp"),
+        ([*good, "--use-megatron-fsdp"], r"--use-megatron-fsdp is not supported \(FSDP .*--use-distributed-optimizer"),
         ([*good, "--teacher-fp8", "--transformer-impl", "local"], r"--teacher-fp8 needs Transformer Engine"),
         ([*good, "--no-such-flag"], r"unrecognized arguments: --no-such-flag"),
         ([*good, "--lr-warmup-iters", "1", "--lr-warmup-fraction", "0.5"], r"the engine refuses these flags"),
@@ -132,13 +132,20 @@ def rewrite(path: Path, **values: object) -> None:
 
 
 def check_world_size(world: Path) -> None:
-    """Three ranks cannot hold a model of two."""
+    """Layouts that other numbers of ranks meet: three cannot hold a model of two, and two cannot share documents."""
     from megatron_mixcpt.training.pretraining.arguments import parse_run
 
-    os.environ["WORLD_SIZE"] = "3"
-    try:
-        parse_run([*flags(world, iterations=1), "--pipeline-model-parallel-size", "2"])
-    except MixCPTError as error:
-        assert "3 ranks cannot hold complete copies of a model of 1 x 2 x 1 = 2 ranks" in str(error), error
-    else:
-        raise AssertionError("a world size of 3 was accepted for PP 2")
+    good = flags(world, iterations=1)
+    over_ranks = ["--transformer-impl", "transformer_engine", "--context-parallel-size", "2"]
+    for num_ranks, argv, message in (
+        (3, ["--pipeline-model-parallel-size", "2"], "3 ranks cannot hold complete copies of a model of 1 x 2 x 1 = 2"),
+        (2, [*over_ranks, "--document-masking"], "--context-parallel-size 2 with --document-masking: sequences are"),
+        (2, [*over_ranks, "--dataloader-inter-document-masking"], "--context-parallel-size 2 with --document-masking"),
+    ):
+        os.environ["WORLD_SIZE"] = str(num_ranks)
+        try:
+            parse_run([*good, *argv])
+        except MixCPTError as error:
+            assert message in str(error), error
+        else:
+            raise AssertionError(f"{num_ranks} ranks were accepted for {argv}")

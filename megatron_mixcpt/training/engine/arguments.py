@@ -5,6 +5,7 @@ Shared by every training entry; each adds the flags of its settings and its defa
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import sys
@@ -18,13 +19,14 @@ from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import Parser, add_flags, repeated_flags
 from megatron_mixcpt.parallel_sizes import ParallelSizes
+from megatron_mixcpt.training.engine.refused_flags import refuse_unsupported
 
 Settings = Mapping[str, Any]
 """Engine arguments by destination: defaults, and over them what the command line says."""
 
-_WITHOUT_FUSED_KERNELS = dict.fromkeys(
-    ("gradient_accumulation_fusion", "masked_softmax_fusion", "apply_rope_fusion", "bias_dropout_fusion"), False
-)
+_WITHOUT_FUSED_KERNELS = dict.fromkeys(("masked_softmax_fusion", "apply_rope_fusion", "bias_dropout_fusion"), False)
+# Of Apex. The engine's linear layers, of which the output layer is one in any case, add weight gradients with it.
+_GRADIENT_ACCUMULATION = "fused_weight_gradient_mlp_cuda"
 
 
 class _Unset(list):
@@ -46,12 +48,14 @@ def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any
         config_class: dataclass whose fields are flags beside the engine's.
 
     Raises:
-        ConfigError: an unknown flag or a value of the wrong type.
+        ConfigError: an unknown flag, a value of the wrong type, or a flag of the engine that is not supported.
     """
     parser = _add_flags(add_megatron_arguments(Parser()), config_class)
-    unset = _Unset()
-    blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
-    return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
+    unset, defaults = _Unset(), vars(parser.parse_args([]))
+    blank = argparse.Namespace(**dict.fromkeys(defaults, unset))
+    given = {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
+    refuse_unsupported(given, defaults)
+    return given
 
 
 def refuse_decided(explicit: Settings, decided: Mapping[str, str]) -> None:
@@ -87,7 +91,16 @@ def engine_defaults(model: ModelPlan, eos_id: int) -> dict[str, Any]:
         # NaN and Inf stop the run at once. Running the step again would tell whether the device is at fault, but lets
         # the first step of a run pass unchecked.
         "rerun_mode": "disabled",
+        "gradient_accumulation_fusion": _imports(_GRADIENT_ACCUMULATION),
     } | ({} if HAVE_TE else _WITHOUT_FUSED_KERNELS)
+
+
+def _imports(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def parse_engine_args(argv: Sequence[str], config_class: type, settings: Settings) -> argparse.Namespace:
@@ -141,7 +154,17 @@ def parallel_sizes(settings: Settings) -> ParallelSizes:
 
 
 def check_packed_rows(settings: Settings) -> None:
-    """Raise ConfigError where documents share rows of which the attention kernel takes one at a time."""
+    """Raise ConfigError where documents share rows that the attention kernel cannot take so.
+
+    It takes one row at a time. Where context parallelism splits the row, it expects each document to be split over the
+    ranks, while the engine's batch splits the row as a whole: attention would cross the documents' boundaries.
+    """
+    if (context := settings.get("context_parallel_size", 1)) > 1:
+        raise ConfigError(
+            f"--context-parallel-size {context} with --document-masking: sequences are split over ranks without regard "
+            "to their documents, so that attention would be wrong; remove one of the two (--tensor-model-parallel-size "
+            "with --sequence-parallel and --recompute-granularity make room for long sequences as well)"
+        )
     if settings["transformer_impl"] == "transformer_engine" and settings["micro_batch_size"] > 1:
         raise ConfigError(
             f"--micro-batch-size {settings['micro_batch_size']}: Transformer Engine takes the document boundaries of "

@@ -135,7 +135,6 @@ def _checked_sizes(config: MixCPTConfig, settings: dict[str, Any]) -> ParallelSi
     check_batches(sizes, settings)
     if settings.get("dataloader_inter_document_masking"):
         check_packed_rows(settings)
-    _check_loss_in_chunks(config, settings)
     if config.teacher_fp8:
         _check_fp8(settings)
     return sizes
@@ -189,16 +188,6 @@ def _validation(
             "--eval-iters N to measure N batches of all kinds together"
         )
     return decided
-
-
-def _check_loss_in_chunks(config: MixCPTConfig, settings: dict[str, Any]) -> None:
-    """The fused loss computes the output weight's gradient itself."""
-    for name in ("defer_embedding_wgrad_compute", "use_megatron_fsdp"):
-        if config.loss_chunk_tokens and settings.get(name):
-            raise ConfigError(
-                f"--loss-chunk-tokens {config.loss_chunk_tokens} with --{name.replace('_', '-')}: it needs the output "
-                "layer's own gradient computation; remove one of the two"
-            )
 
 
 def _check_fp8(settings: dict[str, Any]) -> None:

@@ -1,0 +1,77 @@
+"""Flags of the engine that would not do here what they say, and features of it that nothing has tested with a teacher
+beside the student. Each is refused with its reason; a value that is the engine's default is not.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_mixcpt.errors import ConfigError
+
+_BY_REASON = {
+    "CUDA graphs replay the addresses of tensors, and no graph is tested with a teacher beside the student": """
+        cuda_graph_impl cuda_graph_modules cuda_graph_scope_deprecated enable_cuda_graph external_cuda_graph
+        optimizer_cuda_graph delay_offload_until_cuda_graph
+    """,
+    "FSDP takes parameters apart that the losses read, and is not tested; --use-distributed-optimizer shards what Adam "
+    "keeps": """
+        use_megatron_fsdp use_torch_fsdp2 torch_fsdp2_reshard_after_forward data_parallel_sharding_strategy
+        outer_dp_sharding_strategy enable_full_sharding_in_hsdp fsdp_manual_registration fsdp_double_buffer
+        fsdp_db_use_persist_buf_on_alloc_fail megatron_fsdp_main_params_dtype megatron_fsdp_main_grads_dtype
+        megatron_fsdp_grad_comm_dtype megatron_fsdp_enable_fine_grained_param_gather
+        megatron_fsdp_max_pool_double_buffer
+    """,
+    "the weights are filled in before the engine would give them memory": "init_model_with_meta_device",
+    "moving activations to the host is not tested, and would move the teacher's too; --recompute-granularity saves "
+    "memory": """
+        cpu_offloading_num_layers cpu_offloading_retain_pinned_cpu_buffers fine_grained_activation_offloading
+        offload_modules moe_paged_stash
+    """,
+    "an optimizer on the host is not tested, and tools/plan.py does not count it": """
+        optimizer_cpu_offload optimizer_offload_fraction overlap_cpu_optimizer_d2h_h2d
+        use_torch_optimizer_for_cpu_offload
+    """,
+    "the engine would run the layers in an order of its own, past the teacher": """
+        overlap_moe_expert_parallel_comm delay_wgrad_compute overlap_dispatch_backward_with_experts_wgrad
+        ep_overlap_early_attn_memory_release
+    """,
+    "the teacher's output layer would keep the inputs of a gradient that is never computed": """
+        defer_embedding_wgrad_compute
+    """,
+    "sequences are split evenly over context parallel ranks": "hybrid_context_parallel",
+    "the losses have no term for multi-token prediction": "mtp_num_layers",
+    "the losses read logits that are not scaled": "use_mup",
+    "the architecture is that of the model folder": """
+        spec hybrid_layer_pattern hybrid_override_pattern is_hybrid_model heterogeneous_layers_config_path
+        heterogeneous_layers_config_encoded_json experimental_attention_variant linear_attention_freq
+        multi_latent_attention moe_use_upcycling
+    """,
+    "the engine would take its arguments from the file and ignore the command line": "yaml_cfg",
+    "nothing would be trained": "freeze_all_layers",
+    "the engine's own programs do it; torchrun starts a failed run again": "inprocess_restart",
+    "the teacher runs beside the student; see --teacher": "logits_save_dir logits_load_dir",
+    "what is learned here is not reinforcement learning": "perform_rl_step",
+}
+REFUSED = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
+"""Names among the engine's arguments, each with its reason."""
+
+_FLAGS = {
+    "cuda_graph_scope_deprecated": "--cuda-graph-scope",
+    "torch_fsdp2_reshard_after_forward": "--torch-fsdp2-no-reshard-after-forward",
+}
+
+
+def flag_of(name: str) -> str:
+    """The flag of an engine argument in ``REFUSED``."""
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def refuse_unsupported(explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a flag in ``REFUSED`` whose value is not the engine's default.
+
+    Args:
+        explicit: arguments that the command line gives, by destination.
+        defaults: the engine's.
+    """
+    for name in sorted(REFUSED.keys() & explicit.keys()):
+        if explicit[name] != defaults[name]:
+            raise ConfigError(f"{flag_of(name)} is not supported ({REFUSED[name]}); remove it")
