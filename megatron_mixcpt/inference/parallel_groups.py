@@ -21,12 +21,14 @@ def start_ranks(tp_size: int = 1, pp_size: int = 1, ep_size: int = 1) -> None:
     if num_ranks % needed:
         layout = f"TP {tp_size} x PP {pp_size}" + (f" x EP {ep_size}" if ep_size > 1 else "")
         raise ConfigError(f"{layout} needs {needed} processes or a multiple, not {num_ranks}: use torchrun")
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
     if not dist.is_initialized():
+        # The group is told its device, as the engine's training tells it: a barrier would have to guess it otherwise.
         if num_ranks > 1:
-            dist.init_process_group("nccl")
+            dist.init_process_group("nccl", device_id=device)
         else:
             rendezvous = f"file://{tempfile.mkdtemp()}/rendezvous"
-            dist.init_process_group("nccl", init_method=rendezvous, rank=0, world_size=1)
+            dist.init_process_group("nccl", init_method=rendezvous, rank=0, world_size=1, device_id=device)
     parallel_state.initialize_model_parallel(tp_size, pp_size, expert_model_parallel_size=ep_size)
     model_parallel_cuda_manual_seed(1)
