@@ -26,7 +26,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,8 +43,21 @@ LAYOUTS = {
     "tp2": (2, ["--tensor-model-parallel-size", "2", "--sequence-parallel"]),
     "pp2": (2, ["--pipeline-model-parallel-size", "2"]),
 }
-# Share of the samples that are distilled.
-FRACTIONS = {"engine": 0.0, "none": 0.0, "half": 0.5, "lssd": 1.0}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a step is taken with."""
+
+    fraction: float = 0.0
+    """Share of the samples that are distilled."""
+    engine_loss: bool = False
+    """The engine's cross-entropy in place of ours."""
+    chunk_tokens: int = 0
+    """Tokens whose logits are held at a time; 0: all."""
+
+
+METHODS = {"engine": Method(engine_loss=True), "none": Method(), "half": Method(0.5), "lssd": Method(1.0)}
 
 
 def main() -> None:
@@ -79,7 +93,7 @@ def measure_layout(layout: str, options: argparse.Namespace, folder: Path, cores
         *("--seq-length", str(options.seq_length), "--global-batch-size", str(options.microbatches)),
         *(
             "--train-iters",
-            str((options.rounds + 1 + options.profile) * len(FRACTIONS)),
+            str((options.rounds + 1 + options.profile) * len(METHODS)),
             "--log-interval",
             "1000",
             "--num-workers",
@@ -109,70 +123,97 @@ def train_rank(argv: list[str], num_threads: int, num_rounds: int, profile: bool
     """On every rank: train with the methods in turn; rank 0 writes the times, without first and profiled round."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the engine lists its arguments
     torch.set_num_threads(num_threads)
+    steps = train_in_turn(argv, METHODS, between_barriers, num_rounds + 1 if profile else None)
+    if dist.get_rank() == 0:
+        steps.print_profiles()
+        times = {name: taken[1 : num_rounds + 1] for name, taken in steps.taken.items()}
+        Path(result).write_text(json.dumps(times))
+
+
+def train_in_turn(
+    argv: list[str], methods: Mapping[str, Method], measure: Callable, profiled_round: int | None = None
+) -> "MethodsInTurn":
+    """Run the trainer, its steps by these methods in turn; see :class:`MethodsInTurn`, which is returned."""
     from megatron.training import training
 
     from megatron_mixcpt.training import batch
     from megatron_mixcpt.training.pretraining import cpt
 
-    runs = []
-    parse_run = cpt.parse_run
-    cpt.parse_run = lambda argv: runs.append(parse_run(argv)) or runs[0]
+    steps = MethodsInTurn(training.train_step, methods, measure, profiled_round)
     # Every second sample rather than a random half: each batch then has as many.
-    batch.is_distilled = lambda index, *, fraction, seed: (index % 2 == 0) & (fraction == 0.5) | (fraction == 1)
-    steps = MethodsInTurn(training.train_step, lambda: runs[0].config, num_rounds + 1 if profile else None)
+    batch.is_distilled = lambda index, *, fraction, seed: (index % 2 == 0) if steps.fraction == 0.5 else (
+        torch.full_like(index, steps.fraction, dtype=torch.bool)
+    )
     training.train_step = steps
     cpt.main(argv)
-    if dist.get_rank() == 0:
-        steps.print_profiles()
-        times = {name: taken[1 : num_rounds + 1] for name, taken in steps.seconds.items()}
-        Path(result).write_text(json.dumps(times))
+    return steps
+
+
+def between_barriers(step: Callable) -> tuple[object, tuple[float, float]]:
+    """What a step returns; wall seconds until the last rank is done, and all ranks' processor seconds."""
+    dist.barrier()
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = step()
+    taken = torch.tensor(time.process_time() - cpu, dtype=torch.float64)
+    dist.barrier()
+    wall = time.perf_counter() - wall
+    dist.all_reduce(taken)
+    return result, (wall, taken.item())
 
 
 class MethodsInTurn:
-    """The engine's training step, by another method each time, and what it took: wall and processor seconds.
+    """The engine's training step, by another method each time, and what each took.
 
     Args:
         train_step: the engine's.
-        config: returns the run's settings, which are changed from step to step.
+        methods: by name, in the order in which they take their turns.
+        measure: calls a step and returns its result and what it took.
         profiled_round: the round whose steps are recorded, counted from 0; None: none.
     """
 
-    def __init__(self, train_step: Callable, config: Callable, profiled_round: int | None) -> None:
+    def __init__(
+        self,
+        train_step: Callable,
+        methods: Mapping[str, Method],
+        measure: Callable,
+        profiled_round: int | None,
+    ) -> None:
         self.train_step = train_step
-        self.config = config
-        self.seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in FRACTIONS}
+        functools.update_wrapper(self, train_step)  # whoever wraps it next reads its signature
+        self.methods = methods
+        self.measure = measure
+        self.taken: dict[str, list] = {name: [] for name in methods}
         self.profiles: dict[str, torch.profiler.profile] = {}
         self.profiled_round = profiled_round
+        self.fraction = 0.0
+        """Share of the samples of the running step that are distilled."""
         self._trained_head = None
 
     def __call__(self, *args, p2p_communicator=None, **kwargs):
         """One step by the next method."""
-        name = min(self.seconds, key=lambda name: len(self.seconds[name]))
-        self.config().distillation_fraction = FRACTIONS[name]
-        if p2p_communicator is not None and not FRACTIONS[name]:
+        name = min(self.taken, key=lambda name: len(self.taken[name]))
+        method = self.methods[name]
+        self.fraction = method.fraction
+        if p2p_communicator is not None and not method.fraction:
             p2p_communicator = plain_communicator(p2p_communicator)
-        self._set_head(args[2], name)
-        profile = len(self.seconds[name]) == self.profiled_round
+        self._set_head(args[2], method)
+        profile = len(self.taken[name]) == self.profiled_round
         with torch.profiler.profile() if profile else contextlib.nullcontext() as recorded:
-            dist.barrier()
-            wall, cpu = time.perf_counter(), time.process_time()
-            result = self.train_step(*args, p2p_communicator=p2p_communicator, **kwargs)
-            cpu = torch.tensor(time.process_time() - cpu, dtype=torch.float64)
-            dist.barrier()
-            wall = time.perf_counter() - wall
-            dist.all_reduce(cpu)
-            self.seconds[name].append((wall, cpu.item()))
+            step = functools.partial(self.train_step, *args, p2p_communicator=p2p_communicator, **kwargs)
+            result, taken = self.measure(step)
+            self.taken[name].append(taken)
         if profile:
             self.profiles[name] = recorded
         return result
 
-    def _set_head(self, chunks: list, name: str) -> None:
+    def _set_head(self, chunks: list, method: Method) -> None:
         """The engine's loss on the last stage for its method, ours for the others."""
         from megatron.core.utils import unwrap_model
 
-        model = unwrap_model(chunks[0])
+        model = unwrap_model(chunks[-1])
         self._trained_head = self._trained_head or model.head
-        model.head = engine_head if name == "engine" else self._trained_head
+        ours = replace(self._trained_head, chunk_tokens=method.chunk_tokens)
+        model.head = engine_head if method.engine_loss else ours
 
     def print_profiles(self, num_rows: int = 14) -> None:
         """Self time on the processor by operation, in ms, one column per method."""
@@ -191,14 +232,18 @@ class MethodsInTurn:
         print(f"{'all operations':40}{total}", file=sys.stderr)
 
 
-def engine_head(student, teacher, targets) -> tuple[torch.Tensor, ...]:
+def engine_head(student, teacher, targets) -> tuple:
     """The engine's own loss, in the form of ours."""
     from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
+    from megatron_mixcpt.losses.fused_linear import SummedMixCPTLoss
+    from megatron_mixcpt.losses.lssd import MixCPTLoss
+
     labels, loss_mask = targets.labels.transpose(0, 1).contiguous(), targets.loss_mask.transpose(0, 1)
     loss = vocab_parallel_cross_entropy(student.logits(), labels)
-    nothing = [torch.zeros_like(loss.detach())] * 6
-    return (loss * loss_mask).sum(), loss.detach(), loss.detach(), *nothing
+    nothing = torch.zeros_like(loss.detach())
+    tokens = MixCPTLoss(loss.detach(), loss.detach(), *[nothing] * (len(MixCPTLoss._fields) - 2))
+    return SummedMixCPTLoss((loss * loss_mask).sum(), tokens)
 
 
 @functools.cache

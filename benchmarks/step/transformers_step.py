@@ -9,6 +9,7 @@ and less exact. Each runs in a separate process, in turn, with all cores as thre
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -95,6 +96,7 @@ def train_ours(model: str, mixture: str, options: dict, steps: int) -> list[tupl
 def timed(step: Callable, seconds: list[tuple[float, float]]) -> Callable:
     """``step``, adding what each call takes to ``seconds``, on the wall clock and in processor time."""
 
+    @functools.wraps(step)  # whoever wraps it next reads its signature
     def call(*args, **kwargs):
         wall, cpu = time.perf_counter(), time.process_time()
         result = step(*args, **kwargs)
@@ -106,30 +108,36 @@ def timed(step: Callable, seconds: list[tuple[float, float]]) -> Callable:
 
 def train_with_transformers(model: str, options: dict, steps: int, *, autocast: bool) -> list[tuple[float, float]]:
     """Wall and processor seconds of each step of a loop written down in ten lines."""
+    step = transformers_step(model, options, autocast=autocast)
+    seconds: list[tuple[float, float]] = []
+    for _ in range(steps):
+        timed(step, seconds)()
+    return seconds
+
+
+def transformers_step(model: str, options: dict, *, autocast: bool, device: str = "cpu") -> Callable[[], None]:
+    """A step of that loop, on the same batch each time; ``options`` has the sizes of the batch and the vocabulary."""
     from transformers import AutoModelForCausalLM
 
     dtype = torch.float32 if autocast else torch.bfloat16
-    student = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).train()
-    teacher = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    student = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).train()
+    teacher = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device).eval()
     optimizer = torch.optim.AdamW(student.parameters(), lr=2e-5, weight_decay=0.01)
-    shape = (options["microbatches"], 1, options["seq_length"] + 1)
-    tokens = torch.randint(0, options["vocab_size"], shape, generator=torch.Generator().manual_seed(0))
+    shape = (options["microbatches"], options.get("micro_batch_size", 1), options["seq_length"] + 1)
+    tokens = torch.randint(0, options["vocab_size"], shape, generator=torch.Generator().manual_seed(0)).to(device)
 
     def step() -> None:
         for rows in tokens:
             with torch.no_grad():
                 teacher_logits = teacher(rows[:, :-1]).logits
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
                 logits = student(rows[:, :-1]).logits
             (mixcpt_loss(logits, teacher_logits, rows[:, 1:]) / len(tokens)).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    seconds: list[tuple[float, float]] = []
-    for _ in range(steps):
-        timed(step, seconds)()
-    return seconds
+    return step
 
 
 def mixcpt_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -17,23 +17,37 @@ NUM_DOCUMENTS = 400
 
 
 def make_world(
-    root: Path, *, hidden_size: int, num_layers: int, vocab_size: int, tied: bool = True
+    root: Path,
+    *,
+    hidden_size: int,
+    num_layers: int,
+    vocab_size: int,
+    tied: bool = True,
+    intermediate_size: int | None = None,
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+    device: str = "cpu",
 ) -> tuple[Path, Path]:
-    """Fill ``root`` with ``model`` (bfloat16, heads of 64, feed-forward of 3 times the hidden size) and ``mixture``."""
+    """Fill ``root`` with ``model`` (bfloat16) and ``mixture``; returns the two.
+
+    Default: heads of 64, half as many for keys, feed-forward of 3 times the hidden size. ``device``: where the weights
+    are drawn.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
+        intermediate_size=intermediate_size or 3 * hidden_size,
         num_hidden_layers=num_layers,
-        num_attention_heads=hidden_size // 64,
-        num_key_value_heads=hidden_size // 128,
-        max_position_embeddings=4096,
+        num_attention_heads=num_heads or hidden_size // 64,
+        num_key_value_heads=num_kv_heads or hidden_size // 128,
+        max_position_embeddings=32_768,
         tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=0,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "model")
+    with torch.device(device):
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "model")
     words = Tokenizer(WordLevel({f"<{index}>": index for index in range(vocab_size)}, unk_token="<0>"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<0>").save_pretrained(root / "model")
     _make_mixture(root / "mixture", root / "model", vocab_size)
