@@ -44,18 +44,19 @@ def peer_losses(folder: Path, alpha: float, engine_loss: Loss) -> dict[str, Loss
     """
     sys.path.append(str(folder))  # last: what this environment has wins
     world_size = dist.get_world_size()
-    losses = {"ModelOpt": _modelopt(world_size, alpha, engine_loss)}
+    losses = {"ModelOpt": modelopt_loss(world_size, alpha, engine_loss)}
     if world_size == 1:
-        losses |= {"TRL": _trl(alpha), "as written": lambda *inputs: loss_as_written(*inputs)}
+        losses |= {"TRL": trl_loss(alpha), "as written": lambda *inputs: loss_as_written(*inputs)}
     return losses
 
 
-def _modelopt(world_size: int, alpha: float, engine_loss: Loss) -> Loss:
+def modelopt_loss(world_size: int, alpha: float, engine_loss: Loss) -> Loss:
     """Its loss for Megatron on sharded logits, and the engine's cross-entropy."""
     from megatron.core import parallel_state
     from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
 
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=world_size)
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=world_size)
     divergence = LogitsKLLoss(SimpleNamespace(tensor_model_parallel_size=world_size), reverse=True)
 
     def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def _modelopt(world_size: int, alpha: float, engine_loss: Loss) -> Loss:
     return loss
 
 
-def _trl(alpha: float) -> Loss:
+def trl_loss(alpha: float) -> Loss:
     """The loss of its trainer for generalized knowledge distillation, and torch's cross-entropy."""
     from trl.experimental.gkd.gkd_trainer import GKDTrainer
 

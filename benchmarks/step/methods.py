@@ -141,8 +141,8 @@ def train_in_turn(
 
     steps = MethodsInTurn(training.train_step, methods, measure, profiled_round)
     # Every second sample rather than a random half: each batch then has as many.
-    batch.is_distilled = lambda index, *, fraction, seed: (index % 2 == 0) if steps.fraction == 0.5 else (
-        torch.full_like(index, steps.fraction, dtype=torch.bool)
+    batch.is_distilled = lambda index, *, fraction, seed: (
+        (index % 2 == 0) if steps.fraction == 0.5 else (torch.full_like(index, steps.fraction, dtype=torch.bool))
     )
     training.train_step = steps
     cpt.main(argv)
