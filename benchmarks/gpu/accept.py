@@ -66,6 +66,8 @@ def main() -> None:
         print("no GPU: torch finds no CUDA device here, so nothing was checked", file=sys.stderr)
         sys.exit(2)
     options.output.mkdir(parents=True, exist_ok=True)
+    for kept in (options.output / "work").glob("*.json"):
+        kept.unlink()  # figures of an earlier call; its models may stay
     options.num_ranks = min(num_devices, int(os.environ.get("WORLD_SIZE", num_devices)))
     summary = describe_machine() | {"command": shlex.join(sys.argv), "exercise on a CPU": options.tiny_on_cpu}
     results = run_parts(options)

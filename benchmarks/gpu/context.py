@@ -60,9 +60,9 @@ class Sizes:
     smollm2: ModelSize = SMOLLM2
     compared_tokens: int = 512
     seq_length: int = 2048
-    loss_chunk_tokens: int = 2048
+    loss_chunk_tokens: int = 512
     micro_batch_sizes: tuple[int, ...] = (1, 2, 4)
-    rounds: int = 8
+    rounds: int = 6
     offload_tokens: tuple[int, ...] = (2048, 8192, 16_384)
     mask_lengths: tuple[int, ...] = (2048, 8192)
     repeats: int = 15
@@ -86,7 +86,7 @@ TINY = Sizes(
     smollm2=_TINY_MODEL,
     compared_tokens=32,
     seq_length=32,
-    loss_chunk_tokens=16,
+    loss_chunk_tokens=8,
     micro_batch_sizes=(1, 2),
     rounds=2,
     offload_tokens=(32, 64),
@@ -187,6 +187,25 @@ class Context:
 
         log = read_log(self.scratch / f"{label}.curves")
         return {name: [value for _, value in curve] for name, curve in log.curves.items()}
+
+    def train_together(
+        self, runs: dict[str, tuple[str, list[str]]], at_a_time: int = 3
+    ) -> dict[str, dict[str, list[float]] | RuntimeError]:
+        """Several trainings, label -> tool and flags, that are too small to fill a device; the curves or the failure of
+        each. On a CPU one after the other."""
+        pending, found = list(runs.items()), {}
+        while pending:
+            batch, pending = pending[:at_a_time], pending[at_a_time:]
+            if self.tiny:
+                batch, pending = batch[:1], [*batch[1:], *pending]
+            started = {label: self.start_training(tool, argv, label) for label, (tool, argv) in batch}
+            for label, process in started.items():
+                try:
+                    self.finish(process, f"{label}.log")
+                    found[label] = self.curves(label)
+                except RuntimeError as error:
+                    found[label] = error
+        return found
 
     def needs_ranks(self, number: int) -> None:
         """Raise NotRunError where there are fewer GPUs."""

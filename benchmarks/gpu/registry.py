@@ -58,18 +58,18 @@ _B = [
      "128,256); < half of cross-entropy and KL from parts", 140, "loss_speed:beside_peers"),
     ("fused-linear-speed", "Loss in chunks of 512 to 4,096 tokens; Liger's fused linear losses", "8,192 x 2,048 x "
      "128,256", "17.2 TFLOP", "31 ms of products; chunks of 2,048: +3.5 ms", 90, "fused_linear:speed"),
+    ("mask", "Document mask against causal attention: time and memory", "Llama-3.2-1B's shape; 2,048 and 8,192 tokens",
+     "causal run", "<= +15%; no growth with the square of the length", 110, "mask:cost"),
+    ("offload-speed", "Teacher's forward from host memory", "Llama-3.2-1B's shape; 2,048, 8,192, 16,384 tokens",
+     "49 ms of copies beside 9.8, 39, 78 ms", "hidden from 11,000 tokens", 90, "offload:speed"),
     ("step-1b", "Training step: engine, none, half, lssd, chunks; a plain transformers loop", "Llama-3.2-1B's shape, "
      "microbatch 1, 2, 4", "21.3 TFLOP (none 16.0)", "48-61 ms at 35-45% (39 at 55%); lssd to none 1.33-1.36; half "
      "1.17; below the loop", 260, "step:llama_1b"),
-    ("step-smollm2", "The same", "SmolLM2-135M's shape, microbatch 1", "2.8 TFLOP", "5 ms of products; host-bound "
-     "above 20 ms", 100, "step:smollm2"),
     ("profile", "Profile of a step", "Llama-3.2-1B's shape", "-", "idle < 5%; <= 2 host waits", 110, "step:profile"),
     ("memory", "Peak memory against the plan", "Llama-3.2-1B's shape: 23.0 GiB of state", "tools/plan.py",
      "within 10%", 110, "step:memory"),
-    ("offload-speed", "Teacher's forward from host memory", "Llama-3.2-1B's shape; 2,048, 8,192, 16,384 tokens",
-     "49 ms of copies beside 9.8, 39, 78 ms", "hidden from 11,000 tokens", 90, "offload:speed"),
-    ("mask", "Document mask against causal attention: time and memory", "Llama-3.2-1B's shape; 2,048 and 8,192 tokens",
-     "causal run", "<= +15%; no growth with the square of the length", 110, "mask:cost"),
+    ("step-smollm2", "Training step of a small model: the same", "SmolLM2-135M's shape, microbatch 1", "2.8 TFLOP", "5 ms of products; host-bound "
+     "above 20 ms", 100, "step:smollm2"),
 ]  # fmt: skip
 _C = [
     ("te-curves", "With Transformer Engine: curves of lssd, kd, half, chunks, offload", "tiny world, bfloat16",

@@ -58,20 +58,15 @@ def recorded(context: Context, world: Path) -> dict[str, dict[str, list[float]]]
 
 
 def all_trainers(context: Context) -> None:
-    """Every training, three at a time: they are far too small to fill a device."""
+    """Every training."""
     world = tiny_world(context)
-    expected, pending = recorded(context, world), list(runs(world).items())
-    together = 1 if context.tiny else 3
-    while pending:
-        batch, pending = pending[:together], pending[together:]
-        started = [(name, context.start_training(tool, [*argv, *LOCAL], name)) for name, (tool, argv) in batch]
-        for name, process in started:
-            try:
-                context.finish(process, f"{name}.log")
-            except RuntimeError as error:
-                context.report.add(Finding(name, WRONG, note=str(error)))
-                continue
-            compare(context, name, context.curves(name), expected[name])
+    expected = recorded(context, world)
+    trained = context.train_together({name: (tool, [*argv, *LOCAL]) for name, (tool, argv) in runs(world).items()})
+    for name, curves in trained.items():
+        if isinstance(curves, RuntimeError):
+            context.report.add(Finding(name, WRONG, note=str(curves)))
+        else:
+            compare(context, name, curves, expected[name])
 
 
 def compare(

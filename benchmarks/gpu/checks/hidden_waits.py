@@ -1,6 +1,7 @@
 """Forward, loss and backward of the trainer under torch's sync debug mode: the host never waits for the device."""
 
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.gpu.checks.curves import LOCAL
@@ -18,14 +19,21 @@ def count(context: Context) -> None:
     model, mixture = random_world(context, context.sizes.smollm2, "smollm2")
     argv = ["--hf-model", str(model), "--mixture", str(mixture), "--bf16", "--seq-length", str(SEQ_LENGTH), *LOCAL]
     argv += ["--global-batch-size", str(NUM_MICROBATCHES), "--train-iters", str(NUM_STEPS), "--num-workers", "0"]
-    for name, flags in {
+    options = {
         "lssd": [],
         "chunks": ["--loss-chunk-tokens", str(SEQ_LENGTH // 2)],
         "document masking": ["--document-masking"],
         "teacher offload": ["--teacher-offload", "cpu"],
-    }.items():
-        label = name.replace(" ", "-")
-        found = context.call("benchmarks.gpu.checks.hidden_waits:train", {"argv": [*argv, *flags]}, label)
+    }
+    function = "benchmarks.gpu.checks.hidden_waits:train"
+    with ThreadPoolExecutor(1 if context.tiny else len(options)) as pool:
+        calls = [
+            pool.submit(context.call, function, {"argv": [*argv, *flags]}, name.replace(" ", "-"))
+            for name, flags in options.items()
+        ]
+    results = dict(zip(options, (call.result() for call in calls), strict=True))
+    for name in options:
+        found = results[name]
         expected = NUM_MICROBATCHES * (NUM_STEPS - 1)
         context.report.holds(f"{name}: no wait", found["error"] is None, str(found["error"]))
         if found["error"] is None:

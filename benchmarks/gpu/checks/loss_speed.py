@@ -26,8 +26,8 @@ def beside_peers(context: Context) -> None:
     start_ranks()
     copy = measured_ceilings(context)
     for columns in context.sizes.loss_vocab_sizes:
+        torch._dynamo.reset()
         for num_tokens in context.sizes.loss_tokens:
-            torch._dynamo.reset()
             size = f"{num_tokens:,} x {columns:,}"
             tensors = _inputs(num_tokens, columns)
             times = in_turn({"ours": partial(_step, ours, *tensors), "parts": partial(_step, from_parts, *tensors)},

@@ -13,12 +13,24 @@ def twice(context: Context) -> None:
     argv = [*pretraining_flags(tiny_world(context)), *LOCAL, "--bf16", "--deterministic"]
     argv += ["--distillation-fraction", "0.5", "--save-interval", str(SAVED_AT)]
     saves = [context.scratch / f"save-{number}" for number in range(2)]
-    whole = [context.train("pretrain_mixcpt", [*argv, "--save", str(save)], save.name) for save in saves]
-    _same(context, "the run, again", whole[1], whole[0], first=0)
-    for number, save in enumerate(saves):
-        resume = ["--load", str(save), "--ckpt-step", str(SAVED_AT), "--save", str(context.scratch / f"next-{number}")]
-        resumed = context.train("pretrain_mixcpt", [*argv, *resume], f"resumed-{number}")
-        _same(context, f"its second half, resumed ({number + 1})", resumed, whole[0], first=SAVED_AT)
+    whole = _trained(context, {save.name: [*argv, "--save", str(save)] for save in saves})
+    _same(context, "the run, again", whole["save-1"], whole["save-0"], first=0)
+    resumptions = {
+        f"resumed-{number}": ["--load", str(save), "--ckpt-step", str(SAVED_AT), "--save", f"{save}-resumed"]
+        for number, save in enumerate(saves)
+    }
+    resumed = _trained(context, {label: [*argv, *flags] for label, flags in resumptions.items()})
+    for label, curves in resumed.items():
+        _same(context, f"its second half, {label}", curves, whole["save-0"], first=SAVED_AT)
+
+
+def _trained(context: Context, runs: dict[str, list[str]]) -> dict[str, dict[str, list[float]]]:
+    """The curves of each of these command lines. Raises RuntimeError where one fails."""
+    trained = context.train_together({label: ("pretrain_mixcpt", argv) for label, argv in runs.items()})
+    for curves in trained.values():
+        if isinstance(curves, RuntimeError):
+            raise curves
+    return trained
 
 
 def _same(context: Context, what: str, curves: dict, expected: dict, first: int) -> None:
