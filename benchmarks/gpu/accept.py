@@ -83,10 +83,11 @@ def run_parts(options: argparse.Namespace) -> dict[str, dict]:
     """The checks in turn; name -> what it found, its part, seconds and limit."""
     results = {}
     for part in dict.fromkeys(options.parts):
-        ends = time.monotonic() + LIMITS_S[part]
+        # A CPU is given its time: the exercise is of the code.
+        ends = float("inf") if options.tiny_on_cpu else time.monotonic() + LIMITS_S[part]
         for check in checks_of([part], options.only):
             left = ends - time.monotonic()
-            limit = options.limit_s or min(check.limit_s, left)
+            limit = options.limit_s or min(check.limit_s, left) * (10 if options.tiny_on_cpu else 1)
             began = time.monotonic()
             print(f"== {part} {check.name}: {check.title}", flush=True)
             if left < 20:

@@ -68,8 +68,8 @@ _B = [
     ("profile", "Profile of a step", "Llama-3.2-1B's shape", "-", "idle < 5%; <= 2 host waits", 110, "step:profile"),
     ("memory", "Peak memory against the plan", "Llama-3.2-1B's shape: 23.0 GiB of state", "tools/plan.py",
      "within 10%", 110, "step:memory"),
-    ("step-smollm2", "Training step of a small model: the same", "SmolLM2-135M's shape, microbatch 1", "2.8 TFLOP", "5 ms of products; host-bound "
-     "above 20 ms", 100, "step:smollm2"),
+    ("step-smollm2", "Training step of a small model: the same", "SmolLM2-135M's shape, microbatch 1",
+     "2.8 TFLOP", "5 ms of products; host-bound above 20 ms", 100, "step:smollm2"),
 ]  # fmt: skip
 _C = [
     ("te-curves", "With Transformer Engine: curves of lssd, kd, half, chunks, offload", "tiny world, bfloat16",
