@@ -73,7 +73,7 @@ def speed(context: Context) -> None:
     context.report.measured("products at the measured rate of a large one", floor, "ms", expected="22 ms; 31 at 55%")
     for name, taken in times.items():
         allowed = {"products alone": 35.0, "all logits": 40.0}.get(name, 48.0 if name.endswith(" 512") else 42.0)
-        context.report.time(name, taken, allowed, note=f"{taken - times['products alone']:+.1f} ms to the products alone")
+        context.report.time(name, taken, allowed, note=f"{taken - times['products alone']:+.1f} ms to the products")
     del calls
     buffers.clear()
     for name, loss in liger_losses(context, max(context.sizes.chunk_tokens)):
