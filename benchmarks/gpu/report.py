@@ -7,6 +7,7 @@ the expectation is of one card (an H100); it is shown, counted apart, and does n
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,12 @@ class Report:
         aside = path.with_suffix(".part")
         aside.write_text(json.dumps(content | {"data": self.data}, indent=1), encoding="utf-8")
         aside.rename(path)
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest, and NaN if any of them is; 0 of none. (``max`` passes over a NaN that is not the first.)"""
+    values = list(values)
+    return float("nan") if any(map(math.isnan, values)) else max(values, default=0.0)
 
 
 def _first_line(reason: object) -> str:

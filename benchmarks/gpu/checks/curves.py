@@ -1,10 +1,11 @@
 """Six steps of every trainer in the tiny world, float32, beside the curves that a CPU recorded (record_curves.py)."""
 
 import json
+import math
 from pathlib import Path
 
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.report import WRONG, Finding
+from benchmarks.gpu.report import WRONG, Finding, worst
 from benchmarks.gpu.worlds import digest, tiny_world
 
 RECORDED = Path(__file__).resolve().parents[1] / "cpu_curves.json"
@@ -81,6 +82,7 @@ def compare(
             context.report.add(Finding(name, WRONG, note=note))
             return
         pairs = zip(found, values, strict=True)
-        differences[key] = max(abs(a - b) / max(abs(b), 1.0 if key == "reward margin" else 1e-3) for a, b in pairs)
-    key = max(differences, key=lambda key: differences[key] if differences[key] == differences[key] else float("inf"))
+        least = 1.0 if key == "reward margin" else 1e-3
+        differences[key] = worst(abs(a - b) / max(abs(b), least) for a, b in pairs)
+    key = max(differences, key=lambda key: math.inf if math.isnan(differences[key]) else differences[key])
     context.report.at_most(f"{name}, largest relative difference of a curve", differences[key], limit, note=f"in {key}")
