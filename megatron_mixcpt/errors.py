@@ -38,7 +38,8 @@ class NumbersError(MixCPTError):
 def exit_on_user_error[**P, R](main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a tool's ``main`` so that a :class:`MixCPTError` ends it with one line on stderr and exit code 1.
 
-    Under torchrun, ranks mostly meet the same error: one rank of each machine prints it, the first one if it can.
+    Under torchrun, ranks mostly meet the same error: see :func:`report_user_error`. A program that starts processes,
+    or whose ranks wait for one another, takes ``rank_exit.exit_as_rank`` instead.
     """
 
     @wraps(main)
@@ -46,13 +47,7 @@ def exit_on_user_error[**P, R](main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except MixCPTError as error:
-            line = f"error: {_with_rank(error)}"
-            _wait_for_the_first_rank()
-            if speaks_for_the_machine():
-                print(line, file=sys.stderr, flush=True)
-                explained(line)
-            else:
-                explained()
+            report_user_error(error)
             sys.exit(1)
         except Exception:
             if not another_rank_has_spoken():
@@ -63,13 +58,24 @@ def exit_on_user_error[**P, R](main: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def _with_rank(error: MixCPTError) -> str:
+def report_user_error(error: MixCPTError) -> None:
+    """Print the line that tells the user what to correct, on one rank of each machine, the first one if it can."""
+    line = f"error: {with_rank(error)}"
+    wait_for_the_first_rank()
+    if speaks_for_the_machine():
+        print(line, file=sys.stderr, flush=True)
+        explained(line)
+    else:
+        explained()
+
+
+def with_rank(message: object) -> str:
     """The message, which names the rank where that is not the first of its machine."""
     rank = f"rank {os.environ.get('RANK')}"
-    return str(error) if _local_rank() == 0 or str(error).startswith(rank) else f"{rank}: {error}"
+    return str(message) if _local_rank() == 0 or str(message).startswith(rank) else f"{rank}: {message}"
 
 
-def _wait_for_the_first_rank() -> None:
+def wait_for_the_first_rank() -> None:
     """Leave the first rank of this machine time to meet the same error."""
     deadline = time.monotonic() + 5.0
     while _local_rank() > 0 and not another_rank_has_spoken() and time.monotonic() < deadline:

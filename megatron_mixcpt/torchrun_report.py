@@ -4,7 +4,8 @@ When a rank fails, torchrun logs it, raises ``ChildFailedError`` and prints its 
 lines, below the line that tells the user what to correct. A rank that has explained its end calls :func:`explained`.
 Where this package is installed, torchrun loads :func:`register` (the entry point group ``torchrun.handlers``, in
 pyproject.toml) and then leaves its report out for such ranks. For any other failure torchrun prints what it always
-prints. Exit codes do not change.
+prints. Exit codes do not change. Where torchrun may start a run again, it is also told to do so without the addresses
+of the run before.
 """
 
 import atexit
@@ -24,6 +25,10 @@ from typing import Any
 _VARIABLE = "MIXCPT_EXPLAINED_ENDS"
 # Names the file of an attempt's rank in which torchrun looks for the reason of a failure.
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+_RESTARTS = {"--max-restarts", "--max_restarts"}
+# Without it, a run that torchrun has started again meets in the store of the run before: a rank that comes first reads
+# the address that another one had there, and fails (torch 2.14).
+_NEW_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 _LOGGERS = (
     "torch.distributed.elastic.multiprocessing.api",
     "torch.distributed.elastic.multiprocessing.errors.error_handler",
@@ -60,8 +65,15 @@ def explained(message: str | None = None) -> None:
     if (listed := os.environ.get(_VARIABLE)) and Path(listed).parent.is_dir():
         with open(listed, "a", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
-    if message and (error_file := os.environ.get(_ERROR_FILE)):
-        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+    if message:
+        say_to_torchrun(message)
+
+
+def say_to_torchrun(message: str) -> None:
+    """Give torchrun's report the reason why this process fails."""
+    if error_file := os.environ.get(_ERROR_FILE):
+        # The earliest is the report's root cause; in whole seconds, ranks that fail because of this one are as early.
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()) - 1)}
         Path(error_file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
 
 
@@ -74,6 +86,8 @@ def register() -> Callable[[Any], Any]:
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(_is_news)
         sys.excepthook = _reporting_what_is_not_explained(sys.excepthook)
+        if _RESTARTS & {word.split("=")[0] for word in sys.argv} or "PET_MAX_RESTARTS" in os.environ:
+            os.environ.setdefault(_NEW_STORES, "1")
     return _no_rendezvous
 
 

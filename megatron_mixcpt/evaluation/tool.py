@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 
 from megatron_mixcpt import flags
-from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.evaluation.evaluate import evaluate
 from megatron_mixcpt.evaluation.settings import EvaluateSettings
+from megatron_mixcpt.rank_exit import exit_as_rank
 
 ABOUT = """Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, benchmark tasks, MT-Bench.
 
 Writes DIR/results.json, which tools/report.py reads, and prints a table. See docs/how-to/evaluate.md."""
+
+OUT_OF_MEMORY = (
+    "try a smaller --batch-tokens (perplexities) or --task-batch-size (tasks), or more --tensor-model-parallel-size"
+)
 
 
 def build_parser() -> flags.Parser:
@@ -17,7 +21,7 @@ def build_parser() -> flags.Parser:
     return flags.build_parser(ABOUT, EvaluateSettings)
 
 
-@exit_on_user_error
+@exit_as_rank(OUT_OF_MEMORY)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, evaluate, write and print."""
     evaluate(flags.settings_from(build_parser().parse_args(argv), EvaluateSettings))

@@ -68,7 +68,7 @@ def train_rank(stage: str, argv: list[str]) -> None:
     """On each rank: what tools/train_sft.py and tools/train_dpo.py do."""
     from megatron_mixcpt.training.alignment import dpo, sft
 
-    {"sft": sft, "dpo": dpo}[stage].main(argv)
+    {"sft": sft, "dpo": dpo}[stage].main.__wrapped__(argv)
 
 
 # Float32 both, other orders of summation; Adam's first steps amplify them where gradients are near zero.

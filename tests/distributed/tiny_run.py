@@ -108,7 +108,7 @@ def train(world_size: int, argv: list[str], log_dir: Path) -> dict[str, list[flo
 
 
 def train_rank(argv: list[str]) -> None:
-    """On each rank: what tools/pretrain_mixcpt.py does."""
+    """On each rank: what tools/pretrain_mixcpt.py does, but that an exception is raised to the caller."""
     from megatron_mixcpt.training.pretraining.cpt import main
 
-    main(argv)
+    main.__wrapped__(argv)

@@ -35,6 +35,7 @@ ROOMS = {
     "errors": _room("what a user can correct, as one line", "torchrun_report"),
     "torchrun_report": _room("a user's error stays the last line on the screen"),
     "terminal": _room("what people read while a program runs"),
+    "rank_exit": _room("a failed rank ends at once, with all that it started", "terminal torchrun_report"),
     "named_paths": _room("NAME=PATH on a command line"),
     "flags": _room("settings as dataclasses: flags, help and record"),
     "parallel_sizes": _room("how a run's ranks are divided, checked as the engine would"),
@@ -71,32 +72,35 @@ ROOMS = {
     "verification": _room("a model folder and its conversion, checked", "flags conversion inference", "torch"),
     "evaluation": _room(
         "perplexity, benchmark tasks, MT-Bench",
-        "flags named_paths inference conversion data data/chat data/reading data/tokens jobs",
+        "flags named_paths inference conversion data data/chat data/reading data/tokens jobs rank_exit",
         "torch",
     ),
     "evaluation/tasks": _room("benchmark tasks that lm-eval lacks"),
     "selection": _room(
-        "scores and selects samples for alignment", "flags inference data data/chat data/reading jobs", "torch"
+        "scores and selects samples for alignment",
+        "flags inference data data/chat data/reading jobs rank_exit",
+        "torch",
     ),
     "planning": _room("memory of a run on paper", "flags objective parallel_sizes conversion"),
     "report": _room("one page about several runs", "flags named_paths log_names training_log data data/mixture jobs"),
     "training": _room("what all trainings share: batches, the model, recipes", "distillation", "engine"),
     "training/engine": _room(
         "what wraps the engine's training loop",
-        "config flags parallel_sizes conversion conversion/architectures distillation models terminal torchrun_report",
+        "config flags parallel_sizes conversion conversion/architectures distillation models terminal torchrun_report "
+        "rank_exit",
         "engine",
     ),
     "training/pretraining": _room(
         "continual pre-training",
         "training/engine config terminal flags objective parallel_sizes log_names named_paths conversion inference "
         "distillation conversion/architectures losses data data/reading data/tokens data/mixture data/preprocessing "
-        "data/datasets jobs",
+        "data/datasets jobs rank_exit",
         "engine",
     ),
     "training/alignment": _room(
         "SFT and DPO",
         "training/engine config flags jobs log_names parallel_sizes conversion inference distillation losses data "
-        "data/reading data/chat data/tokens data/datasets",
+        "data/reading data/chat data/tokens data/datasets rank_exit",
         "engine",
     ),
     "testing": _room("gloo ranks for the tests", takes="engine"),

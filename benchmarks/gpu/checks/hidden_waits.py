@@ -72,7 +72,7 @@ def train(argv: list[str]) -> dict[str, Any]:
     schedules.forward_step = watched("forward", schedules.forward_step)
     schedules.backward_step = watched("backward", schedules.backward_step)
     try:
-        cpt.main(argv)
+        cpt.main.__wrapped__(argv)  # which raises, where the tool's own would end the process
     except BaseException:
         if found["error"] is None:
             raise

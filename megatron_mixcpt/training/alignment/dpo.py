@@ -8,7 +8,7 @@ from megatron_mixcpt.config import DPOConfig
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.datasets.packed_rows import Sample, num_positions, pair_sample
 from megatron_mixcpt.data.records import PreferencePair
-from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.rank_exit import exit_as_rank
 from megatron_mixcpt.training.alignment.arguments import AlignmentRun, parse_alignment_run
 from megatron_mixcpt.training.alignment.loss import LossFunc, dpo_loss_func
 from megatron_mixcpt.training.alignment.reference import ReferenceSums, precompute_reference
@@ -20,8 +20,13 @@ from megatron_mixcpt.training.engine.launch import prepare_environment, start_di
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 1e-7. Both ends of a pair share a row.
 DEFAULTS = {"lr": 5e-7, "seq_length": 4096}
 
+OUT_OF_MEMORY = (
+    "try a smaller --micro-batch-size, --recompute-granularity, --precompute-reference, or more tensor or pipeline "
+    "parallel ranks"
+)
 
-@exit_on_user_error
+
+@exit_as_rank(OUT_OF_MEMORY)
 @quiet_terminal
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`DPOConfig`."""

@@ -8,7 +8,7 @@ from megatron_mixcpt.config import SFTConfig
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.datasets.packed_rows import Sample, conversation_sample
 from megatron_mixcpt.data.records import Conversation
-from megatron_mixcpt.errors import exit_on_user_error
+from megatron_mixcpt.rank_exit import exit_as_rank
 from megatron_mixcpt.training.alignment.arguments import parse_alignment_run
 from megatron_mixcpt.training.alignment.loss import LossFunc, sft_loss_func
 from megatron_mixcpt.training.alignment.run import Rows, train_alignment
@@ -19,8 +19,10 @@ from megatron_mixcpt.training.engine.launch import prepare_environment, start_di
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 5e-7.
 DEFAULTS = {"lr": 5e-6}
 
+OUT_OF_MEMORY = "try a smaller --micro-batch-size, --recompute-granularity, or more tensor or pipeline parallel ranks"
 
-@exit_on_user_error
+
+@exit_as_rank(OUT_OF_MEMORY)
 @quiet_terminal
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`SFTConfig`."""

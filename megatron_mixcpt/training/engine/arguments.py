@@ -88,6 +88,9 @@ def engine_defaults(model: ModelPlan, eos_id: int) -> dict[str, Any]:
         # A checkpoint then resumes at any TP x PP, not only at another number of data parallel ranks.
         "dist_ckpt_optim_fully_reshardable": True,
         "exit_signal_handler": True,
+        # Without the first the engine switches --async-save off; the second's default is a package that few have.
+        "use_persistent_ckpt_worker": True,
+        "async_strategy": "mcore",
         # NaN and Inf stop the run at once. Running the step again would tell whether the device is at fault, but lets
         # the first step of a run pass unchecked.
         "rerun_mode": "disabled",

@@ -1,14 +1,15 @@
 """The last mile of every training entry: from checked arguments into the engine's ``pretrain()``."""
 
 import argparse
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch.distributed as dist
 from megatron.core.enums import ModelType
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.training import pretrain
+from megatron.training import get_tensorboard_writer, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.initialize import _initialize_distributed
 
@@ -16,11 +17,13 @@ from megatron_mixcpt.config import RunConfig
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+from megatron_mixcpt.rank_exit import end_child_processes
+from megatron_mixcpt.training.engine.async_writer import bound_writer
 from megatron_mixcpt.training.engine.checkpoints import guarded_saves, settle_checkpoints
 from megatron_mixcpt.training.engine.console import shown_training
 from megatron_mixcpt.training.engine.loss_watch import DescribeSample, LossWatch, watched_numbers
 from megatron_mixcpt.training.engine.patches import Change, change_engine, restore_engine
-from megatron_mixcpt.training.engine.preemption import die_with_the_launcher, exits_as_preempted, preemption_handling
+from megatron_mixcpt.training.engine.preemption import exits_as_preempted, preemption_handling
 from megatron_mixcpt.training.engine.repairs import repairs
 from megatron_mixcpt.training.engine.run_record import schedule_check
 from megatron_mixcpt.training.engine.whole_validation import each_set_once_from_the_start
@@ -29,9 +32,8 @@ from megatron_mixcpt.training.model import StudentTeacherModelConfig
 
 def prepare_environment() -> None:
     """Set what the engine asks for, before it reads its arguments; without torchrun this process is the only rank."""
-    die_with_the_launcher()
     restore_engine()
-    change_engine([preemption_handling()])
+    change_engine([preemption_handling(), *bound_writer()])
     if "RANK" not in os.environ:  # started without torchrun: the only rank
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -119,7 +121,7 @@ def train(
     if args.rank == 0:
         settle_checkpoints(args)
     dist.barrier()  # what the first rank wrote is there
-    with exits_as_preempted(args.rank, args.save):
+    with exits_as_preempted(args.rank, args.save), _complete_ends():
         pretrain(
             container,
             watch.datasets(dataset_provider),
@@ -128,6 +130,17 @@ def train(
             skip_model_parallel_init=True,
             **pipeline,
         )
+
+
+@contextlib.contextmanager
+def _complete_ends() -> Iterator[None]:
+    """However training ends, its curves are on the disk, and no process of it is left that holds the rank's log."""
+    try:
+        yield
+    finally:
+        end_child_processes()
+        if writer := get_tensorboard_writer():
+            writer.flush()
 
 
 def _changes(args: argparse.Namespace, config: RunConfig, watch: LossWatch) -> list[Change]:

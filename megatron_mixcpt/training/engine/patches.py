@@ -193,6 +193,18 @@ REGISTER = (
         "a synchronous save needs no server process for its queue",
     ),
     Entry(
+        "megatron.core.dist_checkpointing.strategies.async_utils.PersistentAsyncCaller.async_loop",
+        REPLACED,
+        "training/engine/async_writer.py",
+        "the process that writes asynchronous checkpoints ends with its rank, and survives a signal to both",
+    ),
+    Entry(
+        "megatron.core.dist_checkpointing.strategies.async_utils.PersistentAsyncCaller._get_process",
+        WRAPPED,
+        "training/engine/async_writer.py",
+        "a rank would wait for ever for a writer that was killed",
+    ),
+    Entry(
         "megatron.core.pipeline_parallel.p2p_communication.P2PCommunicator._communicate",
         OVERRIDDEN,
         "distillation/communicator.py",

@@ -6,11 +6,8 @@ this one asks around in the background, and a step later all ranks know.
 """
 
 import contextlib
-import ctypes
-import functools
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -98,16 +95,3 @@ def exits_as_preempted(rank: int, save: str | None) -> Iterator[None]:
                 Path(marker).write_text(name)
         explained()
         raise SystemExit(EXIT_CODE) from exit
-
-
-def die_with_the_launcher() -> None:
-    """Let the kernel end this process when torchrun is killed, and the processes that it forks when it is.
-
-    A rank that went on would hold its device, and write into the checkpoints of the training that is started again.
-    """
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        pr_set_pdeathsig = 1
-        # Looked up here: a forked process may hang in the loader.
-        die_with_the_parent = functools.partial(ctypes.CDLL(None).prctl, pr_set_pdeathsig, signal.SIGKILL)
-        die_with_the_parent()
-        os.register_at_fork(after_in_child=die_with_the_parent)

@@ -31,7 +31,7 @@ class RankLog:
         self._held = tempfile.TemporaryFile()
         self._shown = os.fdopen(os.dup(self._terminal[0]), "w", encoding="utf-8", errors="replace")
         self._tee: subprocess.Popen | None = None
-        self._kept = False
+        self.kept = False
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(line_buffering=True)
@@ -62,7 +62,7 @@ class RankLog:
             else:
                 self._point_at(file.fileno())
         self._replay(_STREAMS[0])
-        self._kept = True
+        self.kept = True
 
     def close(self, *, replay: bool) -> None:
         """Give both streams back to the terminal; with ``replay`` show there what is still held back."""
@@ -72,7 +72,7 @@ class RankLog:
             os.close(terminal)
         set_terminal(None)
         self._shown.close()
-        if replay and not self._kept:
+        if replay and not self.kept:
             self._replay(_STREAMS[0])
         self._held.close()
         if self._tee is not None and self._tee.stdin is not None:
@@ -114,10 +114,13 @@ def rank_log() -> Iterator[None]:
     try:
         with _stacks_of_crashes():
             yield
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # the engine's CheckpointException is no Exception
         replay = not isinstance(error, MixCPTError)
-        with contextlib.suppress(OSError):  # the log's disk may be what is full
-            traceback.print_exc()
+        if log.kept:
+            with contextlib.suppress(OSError):  # the log's disk may be what is full
+                traceback.print_exc()
         raise
     else:
         replay = False

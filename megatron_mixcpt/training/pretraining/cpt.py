@@ -21,8 +21,8 @@ from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.data.datasets.sequence_origins import describe_sequence
 from megatron_mixcpt.distillation.mixcpt_head import MixCPTHead, MixCPTTargets
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
-from megatron_mixcpt.errors import exit_on_user_error
 from megatron_mixcpt.inference.engine_model import load_on_this_rank
+from megatron_mixcpt.rank_exit import exit_as_rank
 from megatron_mixcpt.training.batch import get_batch
 from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
 from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
@@ -34,8 +34,13 @@ from megatron_mixcpt.training.pretraining.loss import TokensPerSecond, mixcpt_lo
 from megatron_mixcpt.training.pretraining.summary import describe
 from megatron_mixcpt.training.pretraining.validation_sets import NamedSet, open_named_sets
 
+OUT_OF_MEMORY = (
+    "try a smaller --micro-batch-size, --loss-chunk-tokens 512, --recompute-granularity, --teacher-offload cpu, or "
+    "more tensor or pipeline parallel ranks; tools/plan.py says what each takes"
+)
 
-@exit_on_user_error
+
+@exit_as_rank(OUT_OF_MEMORY)
 @quiet_terminal
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`MixCPTConfig`."""
