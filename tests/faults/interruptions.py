@@ -28,7 +28,7 @@ CASES = {
     "tp2": ("pretrain_mixcpt", TP2),
     "dp2": ("pretrain_mixcpt", ["--use-distributed-optimizer"]),
     "pp2": ("pretrain_mixcpt", PP2),
-    "async": ("pretrain_mixcpt", [*TP2, "--async-save"]),
+    "async": ("pretrain_mixcpt", [*TP2, "--async-save", "--num-workers", "2"]),
     "keep-last": ("pretrain_mixcpt", [*TP2, "--keep-last", "2"]),
     "sft": ("train_sft", TP2),
     "dpo": ("train_dpo", TP2),

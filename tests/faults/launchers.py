@@ -4,7 +4,6 @@ Forked ranks come from a server that has imported the engine once: a training th
 kills fit into little time. What ends them when one of them dies is what torchrun does: SIGTERM, and SIGKILL later.
 """
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -17,8 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NUM_RANKS = 2
-# Tool -> the module whose main() it is.
-MODULES = {"pretrain_mixcpt": "cpt", "train_sft": "sft", "train_dpo": "dpo"}
 _GRACE_S = 30.0  # as torchrun's
 # One thread a rank: two ranks with a thread pool each would wait for one another.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -106,7 +103,10 @@ def _run_rank(rank: int, tool: str, argv: list[str], log: str, world: dict[str, 
     os.dup2(output, 2)
     code = 1
     try:
-        importlib.import_module(f"megatron_mixcpt.training.{MODULES[tool]}").main(argv)
+        from tests.faults import faulty  # whose top level installs the emulation, here and in what this process starts
+
+        sys.modules["__main__"] = faulty
+        faulty.run(tool, argv)
         code = 0
     except SystemExit as exit:
         code = exit.code

@@ -1,8 +1,6 @@
-"""What a server of forked ranks imports once: the emulation, the engine and all trainings."""
+"""What a server of forked ranks imports once: the emulation, the engine and what runs on several ranks."""
 
-from megatron_mixcpt import cpu_emulation
+import tests.rank_preload  # noqa: F401, I001 - the emulation comes first
 
-cpu_emulation.install()
-
-from megatron_mixcpt.training.alignment import dpo, sft  # noqa: E402, F401
-from megatron_mixcpt.training.pretraining import cpt  # noqa: E402, F401
+import megatron_mixcpt.evaluation.tool  # noqa: F401
+import megatron_mixcpt.selection.score_tool  # noqa: F401

@@ -43,6 +43,7 @@ TESTED_IN = {
     "torchrun_report.py": "distributed/test_terminal.py",
     "training/": "distributed/test_pretrain.py",
     "training/alignment/": "distributed/test_alignment_training.py",
+    "training/engine/async_writer.py": "distributed/test_failed_rank.py",
     "training/engine/": "distributed/test_refusals.py distributed/test_faults.py",
     "training/pretraining/": "distributed/test_pretrain.py distributed/test_ablations.py",
     "training_log.py": "unit/report/test_compare.py",
