@@ -40,6 +40,13 @@ _BY_REASON = {
     "sequences are split evenly over context parallel ranks": "hybrid_context_parallel",
     "the losses have no term for multi-token prediction": "mtp_num_layers",
     "the losses read logits that are not scaled": "use_mup",
+    "the data are what --mixture, --sft or --dpo names": """
+        mock_data data_args_path per_split_data_args_path test_data_path fim_data
+    """,
+    "the tokenizer is the model's": "vocab_file merge_file",
+    "the weights are filled in by tensor parallel slices": """
+        tensor_parallel_num_weight_shards expert_tensor_parallel_num_weight_shards
+    """,
     "the architecture is that of the model folder": """
         spec hybrid_layer_pattern hybrid_override_pattern is_hybrid_model heterogeneous_layers_config_path
         heterogeneous_layers_config_encoded_json experimental_attention_variant linear_attention_freq

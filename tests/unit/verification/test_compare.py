@@ -10,6 +10,7 @@ import torch
 from megatron_mixcpt.conversion.convert import convert_from_hf
 from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.verification import compare
 from megatron_mixcpt.verification.compare import ForwardComparison, Tolerance, _compare_logits, compare_bits
 from tests.unit.conversion import tiny_hf
 
@@ -50,3 +51,29 @@ def test_another_dtype_is_not_compared_bit_for_bit(tmp_path: Path) -> None:
     convert_from_hf(half, tmp_path / "megatron")
     found = compare_bits(read_model_folder(full), MegatronCheckpoint(tmp_path / "megatron"))
     assert (found.num_equal, len(found.cast), found.different) == (0, 39, [])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "expected"),
+    [
+        ("llama", torch.float32, {"transformer_impl": "local"}),
+        ("llama", torch.bfloat16, {}),
+        ("mixtral", torch.float32, {}),
+    ],
+)
+def test_float32_is_compared_on_layers_that_multiply_in_it(
+    architecture: str, dtype: torch.dtype, expected: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformer Engine's would multiply in TF32, and every sound conversion would be called another model."""
+
+    class Asked(Exception):
+        pass
+
+    def ask(plan: object, dtype: torch.dtype, **overrides: object) -> None:
+        raise Asked(overrides)
+
+    monkeypatch.setattr(compare, "transformer_config", ask)
+    folder = tiny_hf.save(architecture, tmp_path)
+    with pytest.raises(Asked) as asked:
+        compare.compare_forward(folder, torch.tensor([1, 2]), dtype=dtype)
+    assert asked.value.args == (expected,)
