@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -38,6 +39,8 @@ def main() -> None:
     report = Report(judges_times=not ON_CPU)
     settings = {"tiny": options.tiny_on_cpu, "num_ranks": options.num_ranks}
     context = Context(report, options.work, check.name, smollm2=options.smollm2, peers=options.peers, **settings)
+    # A checkpoint of an earlier call would be resumed.
+    shutil.rmtree(options.work / check.name, ignore_errors=True)
     try:
         module, function = check.function.split(":")
         getattr(importlib.import_module(f"benchmarks.gpu.checks.{module}"), function)(context)
