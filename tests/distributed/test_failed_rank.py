@@ -18,8 +18,8 @@ from tests.faults.failed_rank import ASYNC, OVERLAP, ROOT, WORKERS, command, dri
 FULL = r"error: rank 1: the GPU's memory is full \(2\.00 GiB more were needed\): .* tools/plan\.py"
 # Fault, flags, what the user reads.
 FAULTS = [
-    ("forward", [*WORKERS, *OVERLAP, *ASYNC], FULL),
-    ("backward", [*WORKERS, *OVERLAP], FULL),
+    ("forward", [*WORKERS, *OVERLAP], FULL),
+    ("backward", WORKERS, FULL),
     ("optimizer", WORKERS, FULL),
     ("data", WORKERS, r"OutOfMemoryError: Caught OutOfMemoryError in DataLoader worker process"),
     ("save", WORKERS, r"Worker failure: .*OutOfMemoryError"),
@@ -48,7 +48,7 @@ def test_both_ranks_end_and_nothing_is_left(
 
 
 def test_torchrun_starts_it_again_and_it_ends_as_if_undisturbed(world: Path, tmp_path: Path) -> None:
-    flags = ["--deterministic", *WORKERS, *OVERLAP, *ASYNC]
+    flags = ["--deterministic", *WORKERS, *OVERLAP]
     (tmp_path / "undisturbed").mkdir()
     expected = command(world, "pretrain_mixcpt", tmp_path / "expected")
     assert drill("pretrain_mixcpt", [*expected, *flags], "none", tmp_path / "undisturbed").codes == [0, 0]
