@@ -105,7 +105,7 @@ class StudentTeacherModel(MegatronModule):
         Args:
             input_ids: int64 [b, s].
             position_ids: int64 [b, s].
-            attention_mask: bool [b, 1, s, s], True where attention is forbidden, or None for causal attention.
+            attention_mask: [b, 1, s, s], as the layers' attention takes it, or None for causal attention.
             targets: handed to the head as it is.
             runs_teacher: False: the head gets None for the teacher, and nothing is spent on it.
             packed_seq_params: document boundaries, for attention kernels that take them.

@@ -128,7 +128,7 @@ def forward_through_stages(
 
     Args:
         positions: int64 [b, s]; None counts from 0 in every row.
-        attention_mask: bool, [b or 1, 1, s, s], True = may not attend; None is causal.
+        attention_mask: [b or 1, 1, s, s], as the layers' attention takes it; None is causal.
         packed_seq_params: document boundaries, for Transformer Engine's attention.
 
     Returns:

@@ -3,11 +3,18 @@
 It replaces the engine's ``DotProductAttention`` (megatron/core/transformer/dot_product_attention.py), which
 writes out the softmax of every head, [b, np, sq, sk], and keeps it for backward: here no such tensor exists (except
 under attention dropout, where PyTorch falls back to it on CPUs). There are no parameters, so checkpoints are unchanged.
+
+PyTorch chooses the kernel for each call (``sdp_utils.cpp`` in aten/src/ATen/native/transformers/cuda). The flash kernel
+takes grouped queries but neither a mask nor float32; cuDNN's takes no float32 and is excluded in deterministic mode;
+the memory-efficient one takes both, but grouped queries only since torch 2.14. What all of them decline goes to the
+math kernel, which writes out the softmax. So wherever flash cannot serve, keys and values are repeated for every query
+head: the memory-efficient kernel then takes the call on every version.
 """
 
 import math
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from megatron.core import tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -18,6 +25,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_mixcpt.errors import ConfigError
+
+MASKED_SCORE = -65504.0
+"""Added to the score of a key that a query may not attend to; beside that of an allowed key, its exponential is 0.
+
+Finite, for cuDNN's kernel had faults with infinities in a mask; the lowest of float16.
+"""
+_FLASH_DTYPES = (torch.bfloat16, torch.float16)
 
 
 class ScaledDotProductAttention(MegatronModule):
@@ -63,8 +77,10 @@ class ScaledDotProductAttention(MegatronModule):
         Args:
             query: [sq, b, np, hn], np heads of this rank.
             key, value: [sk, b, ng, hn], ng query groups of this rank; ng divides np.
-            attention_mask: bool, [b or 1, 1, sq, sk], True = may not attend. It is the whole mask: a causal one holds
-                the future too, as the engine's datasets make it. None = causal, or nothing, by the mask type.
+            attention_mask: [b or 1, 1, sq, sk], either bool, True = may not attend, or of the query's dtype, to be
+                added to the scores (0 or ``MASKED_SCORE``). It is the whole mask: a causal one holds the future too.
+                None = causal, or nothing, by the mask type. Kernels add masks, and each layer keeps what is added for
+                its backward pass: of a bool mask a copy of its own, of one in the query's dtype the mask itself.
             attn_mask_type: as the layer was built with, unless given.
 
         Returns:
@@ -78,16 +94,21 @@ class ScaledDotProductAttention(MegatronModule):
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         causal = attention_mask is None and mask_type == AttnMaskType.causal
         assert not causal or query.size(0) == key.size(0), "a causal mask over cached keys must be given"
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            attention_mask = ~attention_mask
+        repeats = query.size(2) // key.size(2)
+        if attention_mask is None and query.dtype in _FLASH_DTYPES:
+            repeats = 1  # flash serves the groups itself
         with self._dropout_random_state():
             context = scaled_dot_product_attention(
                 query.permute(1, 2, 0, 3),
-                key.permute(1, 2, 0, 3),
-                value.permute(1, 2, 0, 3),
-                attn_mask=None if attention_mask is None else ~attention_mask,
+                _repeat_heads(key.permute(1, 2, 0, 3), repeats),
+                _repeat_heads(value.permute(1, 2, 0, 3), repeats),
+                attn_mask=attention_mask,
                 dropout_p=self.dropout_probability if self.training else 0.0,
                 is_causal=causal,
                 scale=self.softmax_scale,
-                enable_gqa=query.size(2) != key.size(2),
+                enable_gqa=query.size(2) != key.size(2) * repeats,
             )
         return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
 
@@ -96,6 +117,13 @@ class ScaledDotProductAttention(MegatronModule):
         if self.config.sequence_parallel or not (self.training and self.dropout_probability):
             return nullcontext()
         return tensor_parallel.get_cuda_rng_tracker().fork()
+
+
+def _repeat_heads(grouped: Tensor, repeats: int) -> Tensor:
+    """Each head ``repeats`` times in turn, [b, ng, s, hn] -> [b, ng * repeats, s, hn]; a view where ng is 1."""
+    if repeats == 1:
+        return grouped
+    return grouped.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2)
 
 
 def _refuse_unsupported(config: TransformerConfig) -> None:

@@ -2,6 +2,8 @@
 
 Every rank reads its samples itself: pages of a memory-mapped file are shared between the ranks of a node, so there is
 nothing to gain by sending them around, and stages in the middle know which samples are distilled without being told.
+Only what was read goes to the device, from pinned memory, so that the copy waits for nothing; what follows from it,
+such as the mask of documents, is computed there.
 """
 
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron_mixcpt.distillation.distilled_samples import is_distilled
+from megatron_mixcpt.models.attention import MASKED_SCORE
 
 
 class Batch(NamedTuple):
@@ -25,7 +28,7 @@ class Batch(NamedTuple):
     """float32: 1 where the label counts."""
     position_ids: Tensor
     attention_mask: Tensor | None
-    """bool [b, 1, s, s], True where attention is forbidden; None: causal."""
+    """[b, 1, s, s], what attention adds to the scores, see :func:`document_mask`; None: causal."""
     distill_mask: Tensor | None
     """bool: whose tokens are distilled; None: nobody's."""
     packed_seq_params: PackedSeqParams | None
@@ -37,7 +40,13 @@ class Batch(NamedTuple):
 
 
 def get_batch(
-    data_iterator: Iterator, *, fraction: float, seed: int, packed_attention: bool, cp_group: ProcessGroup
+    data_iterator: Iterator,
+    *,
+    fraction: float,
+    seed: int,
+    packed_attention: bool,
+    mask_dtype: torch.dtype,
+    cp_group: ProcessGroup,
 ) -> Batch:
     """Take the next microbatch.
 
@@ -47,42 +56,57 @@ def get_batch(
         seed: of the choice of samples.
         packed_attention: where samples have document boundaries, hand them to the kernel ("thd") rather than
             making a dense mask of them.
+        mask_dtype: of the dense mask, the queries'.
         cp_group: the context parallel group, which splits the sequence.
     """
     sample = next(data_iterator)
     chosen = is_distilled(sample.pop("sample_index"), fraction=fraction, seed=seed)
     num_tokens = float(sample["loss_mask"].sum()) / cp_group.size()
     boundaries, kind = sample.pop("cu_seqlens", None), sample.pop("dataset_id", None)
-    fields = {name: sample[name].cuda(non_blocking=True) for name in ("tokens", "labels", "loss_mask", "position_ids")}
+    fields = {name: to_device(sample[name]) for name in ("tokens", "labels", "loss_mask", "position_ids")}
     mask = packed = None
     if boundaries is not None and packed_attention:
-        packed = _packed(torch.unique_consecutive(boundaries).cuda(non_blocking=True), int(sample["max_seqlen"].max()))
+        packed = _packed(to_device(torch.unique_consecutive(boundaries)), int(sample["max_seqlen"].max()))
     elif boundaries is not None:
-        mask = document_mask(boundaries, fields["tokens"].shape[1]).cuda(non_blocking=True)
+        mask = document_mask(to_device(boundaries), fields["tokens"].shape[1], mask_dtype)
     batch = get_batch_on_this_cp_rank(
         fields | {"attention_mask": mask}, False, cp_group, use_per_sequence_balancing=True
     )
     distill_mask = None
     if chosen.any():  # on the host: no wait for the device
-        distill_mask = chosen.cuda(non_blocking=True).unsqueeze(1).expand_as(batch["tokens"])
-    kind = None if kind is None else kind.cuda(non_blocking=True)
+        distill_mask = to_device(chosen).unsqueeze(1).expand_as(batch["tokens"])
+    kind = None if kind is None else to_device(kind)
     return Batch(**batch, distill_mask=distill_mask, packed_seq_params=packed, kind=kind, num_tokens=num_tokens)
 
 
-def document_mask(boundaries: Tensor, seq_length: int) -> Tensor:
-    """The dense mask of causal attention within documents.
+def to_device(tensor: Tensor) -> Tensor:
+    """A host tensor on this rank's device. Copies from memory that is not pinned may wait for all that the device does.
+
+    Tensors of the engine's loader are pinned already, and are not copied on the host.
+    """
+    return tensor.pin_memory().cuda(non_blocking=True)
+
+
+def document_mask(boundaries: Tensor, seq_length: int, dtype: torch.dtype) -> Tensor:
+    """The dense mask of causal attention within documents, on the boundaries' device.
+
+    All layers share it, for it is what attention adds to the scores: of a bool mask, each layer would make such a
+    tensor of its own, and keep it for its backward pass.
 
     Args:
-        boundaries: int [b, n], each row the documents' first positions, then ``seq_length`` (as often as it takes).
+        boundaries: integers [b, n], in each row the documents' first positions, then ``seq_length`` (as often as it
+            takes).
         seq_length: of the sample, in tokens.
+        dtype: the queries'.
 
     Returns:
-        bool [b, 1, s, s], True where attention is forbidden.
+        [b, 1, s, s], ``MASKED_SCORE`` where attention is forbidden, 0 elsewhere.
     """
-    position = torch.arange(seq_length, device=boundaries.device)
+    position = torch.arange(seq_length, device=boundaries.device, dtype=boundaries.dtype)
     document = torch.searchsorted(boundaries, position.expand(len(boundaries), -1).contiguous(), right=True)
-    other_document = document.unsqueeze(2) != document.unsqueeze(1)
-    return (other_document | (position.unsqueeze(1) < position)).unsqueeze(1)
+    mask = torch.zeros(len(boundaries), 1, seq_length, seq_length, dtype=dtype, device=boundaries.device)
+    mask.masked_fill_((document.unsqueeze(2) != document.unsqueeze(1)).unsqueeze(1), MASKED_SCORE)
+    return mask.masked_fill_(position.unsqueeze(1) < position, MASKED_SCORE)
 
 
 def _packed(boundaries: Tensor, max_length: int) -> PackedSeqParams:

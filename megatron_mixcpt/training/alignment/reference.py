@@ -31,7 +31,7 @@ class ReferenceSums(NamedTuple):
         """For documents [b, n], chosen and rejected in turn, of these samples (-1: none, given 0): float32 [b, n]."""
         sides = torch.arange(sample.shape[1]) % 2
         sums = self.sums[sample.clamp(min=0), sides].masked_fill(sample < 0, 0.0)
-        return sums.to(device, non_blocking=True)
+        return sums.pin_memory().to(device, non_blocking=True)
 
 
 def precompute_reference(run: AlignmentRun, groups: ProcessGroupCollection) -> ReferenceSums:

@@ -20,7 +20,7 @@ from megatron_mixcpt.distillation.log_probs_head import AlignmentTargets, LogPro
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.training.alignment.arguments import AlignmentRun
 from megatron_mixcpt.training.alignment.loss import LossFunc
-from megatron_mixcpt.training.batch import Batch, get_batch
+from megatron_mixcpt.training.batch import Batch, get_batch, to_device
 from megatron_mixcpt.training.engine.launch import build_model_config, train
 from megatron_mixcpt.training.engine.whole_validation import PaddedSamples
 
@@ -108,12 +108,17 @@ def _forward_step_func(
     run: AlignmentRun, groups: ProcessGroupCollection, make_loss_func: MakeLossFunc, runs_reference: bool
 ) -> Callable:
     """The engine's ``forward_step_func``: one microbatch through one stage of the model."""
-    packed_attention = run.args.transformer_impl == "transformer_engine"
+    read = functools.partial(
+        get_rows,
+        packed_attention=run.args.transformer_impl == "transformer_engine",
+        mask_dtype=run.args.params_dtype,
+        cp_group=groups.cp,
+    )
 
     def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple[Tensor | tuple[Tensor, ...], LossFunc]:
         timers = get_timers()
         timers("batch-generator", log_level=2).start()
-        rows = get_rows(data_iterator, packed_attention=packed_attention, cp_group=groups.cp)
+        rows = read(data_iterator)
         timers("batch-generator").stop()
         batch = rows.batch
         output = model(
@@ -129,11 +134,17 @@ def _forward_step_func(
     return forward_step
 
 
-def get_rows(data_iterator: Iterator, *, packed_attention: bool, cp_group: torch.distributed.ProcessGroup) -> Rows:
+def get_rows(
+    data_iterator: Iterator,
+    *,
+    packed_attention: bool,
+    mask_dtype: torch.dtype,
+    cp_group: torch.distributed.ProcessGroup,
+) -> Rows:
     """Take the next microbatch of packed rows; arguments as in ``batch.get_batch``."""
     item = next(data_iterator)
-    sample = item.pop("sample")
+    sample, document = item.pop("sample"), to_device(item.pop("document"))
+    options = {"packed_attention": packed_attention, "mask_dtype": mask_dtype, "cp_group": cp_group}
+    batch = get_batch(iter([item]), fraction=0.0, seed=0, **options)
     # Rows that fill a validation set up have every token masked, and then none of a document.
-    document = item.pop("document").masked_fill(item["loss_mask"] == 0, sample.shape[1]).cuda(non_blocking=True)
-    options = {"fraction": 0.0, "seed": 0, "packed_attention": packed_attention, "cp_group": cp_group}
-    return Rows(get_batch(iter([item]), **options), document, sample)
+    return Rows(batch, document.masked_fill(batch.loss_mask == 0, sample.shape[1]), sample)

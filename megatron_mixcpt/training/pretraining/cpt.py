@@ -134,7 +134,11 @@ def forward_step_func(
         meter: says in evaluations whether the teacher's own loss is wanted.
     """
     read = functools.partial(
-        get_batch, seed=args.seed, packed_attention=args.transformer_impl == "transformer_engine", cp_group=groups.cp
+        get_batch,
+        seed=args.seed,
+        packed_attention=args.transformer_impl == "transformer_engine",
+        mask_dtype=args.params_dtype,
+        cp_group=groups.cp,
     )
     objective = config.objective
     tokens_per_second = TokensPerSecond(groups.dp_cp.size())

@@ -1,5 +1,8 @@
 """Scaled-dot-product attention against a dense float64 reference, with causal and per-document masks."""
 
+import itertools
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +23,9 @@ def check_attention() -> None:
     for dtype in TOLERANCE:
         for mask in (None, document_mask(), document_mask()[:1]):
             check_values_and_gradients(dtype, mask)
+    check_masks_that_are_added()
+    for case in itertools.product((1, GROUPS, HEADS), ("causal", "bool", "added"), TOLERANCE):
+        check_kernels(*case)
     check_softmax_scale_and_mask_type()
     check_a_document_sees_itself_alone()
     check_dropout()
@@ -79,6 +85,16 @@ def check_values_and_gradients(dtype: torch.dtype, mask: Tensor | None) -> None:
     torch.testing.assert_close(grads, expected_grads, rtol=TOLERANCE[dtype]["rtol"], atol=4 * TOLERANCE[dtype]["atol"])
 
 
+def check_masks_that_are_added() -> None:
+    """What the trainers pass: bit for bit the result of the bool mask, whose forbidden keys weigh 0."""
+    from megatron_mixcpt.models.attention import MASKED_SCORE
+
+    for dtype in TOLERANCE:
+        inputs, mask = random_inputs(dtype), document_mask()
+        added = torch.zeros(mask.shape, dtype=dtype).masked_fill(mask, MASKED_SCORE)
+        torch.testing.assert_close(attention()(*inputs, added), attention()(*inputs, mask), rtol=0, atol=0)
+
+
 def check_softmax_scale_and_mask_type() -> None:
     from megatron.core.transformer.enums import AttnMaskType
 
@@ -120,3 +136,37 @@ def check_what_is_not_supported_is_refused() -> None:
     for refused in ({"window_size": (8, 0)}, {"softmax_type": "off-by-one"}, {"context_parallel_size": 2}):
         with pytest.raises(ConfigError, match="needs Transformer Engine"):
             attention(**refused)
+
+
+def check_kernels(groups: int, kind: str, dtype: torch.dtype) -> None:
+    """On CUDA, no call is left to the kernel that writes out the softmax; nor is cuDNN's needed, which may be off."""
+    from megatron_mixcpt.models import attention as module
+
+    calls = []
+    query, key = (torch.zeros(SEQUENCE, BATCH, heads, HEAD_SIZE, dtype=dtype) for heads in (HEADS, groups))
+    mask = {"causal": None, "bool": document_mask(), "added": document_mask().to(dtype)}[kind]
+    run = module.scaled_dot_product_attention
+    with patch.object(module, "scaled_dot_product_attention", lambda *a, **k: calls.append((a, k)) or run(*a, **k)):
+        attention()(query, key, key, mask)
+    ((arguments, options),) = calls
+    assert fused_kernels(*arguments, **options), f"left to the math kernel: {groups} groups, {kind} mask, {dtype}"
+
+
+def fused_kernels(
+    query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None, enable_gqa: bool, **_: object
+) -> list[str]:
+    """The kernels for an H100 that take a call, by the conditions of sdp_utils.cpp in torch 2.11, cuDNN's left out.
+
+    (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, ``can_use_flash_attention`` and
+    ``can_use_mem_efficient_attention``.)
+    """
+    assert query.dim() == key.dim() == value.dim() == 4 and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+    same_heads = query.size(1) == key.size(1) == value.size(1)
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    aligned = query.size(-1) % (8 if half else 4) == 0
+    fits_mask = attn_mask is None or attn_mask.dtype in (torch.bool, query.dtype)
+    taken = {
+        "flash": half and attn_mask is None and (same_heads or enable_gqa),
+        "efficient": same_heads and aligned and fits_mask,
+    }
+    return [name for name, takes in taken.items() if takes]

@@ -1,6 +1,10 @@
-"""Document boundaries: the dense mask against one written down token by token, and what the model makes of it."""
+"""Microbatches: the mask of documents against one written token by token, what the model makes of it, and which bytes
+the host sends to the device for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -14,6 +18,7 @@ def test_document_mask() -> None:
 
 
 def check_document_mask() -> None:
+    from megatron_mixcpt.models.attention import MASKED_SCORE
     from megatron_mixcpt.training.batch import document_mask
 
     seq_length = 7
@@ -26,7 +31,9 @@ def check_document_mask() -> None:
             for row in documents
         ]
     )
-    assert torch.equal(document_mask(boundaries, seq_length), expected.unsqueeze(1))
+    for dtype in (torch.float32, torch.bfloat16):
+        mask = document_mask(boundaries, seq_length, dtype)
+        assert torch.equal(mask, expected.unsqueeze(1).to(dtype) * MASKED_SCORE) and mask.dtype == dtype
 
 
 def test_documents_of_a_sequence_are_read_as_if_each_stood_alone(tmp_path: Path) -> None:
@@ -53,7 +60,8 @@ def check_documents_stand_alone(root: str) -> None:
     ends = sample["cu_seqlens"].unique().tolist()
     assert len(ends) > 2, "the sequence holds one document only"
     loader = iter([{name: torch.as_tensor(value)[None] for name, value in sample.items()}])
-    batch = get_batch(loader, fraction=0.0, seed=0, packed_attention=False, cp_group=torch.distributed.group.WORLD)
+    options = {"packed_attention": False, "mask_dtype": torch.float32, "cp_group": torch.distributed.group.WORLD}
+    batch = get_batch(loader, fraction=0.0, seed=0, **options)
     together = forward_through_stages(model, batch.tokens, batch.position_ids, batch.attention_mask)
     for start, end in zip(ends, ends[1:], strict=False):
         alone = forward_through_stages(model, batch.tokens[:, start:end])
@@ -77,3 +85,78 @@ def packed_sample(mixture: Path) -> dict:
     sample = max((dataset[index] for index in range(20)), key=lambda sample: len(sample["cu_seqlens"].unique()))
     del sample["dataset_id"]
     return sample | {"sample_index": 0}
+
+
+ROWS, LENGTH = 2, 64
+# Three int64 fields and the float32 loss mask.
+FIELD_BYTES = ROWS * LENGTH * (3 * 8 + 4)
+
+
+def test_only_what_was_read_goes_to_the_device_and_from_pinned_memory() -> None:
+    run_distributed(check_crossing, 1, cpu_emulation=True)
+
+
+def check_crossing() -> None:
+    # The boundaries, int32; a byte for each sample's choice; int64 kinds. Packed: without the repeated end.
+    check_what_crosses(packed_attention=False, more_bytes=ROWS * 4 * 4 + ROWS + ROWS * 8)
+    check_what_crosses(packed_attention=True, more_bytes=3 * 4 + 1 + 8)
+    check_rows()
+
+
+def check_what_crosses(packed_attention: bool, more_bytes: int) -> None:
+    """The device is ``meta``: whatever reads a value from it, or makes on the host what belongs there, fails."""
+    from megatron_mixcpt.training.batch import get_batch
+
+    rows = 1 if packed_attention else ROWS
+    sample = {name: torch.zeros(rows, LENGTH, dtype=torch.int64) for name in ("tokens", "labels", "position_ids")}
+    sample["loss_mask"] = torch.ones(rows, LENGTH)
+    sample["cu_seqlens"] = torch.tensor([[0, 20, LENGTH, LENGTH]] * rows, dtype=torch.int32)
+    sample |= {"max_seqlen": torch.tensor([44] * rows), "sample_index": torch.arange(rows)}
+    sample["dataset_id"] = torch.zeros(rows, dtype=torch.int64)
+    options = {"packed_attention": packed_attention, "mask_dtype": torch.bfloat16}
+    with meta_device() as crossed:
+        batch = get_batch(iter([sample]), fraction=1.0, seed=0, cp_group=torch.distributed.group.WORLD, **options)
+    assert sum(crossed) == FIELD_BYTES // ROWS * rows + more_bytes
+    tensors = [value for value in batch if isinstance(value, torch.Tensor)]
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    assert batch.num_tokens == rows * LENGTH
+    if packed_attention:
+        assert batch.packed_seq_params.cu_seqlens_q.device.type == "meta" and batch.attention_mask is None
+    else:
+        assert batch.attention_mask.shape == (rows, 1, LENGTH, LENGTH) and batch.attention_mask.dtype == torch.bfloat16
+
+
+def check_rows() -> None:
+    """Of format alignment."""
+    from megatron_mixcpt.training.alignment.run import get_rows
+
+    item = {name: torch.zeros(ROWS, LENGTH, dtype=torch.int64) for name in ("tokens", "labels", "position_ids")}
+    item |= {"loss_mask": torch.ones(ROWS, LENGTH), "document": torch.zeros(ROWS, LENGTH, dtype=torch.int64)}
+    item["cu_seqlens"] = torch.tensor([[0, 20, LENGTH]] * ROWS, dtype=torch.int32)
+    item |= {"max_seqlen": torch.tensor([44] * ROWS), "sample_index": torch.arange(ROWS)}
+    item["sample"] = torch.zeros(ROWS, 2, dtype=torch.int64)
+    options = {"packed_attention": False, "mask_dtype": torch.float32}
+    with meta_device() as crossed:
+        rows = get_rows(iter([item]), cp_group=torch.distributed.group.WORLD, **options)
+    assert sum(crossed) == FIELD_BYTES + ROWS * LENGTH * 8 + ROWS * 3 * 4
+    assert rows.document.device.type == rows.batch.attention_mask.device.type == "meta"
+    assert rows.sample.device.type == "cpu"  # the reference's sums are looked up on the host
+
+
+@contextmanager
+def meta_device() -> Iterator[list[int]]:
+    """``Tensor.cuda`` moves to ``meta``; yields the bytes of each tensor that it moved, all of pinned memory."""
+    crossed: list[int] = []
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    def move(tensor: torch.Tensor, *, non_blocking: bool = False) -> torch.Tensor:
+        assert non_blocking and any(tensor is other for other in pinned), "a copy that the host waits for"
+        crossed.append(tensor.nbytes)
+        return tensor.to("meta")
+
+    with patch.object(torch.Tensor, "cuda", move), patch.object(torch.Tensor, "pin_memory", pin):
+        yield crossed
