@@ -56,11 +56,13 @@ class MixCPTConfig(RunConfig):
 
     teacher_offload: Literal["none", "cpu"] = "none"
     """cpu: keep the teacher's layers in host memory and copy each to the device while the previous one runs. The
-    device then holds two of them."""
+    device then holds two of them. With fewer than about 10,900 tokens in a microbatch the copies take longer than the
+    layers (in bfloat16, at 50 GB/s)."""
 
     teacher_fp8: bool = False
-    """Run the teacher's layers in 8-bit floating point with per-tensor scaling; its weights stay bfloat16. Needs
-    Transformer Engine and a GPU that supports it, and is refused elsewhere."""
+    """Run the teacher's layers in 8-bit floating point with per-tensor scaling; its weights stay bfloat16, with an
+    8-bit copy beside them (with --teacher-offload cpu: of one at a time). Needs Transformer Engine and a GPU that
+    supports it, and is refused elsewhere."""
 
     loss_chunk_tokens: int = 0
     """Compute the loss directly from hidden states and output weights, with the logits of N tokens at a time (512 is a

@@ -355,6 +355,7 @@ EMULATED: dict[str, dict[str, Any]] = {
         "torch.cuda.max_memory_reserved": _peak_memory_bytes,
         "torch.cuda.device_memory_used": _peak_memory_bytes,
         "torch.Tensor.pin_memory": _itself,
+        "torch.cuda.cudart": _returning(SimpleNamespace(cudaHostRegister=_returning(0))),
     },
     "the device's random state is the CPU's": {
         "torch.cuda.default_generators": (torch.default_generator,),

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_mixcpt.inference.batches import ScoredSequence, TokenBatch, make_batch, plan_batches
+from megatron_mixcpt.inference.batches import ScoredSequence, TokenBatch, make_batch, padded_length, plan_batches
 from megatron_mixcpt.inference.engine_model import forward_through_stages
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.inference.parallel_groups import start_ranks
@@ -84,7 +84,7 @@ class ForwardRunner:
         """
         plan = plan_batches([sequence.num_inputs for sequence in sequences], batch_tokens)
         self.num_tokens += sum(sequence.num_inputs for sequence in sequences)
-        self.num_places += sum(len(places) * sequences[places[0]].num_inputs for places in plan)
+        self.num_places += sum(len(places) * padded_length(sequences[places[0]].num_inputs) for places in plan)
         sums = torch.zeros(len(sequences), dtype=torch.float64, device=self._device)
         share = (make_batch(sequences, places) for places in plan[self._dp_rank :: self._dp_size])
         for batch, log_probs in self.token_log_probs(share):

@@ -3,10 +3,12 @@
 Counted are the tensors that autograd saves, each once. Per token, with h the hidden size, q and k the columns of
 queries and keys on this rank, f those of the MLP: a layer saves the inputs of both norms (2 h) and of both
 column-parallel products (2 h), rotated queries and keys beside the product they come from (2 q + 3 k), the attention's
-output (q), and the MLP's two halves and their product (3 f). Where ranks share a query group, the engine gathers the
-product of all ranks on each, and its values are a part of it; the rotated keys are then one group's. Without
-Transformer Engine each norm also keeps its quotient before the weight (2 h more). Attention keeps no matrix of scores,
-but a float32 number per head and token. Sequence parallelism splits what has h columns over the tensor-parallel ranks.
+output (q), and the MLP's two halves and their product (3 f). Where attention repeats keys and values for each query
+head (models/attention.py), it saves these (2 q) and not the product. Where ranks share a query group, the engine
+gathers the product of all ranks on each, and its values are a part of it; the rotated keys are then one group's.
+Without Transformer Engine each norm also keeps its quotient before the weight (2 h more). Attention keeps no matrix of
+scores, but a float32 number per head and token. Sequence parallelism splits what has h columns over the tensor-parallel
+ranks.
 """
 
 from megatron_mixcpt.planning.layout import PlannedRun
@@ -39,9 +41,18 @@ def layer_bytes(run: PlannedRun) -> int:
 def attention_columns(run: PlannedRun) -> int:
     """What attention saves for each token of a layer, in numbers: product, rotated queries and keys, and output."""
     model, tensor = run.model, run.sizes.tensor
+    if _repeats_heads(run):
+        return 4 * model.query_size // tensor  # rotated queries; keys and values of each head; output
     if model.num_query_groups >= tensor:
         return 3 * (model.query_size + model.kv_size) // tensor
     return model.query_size + 2 * model.kv_size + model.kv_channels + 2 * model.query_size // tensor
+
+
+def _repeats_heads(run: PlannedRun) -> bool:
+    """Without Transformer Engine: where flash attention cannot serve groups of query heads."""
+    groups = max(run.model.num_query_groups, run.sizes.tensor)
+    is_served = run.layout.bf16 and not run.makes_document_mask
+    return run.layout.transformer_impl == "local" and not is_served and run.model.num_attention_heads > groups
 
 
 def chunk_bytes(run: PlannedRun) -> int:
@@ -68,6 +79,8 @@ def edge_bytes(run: PlannedRun, *, first: bool, last: bool) -> int:
     """What a stage holds per microbatch beside its layers: the batch, the teacher's half of a message, the norm."""
     hidden = hidden_bytes(run)
     total = run.tokens * BATCH_BYTES_PER_TOKEN
+    if run.makes_document_mask:
+        total += run.layout.micro_batch_size * run.layout.seq_length**2 * run.layout.bytes_per_number
     if not first and run.layout.objective.runs_teacher:
         total += hidden  # the message that the student's hidden states arrived in
     if last:

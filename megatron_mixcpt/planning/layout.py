@@ -56,7 +56,7 @@ class Layout:
     """Shard the optimizer's state over the data-parallel ranks."""
 
     gradient_accumulation_fusion: bool = True
-    """Layers add weight gradients directly to the gradient buffer (needs Apex or Transformer Engine)."""
+    """Layers add weight gradients directly to the gradient buffer (needs Apex; the trainer turns it off without)."""
 
     transformer_impl: Literal["transformer_engine", "local"] = "transformer_engine"
     """Implementation of the layers on the machine that trains."""
@@ -82,6 +82,12 @@ class Layout:
     teacher_offload: Literal["none", "cpu"] = "none"
     """cpu: keep the teacher's layers in host memory, except for two at a time."""
 
+    teacher_fp8: bool = False
+    """Run the teacher's layers in 8 bits; a copy in 8 bits then lies beside each of their weights on the device."""
+
+    document_masking: bool = False
+    """Restrict attention to each document; without Transformer Engine, a dense mask does it."""
+
     loss_chunk_tokens: int = 0
     """Compute the loss from the logits of N tokens at a time. 0: all logits of a microbatch at once."""
 
@@ -90,6 +96,10 @@ class Layout:
             raise ConfigError(f"--loss-chunk-tokens {self.loss_chunk_tokens}: must be at least 0")
         if self.teacher_offload == "cpu" and not self.objective.runs_teacher:
             raise ConfigError("--teacher-offload cpu: no teacher runs with this objective; remove it")
+        if self.teacher_fp8 and not self.objective.runs_teacher:
+            raise ConfigError("--teacher-fp8: no teacher runs with this objective; remove it")
+        if self.teacher_fp8 and self.transformer_impl != "transformer_engine":
+            raise ConfigError("--teacher-fp8 needs --transformer-impl transformer_engine")
 
     @property
     def bytes_per_number(self) -> int:
@@ -135,6 +145,11 @@ class PlannedRun:
     def tokens(self) -> int:
         """Tokens of a microbatch on each rank."""
         return self.layout.micro_batch_size * self.layout.seq_length // self.sizes.context
+
+    @property
+    def makes_document_mask(self) -> bool:
+        """Whether microbatches have a dense mask."""
+        return self.layout.document_masking and self.layout.transformer_impl == "local"
 
     @property
     def layers_per_chunk(self) -> int:

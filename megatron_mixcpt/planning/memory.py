@@ -59,7 +59,7 @@ def _stage_memory(run: PlannedRun, stage: int) -> StageMemory:
         optimizer=_optimizer(run, parameters),
         activations=activations,
         logits=logits,
-        temporary=max(0, _largest_moment(run, last) - logits),
+        temporary=max(0, _largest_moment(run, last) - logits, _optimizer_step(run, parameters) - activations - logits),
     )
 
 
@@ -82,20 +82,48 @@ def _vocabulary_columns(run: PlannedRun) -> int:
 
 
 def _teacher(run: PlannedRun, stage: int) -> int:
-    """The frozen weights, in the student's precision; offloaded, two layers' buffers and what is outside the layers."""
-    if not run.layout.objective.holds_teacher:
+    """The frozen weights, in the student's precision; offloaded, two layers' buffers and what is outside the layers.
+
+    In 8 bits there is a copy of each layer's matrices beside them, or of one matrix at a time where they are offloaded.
+    """
+    layout, matrices = run.layout, run.model.layer_matrices // run.sizes.tensor
+    if not layout.objective.holds_teacher:
         return 0
+    if layout.teacher_offload == "none":
+        fp8_bytes = run.layers_per_chunk * run.sizes.chunks * matrices
+        total = stage_parameters(run, stage) * layout.bytes_per_number
+    else:
+        fp8_bytes = 2 * run.model.ffn_hidden_size * run.model.hidden_size // run.sizes.tensor
+        layers = 2 * (matrices + run.model.layer_norms)
+        total = (layers + _parameters_outside_layers(run, stage)) * layout.bytes_per_number
+    return total + (fp8_bytes if layout.teacher_fp8 else 0)
+
+
+def teacher_host_bytes(run: PlannedRun) -> int:
+    """Page-locked memory that each rank takes of its host for the teacher's layers."""
     if run.layout.teacher_offload == "none":
-        return stage_parameters(run, stage) * run.layout.bytes_per_number
+        return 0
     layer = run.model.layer_matrices // run.sizes.tensor + run.model.layer_norms
-    return (2 * layer + _parameters_outside_layers(run, stage)) * run.layout.bytes_per_number
+    return run.layers_per_chunk * run.sizes.chunks * layer * run.layout.bytes_per_number
 
 
 def _optimizer(run: PlannedRun, parameters: int) -> int:
     """Adam's two float32 moments, and for bfloat16 weights a float32 copy of them, sharded over data parallel ranks."""
-    total = parameters * (12 if run.layout.bf16 else 8)
-    shards = run.sizes.data * run.sizes.context if run.layout.use_distributed_optimizer else 1
-    return total // shards
+    return parameters * (12 if run.layout.bf16 else 8) // _shards(run)
+
+
+def _shards(run: PlannedRun) -> int:
+    return run.sizes.data * run.sizes.context if run.layout.use_distributed_optimizer else 1
+
+
+def _optimizer_step(run: PlannedRun, parameters: int) -> int:
+    """The square roots of all second moments, which PyTorch's AdamW makes at once on a GPU.
+
+    The Adam of Transformer Engine and that of Apex, one of which the engine takes where it is installed, make none.
+    """
+    layout = run.layout
+    is_fused = layout.transformer_impl == "transformer_engine" or layout.gradient_accumulation_fusion
+    return 0 if is_fused else 4 * parameters // _shards(run)
 
 
 def _activations(run: PlannedRun, stage: int) -> int:

@@ -17,10 +17,13 @@ from megatron_mixcpt.errors import ConfigError, exit_on_user_error
 from megatron_mixcpt.flags import setting, settings_from
 from megatron_mixcpt.planning.advice import suggest
 from megatron_mixcpt.planning.layout import Layout, PlannedRun
-from megatron_mixcpt.planning.memory import StageMemory, plan_memory
+from megatron_mixcpt.planning.memory import StageMemory, plan_memory, teacher_host_bytes
 from megatron_mixcpt.planning.shapes import ModelShape, model_shape
 
 GIB = 2**30
+# Tokens of a microbatch from which on a layer of the teacher runs longer than its copy to the device takes, in
+# bfloat16: 544 TFLOP/s of an H100's products to 50 GB/s of PCIe (distillation/offload.py).
+COPY_BOUND_TOKENS = 10_900
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +63,12 @@ def report(model: ModelShape, layout: Layout, *, gpu_memory: float, reserve: flo
     """The table of all stages and whether the largest fits; ``gpu_memory`` and ``reserve`` in GiB."""
     stages = plan_memory(model, layout)
     budget = (gpu_memory - reserve) * GIB
+    run = PlannedRun.of(model, layout)
     lines = [
-        _heading(PlannedRun.of(model, layout)),
+        _heading(run),
         *_table(stages),
         *_verdict(stages, model, layout, gpu_memory, reserve),
+        *_offload(run),
     ]
     if max(stage.peak for stage in stages) > budget:
         lines += _suggestions(model, layout, int(budget))
@@ -98,6 +103,19 @@ def _verdict(
     if needed <= gpu_memory:
         return [f"fits: {where}, of {gpu_memory:g} GiB"]
     return [f"warning: does not fit: {where}, {needed - gpu_memory:.1f} GiB more than --gpu-memory {gpu_memory:g}"]
+
+
+def _offload(run: PlannedRun) -> list[str]:
+    """What an offloaded teacher costs elsewhere: memory of the host and, with short microbatches, time."""
+    if not (host_bytes := teacher_host_bytes(run)):
+        return []
+    lines = [f"the teacher's layers take {host_bytes / GIB:.1f} GiB of page-locked host memory for each rank"]
+    if run.tokens < COPY_BOUND_TOKENS:
+        lines.append(
+            f"  and longer to copy than to run: below about {COPY_BOUND_TOKENS:,} tokens in a microbatch (here "
+            f"{run.tokens:,}) the teacher waits for its weights; raise --micro-batch-size where memory allows"
+        )
+    return lines
 
 
 def _suggestions(model: ModelShape, layout: Layout, budget: int) -> list[str]:

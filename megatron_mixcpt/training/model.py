@@ -64,6 +64,11 @@ def _frozen(config: StudentTeacherModelConfig) -> StudentTeacherModelConfig:
         transformer.fp8, transformer.fp8_recipe = "e4m3", "tensorwise"
     if config.offload_teacher:
         transformer.use_cpu_initialization = True  # the device never holds all of it
+        # Nor a copy of it in 8 bits, which Transformer Engine otherwise keeps of each weight from its first use on
+        # (megatron/core/extensions/transformer_engine.py, ``is_first_microbatch``). Where the weights stay on the
+        # device, the copy stays too and saves making it anew for each microbatch. No transposes are made without
+        # gradients.
+        transformer.disable_parameter_transpose_cache = True
     frozen = copy.copy(config)
     object.__setattr__(frozen, "transformer", transformer)
     return frozen

@@ -83,7 +83,7 @@ ROOMS = {
     ),
     "planning": _room("memory of a run on paper", "flags objective parallel_sizes conversion"),
     "report": _room("one page about several runs", "flags named_paths log_names training_log data data/mixture jobs"),
-    "training": _room("what all trainings share: batches, the model, recipes", "distillation", "engine"),
+    "training": _room("what all trainings share: batches, the model, recipes", "distillation models", "engine"),
     "training/engine": _room(
         "what wraps the engine's training loop",
         "config flags parallel_sizes conversion conversion/architectures distillation models terminal torchrun_report "

@@ -81,7 +81,8 @@ class L2Anchor:
     def _add_gradient(self, chunk: StudentTeacherModel, tokens: float) -> Tensor:
         """Add this chunk's gradient, summed over ``tokens``; return the squared distance that this rank counts."""
         pairs = list(self._pairs(chunk))
-        scale = chunk.config.grad_scale_func
+        # Only float16 is scaled; elsewhere the engine's function returns 1, on the device, and reading it would wait.
+        scale = chunk.config.grad_scale_func if chunk.config.fp16 else None
         return add_l2_gradient(
             [pair.param.main_grad for pair in pairs],
             [pair.param for pair in pairs],

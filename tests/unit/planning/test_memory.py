@@ -92,6 +92,60 @@ def test_what_saves_memory_saves_it_where_it_should(saves: dict, part: str) -> N
     assert after.peak < before.peak
 
 
+def test_torchs_optimizer_makes_a_temporary_as_large_as_a_moment() -> None:
+    """Where neither Transformer Engine nor Apex brings a fused one: 4 bytes for each parameter of the shard."""
+    (parameters,) = [stage.student // 2 for stage in plan_memory(LLAMA, Layout(bf16=True))]
+    plain = Layout(transformer_impl="local", gradient_accumulation_fusion=False, bf16=True, seq_length=16)
+    (stage,) = plan_memory(LLAMA, plain)
+    assert stage.temporary + stage.activations + stage.logits == 4 * parameters
+    (sharded,) = plan_memory(LLAMA, dataclasses.replace(plain, num_gpus=4, use_distributed_optimizer=True))
+    assert sharded.temporary + sharded.activations + sharded.logits == parameters
+    (apex,) = plan_memory(LLAMA, dataclasses.replace(plain, gradient_accumulation_fusion=True))
+    assert apex.peak < stage.peak - 3 * parameters
+    # A moment like the others: what the backward pass needs at its peak is free by then.
+    (long,) = plan_memory(LLAMA, dataclasses.replace(plain, seq_length=8192))
+    assert long.temporary < parameters
+
+
+def test_a_teacher_in_8_bits_has_a_copy_beside_it() -> None:
+    """A byte for each number of its layers' matrices; offloaded, of one matrix at a time, the MLP's first."""
+    base, matrices = Layout(bf16=True, tensor_model_parallel_size=2), 32 * LLAMA.layer_matrices // 2
+    (plain,), (fp8,) = (plan_memory(LLAMA, dataclasses.replace(base, teacher_fp8=flag)) for flag in (False, True))
+    assert fp8.teacher - plain.teacher == matrices
+    offloaded = dataclasses.replace(base, teacher_offload="cpu")
+    (plain,), (fp8,) = (plan_memory(LLAMA, dataclasses.replace(offloaded, teacher_fp8=flag)) for flag in (False, True))
+    assert fp8.teacher - plain.teacher == 2 * 14336 * 4096 // 2
+    with pytest.raises(ConfigError, match="--teacher-fp8: no teacher"):
+        Layout(teacher_fp8=True, objective=PLAIN)
+    with pytest.raises(ConfigError, match="--teacher-fp8 needs"):
+        Layout(teacher_fp8=True, transformer_impl="local")
+
+
+def test_where_flash_cannot_serve_groups_keys_and_values_are_repeated() -> None:
+    """4 heads and 2 groups of 2 channels. In float32, and with the dense mask of documents, of which there is one."""
+    local = Layout(transformer_impl="local", bf16=True)
+    masked = dataclasses.replace(local, document_masking=True)
+    columns = [attention_columns(PlannedRun.of(SMALL, layout)) for layout in (local, masked)]
+    assert columns == [3 * (8 + 4), 4 * 8]
+    assert attention_columns(PlannedRun.of(SMALL, dataclasses.replace(local, bf16=False))) == 4 * 8
+    alone = dataclasses.replace(masked, tensor_model_parallel_size=4)  # one head on each rank has nothing to repeat
+    assert attention_columns(PlannedRun.of(SMALL, alone)) == (8 + 2 * 4) + (2 + 2) + 2
+    (causal,), (dense,) = (plan_memory(SMALL, layout) for layout in (local, masked))
+    more_columns = 4 * 2048 * 2 * (columns[1] - columns[0])
+    assert dense.activations - causal.activations == more_columns + 2048**2 * 2
+
+
+def test_an_offloaded_teacher_costs_host_memory_and_below_some_tokens_time() -> None:
+    layout = Layout(bf16=True, teacher_offload="cpu", tensor_model_parallel_size=2, sequence_parallel=True)
+    short = report(LLAMA, layout, gpu_memory=80, reserve=6)
+    assert "the teacher's layers take 6.5 GiB of page-locked host memory for each rank" in short
+    assert "below about 10,900 tokens in a microbatch (here 2,048)" in short
+    longer = dataclasses.replace(layout, micro_batch_size=8)
+    assert "10,900" not in report(LLAMA, longer, gpu_memory=80, reserve=6)
+    on_device = dataclasses.replace(layout, teacher_offload="none")
+    assert "page-locked" not in report(LLAMA, on_device, gpu_memory=80, reserve=6)
+
+
 def test_advice_adds_changes_until_the_run_fits() -> None:
     layout = Layout(num_gpus=8, micro_batch_size=2, bf16=True)
     steps = suggest(LLAMA, layout, 70 * GIB)
