@@ -6,6 +6,7 @@ trainers, in one stage and in two. Backward is not shown: autograd's engine need
 
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,23 +14,52 @@ import pytest
 from tests.gpu_static.fake_h100 import in_own_process, on_device
 
 ROWS, LENGTH, VOCABULARY = 2, 128, 4096
+DPO = {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.1, "sft_coefficient": 0.1}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_continual_pretraining_stays_on_the_device(dtype: str) -> None:
-    """Losses from all logits and in chunks, each with causal attention and with the mask of documents."""
-    watches = in_own_process(continual_pretraining, dtype)
-    assert len(watches) == 4
-    for watch in watches:
-        watch.check()
+@pytest.fixture(scope="module")
+def watches() -> dict[str, Any]:
+    """What was seen of each forward, from one process, which has the engine to start."""
+    return in_own_process(every_forward)
 
 
-def continual_pretraining(dtype: str) -> list[Any]:
+@pytest.mark.parametrize(
+    "forward",
+    [
+        "bfloat16",
+        "bfloat16, documents",
+        "float32, documents",
+        "chunks",
+        "chunks, documents",
+        "two stages",
+        "SFT",
+        "DPO",
+    ],
+)
+def test_forward_stays_on_the_device_and_never_waits(watches: dict[str, Any], forward: str) -> None:
+    watches[forward].check()
+
+
+def every_forward() -> dict[str, Any]:
+    """Of the three trainers; packed rows of SFT and DPO have the mask of documents, too."""
     start_engine()
-    return [pretraining_forward(dtype, chunk_tokens, masked) for chunk_tokens in (0, 64) for masked in (False, True)]
+    return {
+        "bfloat16": pretraining("bfloat16", masked=False),
+        "bfloat16, documents": pretraining("bfloat16", masked=True),
+        "float32, documents": pretraining("float32", masked=True),
+        "chunks": pretraining("bfloat16", masked=False, chunk_tokens=64),
+        "chunks, documents": pretraining("bfloat16", masked=True, chunk_tokens=64),
+        "two stages": two_stages(),
+        "SFT": alignment(sft_loss, runs_reference=False),
+        "DPO": alignment(dpo_loss, runs_reference=True),
+    }
 
 
-def pretraining_forward(dtype: str, chunk_tokens: int, masked: bool) -> Any:
+def pretraining(dtype: str, *, masked: bool, chunk_tokens: int = 0) -> Any:
+    """Continual pre-training, the loss from all logits or in chunks.
+
+    In chunks the loss computes its gradient with its value, by autograd, which needs a driver: here the value alone.
+    """
     import torch
     from megatron.core import parallel_state
 
@@ -39,7 +69,7 @@ def pretraining_forward(dtype: str, chunk_tokens: int, masked: bool) -> Any:
     from megatron_mixcpt.training.pretraining.loss import mixcpt_loss_func
 
     objective = Objective()
-    with on_device() as watch:
+    with on_device() as watch, torch.no_grad() if chunk_tokens else nullcontext():
         tp_group = parallel_state.get_tensor_model_parallel_group()
         model = student_and_teacher(dtype, MixCPTHead(objective, VOCABULARY, tp_group, chunk_tokens=chunk_tokens))
         tokens, loss_mask = integers(ROWS, LENGTH), numbers(ROWS, LENGTH)
@@ -53,27 +83,20 @@ def pretraining_forward(dtype: str, chunk_tokens: int, masked: bool) -> Any:
     return watch
 
 
-def test_format_alignment_stays_on_the_device() -> None:
-    """SFT without and DPO with a reference, over packed rows, whose documents have a mask."""
-    for watch in in_own_process(format_alignment):
-        watch.check()
+def sft_loss(loss_mask: Any, output: Any) -> Any:
+    from megatron_mixcpt.training.alignment.loss import sft_loss_func
+
+    return sft_loss_func(loss_mask, output)
 
 
-def format_alignment() -> list[Any]:
-    import functools
+def dpo_loss(loss_mask: Any, output: Any) -> Any:
+    from megatron_mixcpt.training.alignment.loss import dpo_loss_func
 
-    from megatron_mixcpt.training.alignment.loss import dpo_loss_func, sft_loss_func
-
-    start_engine()
-    options = {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.1, "sft_coefficient": 0.1}
-
-    def dpo(loss_mask: Any, output: Any) -> Any:
-        return functools.partial(dpo_loss_func, integers(ROWS, LENGTH), 4, None, **options)(output)
-
-    return [alignment_forward(sft_loss_func, runs_reference=False), alignment_forward(dpo, runs_reference=True)]
+    return dpo_loss_func(integers(ROWS, LENGTH), 4, None, output, **DPO)
 
 
-def alignment_forward(loss_func: Callable, *, runs_reference: bool) -> Any:
+def alignment(loss_func: Callable, *, runs_reference: bool) -> Any:
+    """Format alignment: the policy, and where it runs the reference."""
     import torch
     from megatron.core import parallel_state
 
@@ -91,10 +114,6 @@ def alignment_forward(loss_func: Callable, *, runs_reference: bool) -> Any:
     return watch
 
 
-def test_two_stages_and_the_message_between_them_stay_on_the_device() -> None:
-    in_own_process(two_stages).check()
-
-
 def two_stages() -> Any:
     """The first stage's output in one message, what the second makes of it, and the engine's release of the output."""
     import torch
@@ -105,7 +124,6 @@ def two_stages() -> Any:
     from megatron_mixcpt.distillation.mixcpt_head import MixCPTHead, MixCPTTargets
     from megatron_mixcpt.objective import Objective
 
-    start_engine()
     with on_device() as watch:
         tokens = integers(ROWS, LENGTH)
         first = student_and_teacher("bfloat16", None, pre_process=True, post_process=False)
