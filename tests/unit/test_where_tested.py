@@ -41,7 +41,6 @@ TESTED_IN = {
     "selection/": "distributed/test_score_alignment.py",
     "terminal.py": "unit/training/engine/test_rank_logs.py",
     "torchrun_report.py": "distributed/test_terminal.py",
-    "training/": "distributed/test_pretrain.py",
     "training/alignment/": "distributed/test_alignment_training.py",
     "training/engine/async_writer.py": "distributed/test_failed_rank.py",
     "training/engine/": "distributed/test_refusals.py distributed/test_faults.py",
