@@ -35,7 +35,8 @@ def _compare(context: Context, folder: Path) -> None:
     causal, masked = expected_logits(folder, tokens, starts)
     with torch.no_grad():
         engine = build(folder, torch.float32).eval()
-        for name, mask, expected in (("causal", None, causal), ("masked", document_mask_of(starts, tokens), masked)):
+        mask_of_documents = document_mask_of(starts, tokens, torch.float32)
+        for name, mask, expected in (("causal", None, causal), ("masked", mask_of_documents, masked)):
             actual = engine(tokens, positions(tokens), mask)
             context.report.at_most(f"logits, {name}, relative error", relative_error(actual, expected), LIMIT)
         del engine
@@ -57,7 +58,7 @@ def _attention_kernels(context: Context, folder: Path, starts: list[int]) -> Non
     """A forward and backward pass in bfloat16, as training takes it, under the profiler."""
     model = build(folder, torch.bfloat16).train()
     tokens = random_tokens(folder, 1, context.sizes.seq_length)
-    for name, mask in (("causal", None), ("masked", document_mask_of(starts, tokens))):
+    for name, mask in (("causal", None), ("masked", document_mask_of(starts, tokens, torch.bfloat16))):
         call = lambda mask=mask: hidden_states(model, tokens, mask).float().sum().backward()  # noqa: E731
         call()
         profile = device.profiled(call)

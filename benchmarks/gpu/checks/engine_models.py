@@ -45,10 +45,10 @@ def hidden_states(model: GPTModel, tokens: Tensor, mask: Tensor | None = None) -
     return model(tokens, positions(tokens), mask, output_processor=take)
 
 
-def document_mask_of(starts: list[int], tokens: Tensor) -> Tensor:
-    """Of documents that start at these positions, the same in every row, as the trainer masks them."""
+def document_mask_of(starts: list[int], tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of documents that start at these positions, the same in every row, as the trainer masks them in ``dtype``."""
     from megatron_mixcpt.training.batch import document_mask
 
     length = tokens.size(1)
     boundaries = torch.tensor([[*starts, length]] * len(tokens), dtype=torch.int32, device=tokens.device)
-    return document_mask(boundaries, length)
+    return document_mask(boundaries, length, dtype)
