@@ -59,7 +59,7 @@ _B = [
     ("fused-linear-speed", "Loss in chunks of 512 to 4,096 tokens; Liger's fused linear losses", "8,192 x 2,048 x "
      "128,256", "17.2 TFLOP", "31 ms of products; chunks of 2,048: +3.5 ms", 90, "fused_linear:speed"),
     ("mask", "Document mask against causal attention: time and memory", "Llama-3.2-1B's shape; 2,048 and 8,192 tokens",
-     "causal run", "<= +15%; no growth with the square of the length", 110, "mask:cost"),
+     "causal run", "<= +15%; memory of one mask, not of scores", 110, "mask:cost"),
     ("offload-speed", "Teacher's forward from host memory", "Llama-3.2-1B's shape; 2,048, 8,192, 16,384 tokens",
      "49 ms of copies beside 9.8, 39, 78 ms", "hidden from 11,000 tokens", 90, "offload:speed"),
     ("step-1b", "Training step: engine, none, half, lssd, chunks; a plain transformers loop", "Llama-3.2-1B's shape, "
