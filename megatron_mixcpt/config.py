@@ -65,9 +65,10 @@ class MixCPTConfig(RunConfig):
     supports it, and is refused elsewhere."""
 
     loss_chunk_tokens: int = 0
-    """Compute the loss directly from hidden states and output weights, with the logits of N tokens at a time (512 is a
-    good choice), so that the memory of the logits no longer grows with the sequence. 0: all logits at once, which is
-    as fast or faster while they fit (docs/evidence/performance.md)."""
+    """Compute the loss directly from hidden states and output weights, with the logits of N tokens at a time, so that
+    the memory of the logits no longer grows with the sequence. Each chunk reads and writes the output weight's
+    gradient: 512 is a good choice on a CPU, 2048 or more on a GPU. 0: all logits at once, which is as fast or faster
+    while they fit (docs/evidence/performance.md)."""
 
     epochs: str = "1"
     """Passes over the mixture when neither --train-iters nor --train-samples is given: a number for all kinds, or one

@@ -1,62 +1,114 @@
 """Runs a function over rows of tensors compiled, or uncompiled where it cannot be compiled or need not be.
 
-One compilation per function and dtype serves all shapes. It takes seconds (torch keeps the result on disk), so small
-inputs are not compiled. Without a compiler (``g++`` on a CPU), or with torch's switch ``TORCH_COMPILE_DISABLE=1``, the
-function runs uncompiled, a few rows at a time, which keeps its temporaries in the processor's cache and out of the
-memory budget. Both ways agree to rounding.
+Of a tensor's sizes only the number of rows, which are tokens, stays open in what is compiled. The columns are part of
+it: a GPU then loads 16 bytes at a time and divides no indices, at the price of a compilation, which takes seconds, for
+each size of a vocabulary (torch keeps the result on disk). Small inputs are not compiled. Without a compiler (``g++``
+on a CPU), or with torch's switch ``TORCH_COMPILE_DISABLE=1``, a function runs uncompiled, some rows at a time, which
+bounds its temporaries. Both ways agree to rounding.
 """
 
 import os
+import types
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-# Elements below which compiling does not pay; elements of a float32 temporary when running uncompiled: 1 MiB.
+# Elements of the logits below which compiling a pass over them does not pay, and tokens likewise.
 COMPILE_ELEMENTS = 2**22
-CHUNK_ELEMENTS = 2**18
+COMPILE_TOKENS = 128
 
 
-def run[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...], num_columns: int) -> R:
-    """``function(num_columns, *rows)``, for a function that treats every row of its tensors separately.
+class _Device(NamedTuple):
+    """What is worth doing on a kind of device: the one place where the losses ask for it."""
+
+    chunk_elements: int
+    """Elements of a float32 temporary when running uncompiled."""
+    compiles_arithmetic: bool
+    """Whether compiling pays for arithmetic on a few numbers per token."""
+
+
+# Temporaries of 1 MiB stay in the processor's cache, and a small operation costs a microsecond.
+_CPU = _Device(chunk_elements=2**18, compiles_arithmetic=False)
+# Temporaries of 256 MiB, for every operation has to be started, which takes the host longer than it runs.
+_ACCELERATOR = _Device(chunk_elements=2**26, compiles_arithmetic=True)
+
+
+def _device(tensor: Tensor) -> _Device:
+    return _CPU if tensor.device.type == "cpu" else _ACCELERATOR
+
+
+def run[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...]) -> R:
+    """``function(*rows)``, a pass over the logits: for a function that treats every row of its tensors separately.
 
     It returns a tuple of tensors with an entry per row, or None in their place, or writes into one of its arguments and
     returns None. The size of the first of ``rows`` decides whether to compile.
     """
-    if rows[0].numel() >= COMPILE_ELEMENTS and _can_compile():
+    if rows[0].numel() >= COMPILE_ELEMENTS and _can_compile(rows):
         try:
-            return _compiled(function)(num_columns, *rows)
-        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            return _call_compiled(function, rows)
+        except _compiler_errors() as error:
             _give_up(error)
-    return run_in_chunks(function, rows, num_columns)
+    return run_in_chunks(function, rows)
 
 
-def run_in_chunks[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...], num_columns: int) -> R:
-    """What :func:`run` does, uncompiled: ``function`` on a few rows at a time, its results joined."""
-    step = max(1, CHUNK_ELEMENTS // num_columns)
-    results = [
-        function(num_columns, *(part[start : start + step] for part in rows)) for start in range(0, len(rows[0]), step)
-    ]
+def run_on_tokens[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...]) -> R:
+    """``function(*rows)``, arithmetic on a few numbers per token: compiled on an accelerator, where it is one kernel.
+
+    It may read single columns of a large tensor, or write them, and add up over the tokens. The first dimension of all
+    tensors is the tokens.
+    """
+    if _device(rows[0]).compiles_arithmetic and len(rows[0]) >= COMPILE_TOKENS and _can_compile(rows):
+        try:
+            return _call_compiled(function, rows)
+        except _compiler_errors() as error:
+            _give_up(error)
+    return function(*rows)
+
+
+def run_in_chunks[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...]) -> R:
+    """What :func:`run` does, uncompiled: ``function`` on some rows at a time, its results joined."""
+    step = max(1, _device(rows[0]).chunk_elements // rows[0].size(1))
+    results = [function(*(part[start : start + step] for part in rows)) for start in range(0, len(rows[0]), step)]
     if results[0] is None:
         return results[0]
     columns = zip(*results, strict=True)
     return cast(R, tuple(None if parts[0] is None else torch.cat(parts) for parts in columns))
 
 
+def _call_compiled[R](function: Callable[..., R], rows: tuple[Tensor, ...]) -> R:
+    # New objects, for the mark stays on a tensor; one for each, so that a tensor given twice is seen to be the same.
+    marked = {id(part): part.detach() for part in rows}
+    for part in marked.values():
+        torch._dynamo.mark_dynamic(part, 0)
+    sizes = tuple((part.dtype, *part.shape[1:]) for part in rows)
+    return _compiled(function, sizes)(*(marked[id(part)] for part in rows))
+
+
 @cache
-def _compiled[R](function: Callable[..., R]) -> Callable[..., R]:
-    return torch.compile(function, dynamic=True, fullgraph=True)
+def _compiled[R](function: Callable[..., R], sizes: tuple) -> Callable[..., R]:
+    """``function`` for tensors of these dtypes and sizes, any number of rows."""
+    # Dynamo allows eight compilations of a code object: each size, and each closure of one function, has its own.
+    assert isinstance(function, types.FunctionType)
+    code, closure = function.__code__.replace(), function.__closure__
+    own = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    return torch.compile(own, dynamic=False, fullgraph=True)
+
+
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    return torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
 
 
 _compiler_failed = False
 
 
-def _can_compile() -> bool:
+def _can_compile(rows: tuple[Tensor, ...]) -> bool:
+    """Whether there is a compiler, as far as is known; a single row would need a compilation of its own."""
     switched_off = torch._dynamo.config.disable or os.environ.get("TORCHDYNAMO_DISABLE") == "1"
-    return not (_compiler_failed or switched_off)
+    return len(rows[0]) > 1 and not (_compiler_failed or switched_off)
 
 
 def _give_up(error: Exception) -> None:

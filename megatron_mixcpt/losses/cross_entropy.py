@@ -4,20 +4,23 @@ Unlike the engine's cross-entropy (``megatron/core/tensor_parallel/cross_entropy
 overwritten) it needs one collective and leaves the logits alone, unless told to put their gradient in their place.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_mixcpt.losses import kernels
+from megatron_mixcpt.losses import compiled, kernels
 from megatron_mixcpt.losses.vocab_parallel import (
     LOWEST,
     VocabShard,
+    by_number,
     check_shapes,
     gather,
     gradient_buffer,
-    logits_at,
+    is_true,
     merge_exponentials,
-    overwrite_at,
     vocab_shard,
 )
 
@@ -48,33 +51,54 @@ class _CrossEntropy(torch.autograd.Function):
         ctx, logits: Tensor, labels: Tensor, shard: VocabShard, tp_group: dist.ProcessGroup | None, inplace: bool
     ) -> Tensor:
         logits = logits.detach()
-        local = _local_statistics(logits, labels, shard)
-        maxima, sums, label_logits = gather(local, tp_group)
-        maximum, total, _ = merge_exponentials(maxima, sums)
-        log_sum = total.log()
-        label_logit = label_logits.sum(0) - maximum
-        ctx.save_for_backward(logits, labels, maximum, log_sum, label_logit)
+        gathered = gather(_local_statistics(logits, labels, shard), tp_group)
+        loss, *statistics = compiled.run_on_tokens(_losses(shard.vocab_size), (gathered, labels))
+        ctx.save_for_backward(logits, labels, *statistics)
         ctx.shard, ctx.inplace = shard, inplace
-        return torch.where(shard.is_true(labels), log_sum - label_logit, 0.0)
+        return loss
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, maximum, log_sum, label_logit = ctx.saved_tensors
-        shard, has_label = ctx.shard, ctx.shard.is_true(labels)
-        weight = torch.where(has_label, grad_loss, 0.0)
+        shard = ctx.shard
         gradient = gradient_buffer(logits, shard, ctx.inplace)
         if shard.num_columns:
-            kernels.write_cross_entropy_gradient(gradient, logits, maximum, log_sum, weight, shard.num_columns)
-            at_label = weight * ((label_logit - log_sum).exp() - 1)
-            overwrite_at(gradient, shard, labels, at_label, has_label & (weight != 0))
+            weight, at_label, live = compiled.run_on_tokens(
+                _gradient_rows(shard.vocab_size), (grad_loss, labels, log_sum, label_logit)
+            )
+            kernels.write_cross_entropy_gradient(gradient, logits, maximum, log_sum, weight, shard)
+            kernels.overwrite_columns(gradient, shard, (labels, at_label, live))
         return gradient, None, None, None, None
 
 
+@cache
+def _losses(vocab_size: int) -> Callable[..., tuple[Tensor, ...]]:
+    """From what the ranks gathered to the loss, and maximum, log-sum and label's logit less the maximum."""
+
+    def compute(gathered: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        maxima, sums, label_logits = by_number(gathered)
+        maximum, total, _ = merge_exponentials(maxima, sums)
+        log_sum, label_logit = total.log(), label_logits.sum(0) - maximum
+        return torch.where(is_true(labels, vocab_size), log_sum - label_logit, 0.0), maximum, log_sum, label_logit
+
+    return compute
+
+
+@cache
+def _gradient_rows(vocab_size: int) -> Callable[..., tuple[Tensor, ...]]:
+    """From the incoming gradient to each row's weight, and what is written at the label and where."""
+
+    def compute(grad_loss: Tensor, labels: Tensor, log_sum: Tensor, label_logit: Tensor) -> tuple[Tensor, ...]:
+        has_label = is_true(labels, vocab_size)
+        weight = torch.where(has_label, grad_loss, 0.0)
+        return weight, weight * ((label_logit - log_sum).exp() - 1), has_label & (weight != 0)
+
+    return compute
+
+
 def _local_statistics(logits: Tensor, labels: Tensor, shard: VocabShard) -> list[Tensor]:
-    """Maximum, sum of exp(logit - maximum) and the label's logit in this rank's true columns, float32 ``[tokens]``."""
+    """What this rank sends, float32 ``[tokens]``: the fields of ``ExponentialStatistics``."""
     if shard.num_columns:
-        maximum, total = kernels.exponential_statistics(logits, shard.num_columns)
-    else:
-        maximum, total = logits.new_full((2, len(labels)), LOWEST, dtype=torch.float32)
-        total = torch.zeros_like(maximum)
-    return [maximum, total, logits_at(logits, shard, labels)]
+        return list(kernels.exponential_statistics(logits, labels, shard))
+    zero = logits.new_zeros(len(labels), dtype=torch.float32)
+    return [torch.full_like(zero, LOWEST), zero, zero]

@@ -7,6 +7,7 @@ added up; hence ``loss_mask`` goes in and the sum comes out. What is held instea
 tokens: one chunk of each model's logits, and a float32 gradient of the output weight from forward to backward.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -137,7 +138,7 @@ class _FusedLinear(torch.autograd.Function):
             results.append(result)
             if grad_hidden is not None and grad_logits is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
-                grad_weight = _accumulated(grad_weight, grad_logits.t() @ hidden[rows])
+                grad_weight = _accumulated(grad_weight, grad_logits.t(), hidden[rows])
         whole = MixCPTLoss(*(torch.cat(parts) for parts in zip(*results, strict=True)))
         ctx.gradients, ctx.weight, ctx.setting = (grad_hidden, grad_weight), weight, setting
         ctx.shape = hidden_states.shape
@@ -193,17 +194,39 @@ def _chunk_loss(
     return MixCPTLoss(*(part.detach() for part in result)), gradient
 
 
-def _accumulated(grad_weight: Tensor | None, part: Tensor) -> Tensor:
-    """The sum of the chunks' parts of the output weight's gradient so far, float32."""
-    if grad_weight is None:
+def _accumulated(total: Tensor | None, grad_logits: Tensor, hidden: Tensor) -> Tensor:
+    """``total + grad_logits @ hidden`` in ``total``: the output weight's gradient so far, float32; None: a new one."""
+    if _multiplies_onto_float32(hidden.device.type, hidden.dtype):
+        # No product of the weight's size beside the sum: the matrix product reads the sum and writes it.
+        beta, total = (1, total) if total is not None else (0, _new_total(grad_logits, hidden))
+        if hidden.dtype == torch.float32:
+            return torch.addmm(total, grad_logits, hidden, beta=beta, out=total)
+        return torch.addmm(total, grad_logits, hidden, out_dtype=torch.float32, beta=beta, out=total)
+    part = grad_logits @ hidden
+    if total is None:
         return part.float()
     # Compiled, because a float32 sum of a bfloat16 part makes a float32 copy of it first.
-    compiled.run(_add, (grad_weight, part), part.size(1))
-    return grad_weight
+    compiled.run(_add, (total, part))
+    return total
 
 
-def _add(num_columns: int, total: Tensor, part: Tensor) -> None:
-    total[:, :num_columns] += part[:, :num_columns].float()
+def _new_total(grad_logits: Tensor, hidden: Tensor) -> Tensor:
+    return hidden.new_empty((grad_logits.size(0), hidden.size(1)), dtype=torch.float32)
+
+
+@cache
+def _multiplies_onto_float32(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether products of this dtype can be added to a float32 tensor: tried once, for torch does not tell."""
+    one = torch.ones((8, 8), dtype=dtype, device=device_type)
+    try:
+        torch.addmm(one.float(), one, one, **({} if dtype == torch.float32 else {"out_dtype": torch.float32}))
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _add(total: Tensor, part: Tensor) -> None:
+    total += part.float()
 
 
 def _add_to_main_grad(weight: Tensor, grad_weight: Tensor) -> Tensor | None:

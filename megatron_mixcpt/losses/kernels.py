@@ -1,8 +1,9 @@
 """The passes over the logits themselves: one that reads them forward, one that writes the gradient backward.
 
 Everything that costs time or memory is here, on ``[tokens, columns]`` tensors of one rank; the rest of the losses works
-on a few numbers per token. Each pass is one plain function of tensors. ``compiled.run`` compiles it for the tensors'
-device, C++ on a CPU and Triton on a GPU from this one source; without a compiler it runs uncompiled, in chunks of rows.
+on a few numbers per token. Each pass is one plain function of tensors, made for a rank's shard of the vocabulary.
+``compiled.run`` compiles it for the tensors' device, C++ on a CPU and Triton on a GPU from this one source; without a
+compiler it runs uncompiled, in chunks of rows.
 
 The forward pass takes a row in blocks of columns that stay in the first-level cache between finding their maximum and
 adding up their exponentials, so that logits are read from memory once; a block's sums are merged as the ranks' are.
@@ -11,7 +12,7 @@ Sums of sums also lose less to rounding: a running float32 sum over 150,000 colu
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,91 +20,122 @@ from torch import Tensor
 from megatron_mixcpt.losses import compiled
 from megatron_mixcpt.losses.divergence import (
     GradientRows,
-    GradientWeights,
     Sums,
-    TokenStatistics,
     gradient_of_rows,
     merge,
     sums_of,
 )
-from megatron_mixcpt.losses.vocab_parallel import merge_exponentials
+from megatron_mixcpt.losses.vocab_parallel import VocabShard, logits_at, merge_exponentials, overwrite_at
 from megatron_mixcpt.objective import Divergence
 
 # Columns in a block: 4 KiB of each model's logits as float32.
 BLOCK = 1024
 
 
-def exponential_statistics(logits: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
-    """Per row, of the first ``num_columns`` columns: maximum and sum of exp(logit - maximum), float32 ``[tokens]``."""
-    return compiled.run(_exponential_statistics, (logits,), num_columns)
+class ExponentialStatistics(NamedTuple):
+    """Of each token, float32 ``[tokens]``: maximum, sum of exp(logit - maximum), and the label's logit or 0."""
+
+    maximum: Tensor
+    sum: Tensor
+    label_logit: Tensor
+
+
+class DivergenceStatistics(NamedTuple):
+    """Of each token, ``[tokens]``: the sums, the teacher's first largest logit, and single logits, 0 where not owned.
+
+    ``top_column`` (int32) is the place of the largest logit among the rank's columns.
+    """
+
+    sums: Sums
+    top_column: Tensor
+    student_top: Tensor
+    student_label: Tensor
+    teacher_label: Tensor
+
+
+def exponential_statistics(logits: Tensor, labels: Tensor, shard: VocabShard) -> ExponentialStatistics:
+    """The statistics of this rank's true columns of the logits ``[tokens, columns]``."""
+    return ExponentialStatistics(*compiled.run(_exponential_reader(shard), (logits, labels)))
 
 
 def write_cross_entropy_gradient(
-    gradient: Tensor, logits: Tensor, maximum: Tensor, log_sum: Tensor, weight: Tensor, num_columns: int
+    gradient: Tensor, logits: Tensor, maximum: Tensor, log_sum: Tensor, weight: Tensor, shard: VocabShard
 ) -> None:
-    """Write weight * softmax(logits) into the first ``num_columns`` columns of ``gradient``, which may be ``logits``.
+    """Write weight * softmax(logits) into the true columns of ``gradient``, which may be ``logits``.
 
     ``maximum``, ``log_sum`` (of the logits less their maximum) and ``weight`` are float32 ``[tokens]``. A row of weight
     0 gets 0, even if its logits are not finite.
     """
     coefficients = (part.unsqueeze(1) for part in (maximum, log_sum, weight))
-    compiled.run(_write_cross_entropy_gradient, (gradient, logits, *coefficients), num_columns)
+    compiled.run(_cross_entropy_gradient_writer(shard.num_columns), (gradient, logits, *coefficients))
 
 
 def divergence_statistics(
-    student: Tensor, teacher: Tensor, num_columns: int, divergence: Divergence
-) -> tuple[Sums, Tensor]:
-    """The sums over the first ``num_columns`` columns of the logits ``[tokens, columns]``, each ``[tokens]``.
-
-    Also returns the column of the teacher's first largest logit, int64 ``[tokens]``.
-    """
-    *sums, top = compiled.run(_divergence_reader(divergence), (student, teacher), num_columns)
-    return Sums(*sums), top
+    student: Tensor, teacher: Tensor, labels: Tensor, shard: VocabShard, divergence: Divergence
+) -> DivergenceStatistics:
+    """The statistics of this rank's true columns of the logits ``[tokens, columns]``."""
+    *sums, top, student_top, student_label, teacher_label = compiled.run(
+        _divergence_reader(divergence, shard), (student, teacher, labels)
+    )
+    return DivergenceStatistics(Sums(*sums), top, student_top, student_label, teacher_label)
 
 
 def write_gradient(
-    gradient: Tensor,
-    student: Tensor,
-    teacher: Tensor,
-    token: TokenStatistics,
-    weights: GradientWeights,
-    num_columns: int,
-    divergence: Divergence,
+    gradient: Tensor, student: Tensor, teacher: Tensor, rows: GradientRows, num_columns: int, divergence: Divergence
 ) -> None:
     """Write ``gradient_of_rows`` into the first ``num_columns`` of ``gradient``, which may be ``student`` itself."""
-    rows = (gradient, student, teacher, *GradientRows.of(token, weights))
-    compiled.run(_gradient_writer(divergence), rows, num_columns)
+    compiled.run(_gradient_writer(divergence, num_columns), (gradient, student, teacher, *rows))
+
+
+def overwrite_columns(gradient: Tensor, shard: VocabShard, *entries: tuple[Tensor, Tensor, Tensor]) -> None:
+    """For each of (index, value, where), in their order, what ``vocab_parallel.overwrite_at`` does."""
+    compiled.run_on_tokens(_overwriter(shard), (gradient, *(part for entry in entries for part in entry)))
 
 
 @cache
-def _divergence_reader(divergence: Divergence) -> Callable[..., tuple[Any, ...]]:
-    """The forward pass for one divergence: the fields of ``Sums``, and the column of the teacher's largest logit."""
+def _divergence_reader(divergence: Divergence, shard: VocabShard) -> Callable[..., tuple[Any, ...]]:
+    """The forward pass for one divergence: the fields of ``Sums``, then those of ``DivergenceStatistics``."""
 
-    def read(num_columns: int, student: Tensor, teacher: Tensor) -> tuple[Any, ...]:
-        pairs = zip(_blocks(student, num_columns), _blocks(teacher, num_columns), strict=True)
+    def read(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Any, ...]:
+        pairs = zip(_blocks(student, shard.num_columns), _blocks(teacher, shard.num_columns), strict=True)
         sums = [sums_of(s.float(), t.float(), divergence) for s, t in pairs]
         blocks = Sums(*(None if parts[0] is None else _join(parts) for parts in zip(*sums, strict=True)))
-        top = _first_largest(teacher, blocks.teacher_max.argmax(0), num_columns)
-        return *merge(blocks, divergence), top
+        top = _first_largest(teacher, blocks.teacher_max.argmax(0), shard.num_columns)
+        student_top = student.gather(1, top.unsqueeze(1)).squeeze(1).float()
+        at_label = logits_at(student, shard, labels), logits_at(teacher, shard, labels)
+        return *merge(blocks, divergence), top.int(), student_top, *at_label
 
     return read
 
 
 @cache
-def _gradient_writer(divergence: Divergence) -> Callable[..., None]:
+def _gradient_writer(divergence: Divergence, num_columns: int) -> Callable[..., None]:
     """The backward pass for one divergence."""
 
-    def write(num_columns: int, gradient: Tensor, student: Tensor, teacher: Tensor, *rows: Tensor) -> None:
+    def write(gradient: Tensor, student: Tensor, teacher: Tensor, *rows: Tensor) -> None:
         s, t = student[:, :num_columns].float(), teacher[:, :num_columns].float()
         gradient[:, :num_columns] = gradient_of_rows(s, t, GradientRows(*rows), divergence)
 
     return write
 
 
-def _exponential_statistics(num_columns: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-    blocks = [_block_exponentials(block.float()) for block in _blocks(logits, num_columns)]
-    maxima, sums = (_join(parts) for parts in zip(*blocks, strict=True))
-    return merge_exponentials(maxima, sums)[:2]
+@cache
+def _overwriter(shard: VocabShard) -> Callable[..., None]:
+    def overwrite(gradient: Tensor, *entries: Tensor) -> None:
+        for start in range(0, len(entries), 3):
+            overwrite_at(gradient, shard, *entries[start : start + 3])
+
+    return overwrite
+
+
+@cache
+def _exponential_reader(shard: VocabShard) -> Callable[..., tuple[Tensor, ...]]:
+    def read(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        blocks = [_block_exponentials(block.float()) for block in _blocks(logits, shard.num_columns)]
+        maxima, sums = (_join(parts) for parts in zip(*blocks, strict=True))
+        return *merge_exponentials(maxima, sums)[:2], logits_at(logits, shard, labels)
+
+    return read
 
 
 def _block_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,11 +143,13 @@ def _block_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
     return maximum, (logits - maximum.unsqueeze(-1)).exp().sum(-1)
 
 
-def _write_cross_entropy_gradient(
-    num_columns: int, gradient: Tensor, logits: Tensor, maximum: Tensor, log_sum: Tensor, weight: Tensor
-) -> None:
-    probability = (logits[:, :num_columns].float() - maximum - log_sum).exp()
-    gradient[:, :num_columns] = torch.where(weight == 0, 0.0, probability * weight)
+@cache
+def _cross_entropy_gradient_writer(num_columns: int) -> Callable[..., None]:
+    def write(gradient: Tensor, logits: Tensor, maximum: Tensor, log_sum: Tensor, weight: Tensor) -> None:
+        probability = (logits[:, :num_columns].float() - maximum - log_sum).exp()
+        gradient[:, :num_columns] = torch.where(weight == 0, 0.0, probability * weight)
+
+    return write
 
 
 def _blocks(logits: Tensor, num_columns: int) -> list[Tensor]:

@@ -18,24 +18,26 @@ rank computes the gradient of its columns: one all-gather forward, no collective
 other temperatures need the same numbers (``divergence.py``).
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_mixcpt.losses import kernels
+from megatron_mixcpt.losses import compiled, kernels
 from megatron_mixcpt.losses.cross_entropy import vocab_parallel_cross_entropy
-from megatron_mixcpt.losses.divergence import GradientWeights, TokenStatistics, gradient_at, token_divergence
-from megatron_mixcpt.losses.statistics import token_statistics
-from megatron_mixcpt.losses.vocab_parallel import (
-    VocabShard,
-    check_shapes,
-    gradient_buffer,
-    overwrite_at,
-    vocab_shard,
+from megatron_mixcpt.losses.divergence import (
+    GradientRows,
+    GradientWeights,
+    TokenStatistics,
+    gradient_at,
+    token_divergence,
 )
-from megatron_mixcpt.objective import Divergence, Objective
+from megatron_mixcpt.losses.statistics import gathered_statistics, token_statistics
+from megatron_mixcpt.losses.vocab_parallel import VocabShard, check_shapes, gradient_buffer, is_true, vocab_shard
+from megatron_mixcpt.objective import Objective
 
 
 class MixCPTLoss(NamedTuple):
@@ -159,20 +161,54 @@ class _MixCPTLoss(torch.autograd.Function):
         ctx, student: Tensor, teacher: Tensor, labels: Tensor, distilled: Tensor, setting: _Setting
     ) -> MixCPTLoss:
         student = student.detach()
-        objective, divergence, shard = setting.objective, setting.objective.divergence, setting.shard
+        objective, shard = setting.objective, setting.shard
         # The only collective: from here on every rank knows all that the whole vocabulary says of each token.
-        token = token_statistics(student, teacher, labels, shard, setting.tp_group, divergence)
-        has_label = shard.is_true(labels)
+        gathered = gathered_statistics(student, teacher, labels, shard, setting.tp_group, objective.divergence)
+        losses = _losses(objective, shard.vocab_size, student.size(1))
+        of_tokens = compiled.run_on_tokens(losses, (gathered, labels, distilled))
+        results = MixCPTLoss(*of_tokens[: len(MixCPTLoss._fields)])
+        kl, *token = of_tokens[len(MixCPTLoss._fields) :]
+        ctx.save_for_backward(student, teacher, labels, distilled, kl, results.swapped, *token)
+        ctx.setting = setting
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(result for result in results if result is not results.loss))
+        return results
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return None, None, None, None, None
+        student, teacher, *of_tokens = ctx.saved_tensors
+        objective, shard, labels, token = ctx.setting.objective, ctx.setting.shard, of_tokens[0], of_tokens[4:]
+        # No collective: each rank writes the gradient of its columns.
+        gradient = gradient_buffer(student, shard, ctx.setting.inplace)
+        if shard.num_columns:
+            prepare = _gradient_rows(objective, shard.vocab_size)
+            prepared = compiled.run_on_tokens(prepare, (grad_loss, *of_tokens))
+            rows = GradientRows(*prepared[: len(GradientRows._fields)])
+            at_label, live, at_top, live_and_swapped = prepared[len(GradientRows._fields) :]
+            kernels.write_gradient(gradient, student, teacher, rows, shard.num_columns, objective.divergence)
+            # At y and a the gradient differs from the formula of the other columns.
+            top_index = TokenStatistics(*token).top_index
+            entries = (labels, at_label, live), (top_index, at_top, live_and_swapped)
+            kernels.overwrite_columns(gradient, shard, *entries)
+        return gradient, None, None, None, None
+
+
+@cache
+def _losses(objective: Objective, vocab_size: int, columns_per_rank: int) -> Callable[..., tuple[Tensor, ...]]:
+    """From what the ranks gathered to the fields of ``MixCPTLoss``, the divergence, and ``TokenStatistics``."""
+    divergence, alpha = objective.divergence, objective.alpha
+
+    def compute(gathered: Tensor, labels: Tensor, distilled: Tensor) -> tuple[Tensor, ...]:
+        token = token_statistics(gathered, divergence, columns_per_rank)
+        has_label = is_true(labels, vocab_size)
         swapped = has_label & distilled & (token.top_index != labels) & objective.swaps
         ntp = torch.where(has_label, token.ntp_log_sum - token.student_label, 0.0)
         kl = token_divergence(token, swapped, divergence)
         lssd = torch.where(distilled, kl * divergence.temperature**2, 0.0)
-        loss = torch.where(distilled, objective.alpha * ntp + (1 - objective.alpha) * lssd, ntp)
-        ctx.save_for_backward(student, teacher, labels, distilled, kl, swapped, *token)
-        ctx.setting = setting
-        ctx.set_materialize_grads(False)
         results = MixCPTLoss(
-            loss=loss,
+            loss=torch.where(distilled, alpha * ntp + (1 - alpha) * lssd, ntp),
             ntp=ntp,
             lssd=lssd,
             swapped=swapped,
@@ -182,43 +218,34 @@ class _MixCPTLoss(torch.autograd.Function):
             student_top=(token.student_top / divergence.temperature - token.student_log_sum).exp(),
             teacher_entropy=token.teacher_entropy,
         )
-        ctx.mark_non_differentiable(*(result for result in results if result is not loss))
-        return results
+        return *results, kl, *token
 
-    @staticmethod
-    def backward(ctx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if grad_loss is None:
-            return None, None, None, None, None
-        student, teacher, labels, distilled, kl, swapped, *statistics = ctx.saved_tensors
+    return compute
+
+
+@cache
+def _gradient_rows(objective: Objective, vocab_size: int) -> Callable[..., tuple[Tensor, ...]]:
+    """From the incoming gradient to ``GradientRows``, and value and mask of what is written at the label and the top.
+
+    Values are those of the formula at one column; the mask of the top leaves it alone unless it was swapped.
+    """
+    divergence, alpha = objective.divergence, objective.alpha
+    kl_scale = (1 - alpha) * divergence.temperature
+
+    def compute(
+        grad_loss: Tensor, labels: Tensor, distilled: Tensor, kl: Tensor, swapped: Tensor, *statistics: Tensor
+    ) -> tuple[Tensor, ...]:
         token = TokenStatistics(*statistics)
-        objective, divergence, shard = ctx.setting.objective, ctx.setting.objective.divergence, ctx.setting.shard
-        kl_scale = (1 - objective.alpha) * divergence.temperature
+        has_label = is_true(labels, vocab_size)
         weights = GradientWeights(
-            ntp=torch.where(shard.is_true(labels), grad_loss * torch.where(distilled, objective.alpha, 1.0), 0.0),
+            ntp=torch.where(has_label, grad_loss * torch.where(distilled, alpha, 1.0), 0.0),
             kl=torch.where(distilled, grad_loss * kl_scale, 0.0),
             offset=token.teacher_log_sum - token.student_log_sum - kl,
         )
-        # No collective: each rank writes the gradient of its columns.
-        gradient = gradient_buffer(student, shard, ctx.setting.inplace)
-        if shard.num_columns:
-            kernels.write_gradient(gradient, student, teacher, token, weights, shard.num_columns, divergence)
-            _overwrite_label_and_top(gradient, labels, swapped, token, weights, shard, divergence)
-        return gradient, None, None, None, None
+        live = (weights.ntp != 0) | (weights.kl != 0)
+        at_label_target = torch.where(swapped, 0.0, token.teacher_label)
+        at_label = gradient_at(token.student_label, at_label_target, token, weights, divergence) - weights.ntp
+        at_top = gradient_at(token.student_top, token.teacher_label, token, weights, divergence)
+        return *GradientRows.of(token, weights), at_label, live, at_top, live & swapped
 
-
-def _overwrite_label_and_top(
-    gradient: Tensor,
-    labels: Tensor,
-    swapped: Tensor,
-    token: TokenStatistics,
-    weights: GradientWeights,
-    shard: VocabShard,
-    divergence: Divergence,
-) -> None:
-    """Overwrite the gradient at y and a, where it differs from the formula of the other columns."""
-    at_label_target = torch.where(swapped, 0.0, token.teacher_label)
-    at_label = gradient_at(token.student_label, at_label_target, token, weights, divergence) - weights.ntp
-    at_top = gradient_at(token.student_top, token.teacher_label, token, weights, divergence)
-    live = (weights.ntp != 0) | (weights.kl != 0)
-    overwrite_at(gradient, shard, labels, at_label, live)
-    overwrite_at(gradient, shard, token.top_index, at_top, live & swapped)
+    return compute

@@ -24,10 +24,6 @@ class VocabShard(NamedTuple):
     num_columns: int
     vocab_size: int
 
-    def is_true(self, index: Tensor) -> Tensor:
-        """Whether ``index`` is a true column of the vocabulary, on whichever rank; bool."""
-        return (index >= 0) & (index < self.vocab_size)
-
     def owns(self, index: Tensor) -> Tensor:
         """Whether this rank holds the true column ``index``; bool."""
         return (index >= self.first) & (index < self.first + self.num_columns)
@@ -35,6 +31,11 @@ class VocabShard(NamedTuple):
     def position(self, index: Tensor) -> Tensor:
         """The place of ``index`` among this rank's columns, int64; 0 where this rank does not own it."""
         return torch.where(self.owns(index), index - self.first, 0).long()
+
+
+def is_true(index: Tensor, vocab_size: int) -> Tensor:
+    """Whether ``index`` is a true column of the vocabulary, on whichever rank; bool."""
+    return (index >= 0) & (index < vocab_size)
 
 
 def vocab_shard(num_columns: int, vocab_size: int | None, tp_group: dist.ProcessGroup | None) -> VocabShard:
@@ -63,7 +64,8 @@ def check_shapes(logits: Tensor, labels: Tensor) -> None:
 def gradient_buffer(logits: Tensor, shard: VocabShard, inplace: bool) -> Tensor:
     """Where to write the gradient: the logits' own storage or a new one, with the padding columns already 0."""
     gradient = logits if inplace else torch.empty_like(logits)
-    gradient[:, shard.num_columns :] = 0.0
+    if shard.num_columns < gradient.size(1):
+        gradient[:, shard.num_columns :].zero_()
     return gradient
 
 
@@ -82,8 +84,8 @@ def overwrite_at(gradient: Tensor, shard: VocabShard, index: Tensor, value: Tens
     gradient[entry] = torch.where(owned, value.to(gradient.dtype), gradient[entry])
 
 
-def gather(local: list[Tensor], tp_group: dist.ProcessGroup | None) -> list[Tensor]:
-    """Each rank's ``[tokens]`` tensors of 4 bytes per token, stacked to ``[ranks, tokens]``, by a single all-gather.
+def gather(local: list[Tensor], tp_group: dist.ProcessGroup | None) -> Tensor:
+    """Each rank's ``[tokens]`` tensors of 4 bytes per token, as float32 ``[tokens, ranks, numbers]``; one all-gather.
 
     Integers travel as the bits of a float32: exact, where a conversion would round indices above 2**24.
     """
@@ -92,8 +94,12 @@ def gather(local: list[Tensor], tp_group: dist.ProcessGroup | None) -> list[Tens
     if tp_group is not None and tp_group.size() > 1:
         everyone = packed.new_empty((tp_group.size() * len(local), *packed.shape[1:]))
         dist.all_gather_into_tensor(everyone, packed, group=tp_group)
-    by_rank = everyone.view(-1, *packed.shape).unbind(1)
-    return [numbers.view(mine.dtype) for numbers, mine in zip(by_rank, local, strict=True)]
+    return everyone.view(-1, *packed.shape).permute(2, 0, 1)
+
+
+def by_number(everyone: Tensor) -> list[Tensor]:
+    """What :func:`gather` returned, taken apart to one ``[ranks, tokens]`` for each number."""
+    return list(everyone.permute(2, 1, 0).unbind(0))
 
 
 def merge_exponentials(maxima: Tensor, sums: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ so every figure is a mean over the tokens of the global batch (Eq. 7), whatever 
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from megatron_mixcpt.log_names import (
     TEACHER_LOSS,
     of_kind,
 )
+from megatron_mixcpt.losses import compiled
 from megatron_mixcpt.losses.fused_linear import SummedMixCPTLoss
 from megatron_mixcpt.losses.lssd import MixCPTLoss
 from megatron_mixcpt.objective import Objective
@@ -55,30 +57,60 @@ def mixcpt_loss_func(
     summed = SummedMixCPTLoss(*output)
     losses = MixCPTLoss(*summed.tokens)
     mask = loss_mask.transpose(0, 1).float()
-    num_tokens = mask.sum()
-    distilled = torch.zeros_like(mask) if distill_mask is None else mask * distill_mask.transpose(0, 1)
-    report = {
-        LOSS: torch.stack([summed.loss_sum.detach() + (penalty() if penalty else 0.0), num_tokens]),
-        STUDENT_LOSS: _mean(losses.ntp, mask),
-        DIVERGENCE: _mean(losses.lssd, distilled),
-        SWAPPED_FRACTION: _mean(losses.swapped, distilled),
-    }
-    if objective.runs_teacher:
-        report[AGREEMENT] = _mean(losses.agreed, distilled)
-        report["teacher top-1 probability"] = _mean(losses.teacher_top, distilled)
-        report["student top-1 probability"] = _mean(losses.student_top, distilled)
-        if objective.divergence.teacher_entropy:
-            report["teacher entropy"] = _mean(losses.teacher_entropy, distilled)
-        if summed.teacher_ntp is not None:
-            report[TEACHER_LOSS] = _mean(summed.teacher_ntp, mask)
-        for place, name in enumerate(kinds):
-            report[of_kind(DIVERGENCE, name)] = _mean(losses.lssd, distilled * (kind == place))
+    distilled = torch.zeros_like(mask) if distill_mask is None else distill_mask.transpose(0, 1)
+    tokens = {"mask": mask, "distilled": distilled, **losses._asdict()}
+    if summed.teacher_ntp is not None:
+        tokens["teacher_ntp"] = summed.teacher_ntp
+    if kind is not None:
+        tokens["kind"] = kind.expand(mask.shape)
+    keys = _reported(objective, tuple(kinds), summed.teacher_ntp is not None)
+    num_tokens, *numbers = compiled.run_on_tokens(_summing(tuple(tokens), keys), tuple(tokens.values()))
+    total = summed.loss_sum.detach() + (penalty() if penalty else 0.0)
+    pairs = torch.stack([total.float(), num_tokens, *numbers]).view(-1, 2)
+    report = dict(zip([LOSS, *(key for key, *_ in keys)], pairs, strict=True))
     return summed.loss_sum, num_tokens.to(torch.int32), report
 
 
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of ``values`` and sum of ``weights`` [s, b], float32 [2], for the engine to add up and divide."""
-    return torch.stack([(values * weights).sum(), weights.sum().clamp(min=_NONE)])
+_Reported = tuple[str, str, str, int | None]
+"""What is reported: its key, the tokens' values, the mask of those that count, and the kind of data; None: all."""
+
+
+@cache
+def _reported(objective: Objective, kinds: tuple[str, ...], measures_teacher: bool) -> tuple[_Reported, ...]:
+    """The means over tokens, in the order of the report."""
+    reported: list[_Reported] = [
+        (STUDENT_LOSS, "ntp", "mask", None),
+        (DIVERGENCE, "lssd", "distilled", None),
+        (SWAPPED_FRACTION, "swapped", "distilled", None),
+    ]
+    if objective.runs_teacher:
+        reported += [
+            (AGREEMENT, "agreed", "distilled", None),
+            ("teacher top-1 probability", "teacher_top", "distilled", None),
+            ("student top-1 probability", "student_top", "distilled", None),
+        ]
+        if objective.divergence.teacher_entropy:
+            reported.append(("teacher entropy", "teacher_entropy", "distilled", None))
+        if measures_teacher:
+            reported.append((TEACHER_LOSS, "teacher_ntp", "mask", None))
+        reported += [(of_kind(DIVERGENCE, name), "lssd", "distilled", place) for place, name in enumerate(kinds)]
+    return tuple(reported)
+
+
+@cache
+def _summing(names: tuple[str, ...], reported: tuple[_Reported, ...]) -> Callable[..., tuple[Tensor, ...]]:
+    """From the tensors ``[s, b]`` of these names: the number of tokens, then sum and count of each of ``reported``."""
+
+    def compute(*tensors: Tensor) -> tuple[Tensor, ...]:
+        tokens = dict(zip(names, tensors, strict=True))
+        tokens["distilled"] = tokens["mask"] * tokens["distilled"]
+        numbers = [tokens["mask"].sum()]
+        for _, values, mask, place in reported:
+            weights = tokens[mask] if place is None else tokens[mask] * (tokens["kind"] == place)
+            numbers += [(tokens[values] * weights).sum(), weights.sum().clamp(min=_NONE)]
+        return tuple(numbers)
+
+    return compute
 
 
 class TokensPerSecond:

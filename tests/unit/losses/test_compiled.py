@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from megatron_mixcpt.losses import compiled
+from megatron_mixcpt.losses.cross_entropy import vocab_parallel_cross_entropy
 from tests.unit.losses.dense_reference import expected_mixcpt_loss
 from tests.unit.losses.test_lssd import ALPHA, GRADIENT_TOLERANCE, TOLERANCE, assert_matches, run, sample
 
-# Two whole blocks of columns and a rest; more tokens than a chunk of rows takes.
-VOCAB_SIZE = 2 * 1024 + 300
+# Blocks of columns and a rest; more tokens than a chunk of rows takes. Fewer than eight blocks would be merged by code
+# of their own, in which the sums of equal models may be rounded differently.
+VOCAB_SIZE = 9 * 1024 + 300
 
 
 @pytest.fixture
@@ -66,6 +68,16 @@ def test_compiled_equal_models_have_no_divergence_at_all(compile_everything) -> 
     assert torch.equal(result.lssd, torch.zeros(20)) and not gradient.any()
 
 
+def test_a_process_may_compile_for_many_vocabularies(compile_everything, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Dynamo stops after eight compilations of a function; each size is a function of its own.
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, backend="eager", **options))
+    for vocab_size in range(1030, 1042):
+        student, _, labels = sample(3, vocab_size)
+        loss = vocab_parallel_cross_entropy(student, labels, tp_group=None)
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(student, labels, reduction="none"))
+
+
 def test_torchs_own_switch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "COMPILE_ELEMENTS", 1)
     monkeypatch.setattr(compiled, "_compiled", None)
@@ -75,7 +87,7 @@ def test_torchs_own_switch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_compiler_it_warns_once_and_goes_on(monkeypatch) -> None:
-    def fail(function):
+    def fail(function, sizes):
         def call(*args):
             raise torch._dynamo.exc.TorchDynamoException("no C++ compiler found")
 
