@@ -1,0 +1,39 @@
+"""Trainings of the tiny worlds with Transformer Engine's layers or ours, each on ranks of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_mixcpt.testing import run_distributed
+
+LOCAL = ("--transformer-impl", "local", "--no-rope-fusion", "--no-masked-softmax-fusion", "--no-bias-dropout-fusion")
+
+
+def train(num_ranks: int, trainer: str, argv: Sequence[str], log_dir: Path, *, stand_ins: bool = True) -> dict:
+    """The curves of a run: key -> value per iteration.
+
+    Args:
+        num_ranks: ranks.
+        trainer: ``cpt``, ``sft`` or ``dpo``.
+        argv: its command line.
+        log_dir: for TensorBoard's files.
+        stand_ins: let Transformer Engine's layers compute, see ``stand_ins.py``.
+    """
+    arguments = (trainer, [*argv, "--tensorboard-dir", str(log_dir)], stand_ins)
+    run_distributed(train_rank, num_ranks, *arguments, cpu_emulation=True, timeout_s=290)
+    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    return {key: [event.value for event in events.Scalars(key)] for key in events.Tags()["scalars"]}
+
+
+def train_rank(trainer: str, argv: list[str], stand_ins: bool) -> None:
+    """On each rank: what the tool does."""
+    from megatron_mixcpt.training.alignment import dpo, sft
+    from megatron_mixcpt.training.pretraining import cpt
+
+    if stand_ins:
+        from tests.transformer_engine.stand_ins import install
+
+        install()
+    {"cpt": cpt, "sft": sft, "dpo": dpo}[trainer].main(argv)
