@@ -56,9 +56,13 @@ class StudentTeacherModelBuilder(GPTModelBuilder):
 
 
 def _frozen(config: StudentTeacherModelConfig) -> StudentTeacherModelConfig:
-    """The configuration without what only a backward pass needs: to the teacher, recomputation is waste."""
+    """The configuration without what only a backward pass needs: to the teacher, recomputation is waste.
+
+    Nor does it inherit the student's 8 bits: whether a teacher runs in them is ``teacher_fp8``'s to say.
+    """
     transformer = copy.copy(config.transformer)
     transformer.recompute_granularity = None
+    transformer.fp8, transformer.first_last_layers_bf16 = None, False
     if config.teacher_fp8:
         # Scaled by what each tensor holds now: a scale from earlier batches needs a history, and a reduction of it.
         transformer.fp8, transformer.fp8_recipe = "e4m3", "tensorwise"

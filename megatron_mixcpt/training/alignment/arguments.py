@@ -41,6 +41,7 @@ from megatron_mixcpt.training.engine.arguments import (
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
 from megatron_mixcpt.training.engine.run_record import build_record, check_resumes, files_digest
+from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 
 # The paper's settings of format alignment (appendix), where they do not depend on the model.
@@ -124,6 +125,12 @@ def parse_alignment_run[Config: AlignmentConfig, R: Record](
     tokenizer = load_tokenizer(source.plan.folder)
     check_vocabulary(source.plan, len(tokenizer))
     settings = RECIPE_DEFAULTS | defaults | engine_defaults(source.plan, tokenizer.eos_token_id) | explicit
+    check_transformer_engine(explicit, settings)
+    if kind == "dpo" and settings.get("fp8"):
+        raise ConfigError(
+            f"--fp8-format {settings['fp8']}: DPO compares the policy's log-probabilities with the reference's, which "
+            "the rounding of one of the two would bias; remove it"
+        )
     sizes = parallel_sizes(settings)
     _check_layout(sizes, settings)
     encoder = ChatEncoder(tokenizer, choose_template(tokenizer, config.chat_template), settings["seq_length"])

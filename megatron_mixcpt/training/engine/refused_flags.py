@@ -37,6 +37,22 @@ _BY_REASON = {
     "the teacher's output layer would keep the inputs of a gradient that is never computed": """
         defer_embedding_wgrad_compute
     """,
+    "the losses are this package's, and the engine's cross-entropy does not run": """
+        cross_entropy_loss_fusion cross_entropy_fusion_impl fp16_lm_cross_entropy
+    """,
+    "weights are loaded into the layers, and their float32 copies would start from 8 bits": "fp8_param_gather",
+    "the losses take the output layer's weight, which is not to be rounded to 8 bits": "fp8_output_proj",
+    "it belongs to delayed scaling, which is not used here": """
+        fp8_margin fp8_interval fp8_amax_history_len fp8_amax_compute_algo fp8_wgrad
+    """,
+    "no training in 4 bits, nor one with a precision for each module, has been tested": """
+        fp4 fp4_recipe fp4_param_gather fp4_quantizer_factory fp8_quantizer_factory te_precision_config_file
+    """,
+    "these kernels of Transformer Engine have not been tested with a teacher beside the student": """
+        tp_comm_overlap symmetric_ar_type use_te_activation_func use_transformer_engine_op_fuser
+        use_grouped_gemm_for_dense_mlp fused_residual_rmsnorm use_kitchen_attention
+    """,
+    "only CUDA graphs need it, and they are not used here": "te_rng_tracker",
     "sequences are split evenly over context parallel ranks": "hybrid_context_parallel",
     "the losses have no term for multi-token prediction": "mtp_num_layers",
     "the losses read logits that are not scaled": "use_mup",
@@ -62,6 +78,8 @@ REFUSED = {name: reason for reason, names in _BY_REASON.items() for name in name
 """Names among the engine's arguments, each with its reason."""
 
 _FLAGS = {
+    "fp4": "--fp4-format",
+    "fp8_wgrad": "--no-fp8-wgrad",
     "cuda_graph_scope_deprecated": "--cuda-graph-scope",
     "torch_fsdp2_reshard_after_forward": "--torch-fsdp2-no-reshard-after-forward",
 }

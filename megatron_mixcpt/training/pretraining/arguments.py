@@ -36,6 +36,7 @@ from megatron_mixcpt.training.engine.arguments import (
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
 from megatron_mixcpt.training.engine.run_record import build_record, check_resumes
+from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 from megatron_mixcpt.training.pretraining.record import mixture_contents
 from megatron_mixcpt.training.pretraining.validation_sets import held_out_kinds, parse_named_sets, validation_names
@@ -104,6 +105,7 @@ def parse_run(argv: Sequence[str]) -> Run:
     resumed = resumable(load, explicit.get("ckpt_step"))
     if resumed:
         settings["load"] = load
+    check_transformer_engine(explicit, settings, teacher_fp8=config.teacher_fp8)
     if config.document_masking:
         settings["dataloader_inter_document_masking"] = True  # the engine's datasets then reset the positions as well
     sizes = _checked_sizes(config, settings)
@@ -135,8 +137,6 @@ def _checked_sizes(config: MixCPTConfig, settings: dict[str, Any]) -> ParallelSi
     check_batches(sizes, settings)
     if settings.get("dataloader_inter_document_masking"):
         check_packed_rows(settings)
-    if config.teacher_fp8:
-        _check_fp8(settings)
     return sizes
 
 
@@ -188,20 +188,6 @@ def _validation(
             "--eval-iters N to measure N batches of all kinds together"
         )
     return decided
-
-
-def _check_fp8(settings: dict[str, Any]) -> None:
-    """The teacher's layers run in 8 bits where Transformer Engine's kernels can."""
-    if settings["transformer_impl"] != "transformer_engine":
-        raise ConfigError(
-            "--teacher-fp8 needs Transformer Engine, which is not used here, and nothing else multiplies in 8 bits: "
-            "remove it"
-        )
-    from transformer_engine.pytorch.fp8 import check_fp8_support
-
-    supported, reason = check_fp8_support()
-    if not supported:
-        raise ConfigError(f"--teacher-fp8: this GPU does not support it ({reason}); remove it")
 
 
 def _check_same_shape(student: HFModel, teacher: HFModel) -> None:
