@@ -9,13 +9,16 @@ what the engine saves is refused. A warning tells where a folder was not written
 import io
 import os
 import warnings
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import megatron.core  # noqa: F401 - tells torch which of the engine's classes are safe to load
 import torch
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
 
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME
-from megatron_mixcpt.conversion.inert_pickle import names_beyond
+from megatron_mixcpt.conversion.inert_pickle import load_index, names_beyond
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
 
@@ -37,6 +40,24 @@ def open_for_engine(load_dir: str | Path, iteration: int | None = None) -> Megat
     checkpoint = MegatronCheckpoint(load_dir, iteration)
     _check_pickles(checkpoint)
     return checkpoint
+
+
+def supply_missing_extra_states(state: dict[str, Any], folder: Path) -> None:
+    """Give what the engine is to load an empty extra state wherever the checkpoint in ``folder`` has none; in place.
+
+    Each module of Transformer Engine has an extra state, empty but in 8-bit training with a history. Layers without
+    Transformer Engine save none for their norms, and the engine cannot load a checkpoint that lacks an object.
+    """
+    if (folder / ".metadata").is_file():
+        _supply(state, load_index((folder / ".metadata").read_bytes()).state_dict_metadata.keys())
+
+
+def _supply(state: dict[str, Any], saved: Collection[str]) -> None:
+    for name, value in state.items():
+        if isinstance(value, dict):
+            _supply(value, saved)
+        elif isinstance(value, ShardedObject) and value.key.endswith("_extra_state") and value.unique_key not in saved:
+            state[name] = LocalNonpersistentObject(torch.empty(0, dtype=torch.uint8, device="cpu"))
 
 
 def _check_pickles(checkpoint: MegatronCheckpoint) -> None:

@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
-from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine
+from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine, supply_missing_extra_states
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 
 # A mixture of experts keeps the norm before its router separate, as in Transformer Engine's layers.
@@ -109,7 +109,9 @@ def load_megatron_weights(model: GPTModel, load_dir: str | Path, iteration: int 
     Raises CheckpointError where there is none, or where loading it would run code that it names.
     """
     folder = open_for_engine(load_dir, iteration).folder
-    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
+    wanted = {"model": model.sharded_state_dict()}
+    supply_missing_extra_states(wanted, folder)
+    state = dist_checkpointing.load(wanted, str(folder))
     model.load_state_dict(state["model"])
 
 

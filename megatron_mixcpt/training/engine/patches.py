@@ -169,6 +169,12 @@ REGISTER = (
         "two signals end a run, and ranks agree on them without waiting for the device",
     ),
     Entry(
+        "megatron.core.dist_checkpointing.load",
+        WRAPPED,
+        "training/engine/repairs.py",
+        "a checkpoint of layers without Transformer Engine lacks extra states that its layers would load",
+    ),
+    Entry(
         "megatron.core.datasets.utils.compile_helpers",
         REPLACED,
         "training/engine/repairs.py",

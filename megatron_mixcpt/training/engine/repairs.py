@@ -4,9 +4,11 @@ Each repair says what goes wrong without it, and none is made where nothing does
 """
 
 import argparse
+import functools
 import queue
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 
+from megatron_mixcpt.conversion.megatron_for_engine import supply_missing_extra_states
 from megatron_mixcpt.training.engine.patches import Change
 
 
@@ -28,11 +31,23 @@ def repairs(args: argparse.Namespace) -> list[Change]:
         # The engine starts a server process for a queue on every rank, even where the writer is the rank itself: a
         # copy of the interpreter that takes seconds to start and stays behind, asleep, where the rank is killed.
         changes["megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue"] = queue.Queue()
-    return [Change(name, __name__, _replacing_by(value)) for name, value in changes.items()]
+    loads = Change("megatron.core.dist_checkpointing.load", __name__, _supplying_extra_states)
+    return [loads, *(Change(name, __name__, _replacing_by(value)) for name, value in changes.items())]
 
 
 def _replacing_by(value: Any) -> Callable[[Any], Any]:
     return lambda _: value
+
+
+def _supplying_extra_states(load: Callable[..., Any]) -> Callable[..., Any]:
+    """The engine's loading, of checkpoints that layers of the other kind saved too."""
+
+    @functools.wraps(load)
+    def loading(sharded_state_dict: dict[str, Any], checkpoint_dir: str, *args: Any, **kwargs: Any) -> Any:
+        supply_missing_extra_states(sharded_state_dict, Path(checkpoint_dir))
+        return load(sharded_state_dict, checkpoint_dir, *args, **kwargs)
+
+    return loading
 
 
 def _compile_nothing() -> None:
