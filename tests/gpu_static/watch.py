@@ -1,6 +1,8 @@
 """Records what must not happen to fake tensors of the device: tensors elsewhere, waits for the device, host copies."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,20 @@ WITHOUT_KERNEL = {
 }
 
 
+_in_one_program = False
+
+
+@contextmanager
+def as_one_program() -> Iterator[None]:
+    """What runs inside stands for one compiled program: watched, but its operators are not counted one by one."""
+    global _in_one_program
+    _in_one_program = True
+    try:
+        yield
+    finally:
+        _in_one_program = False
+
+
 class Watch(TorchDispatchMode):
     """Counts operators by name (``aten``'s, without the overload); the last three ought to stay empty.
 
@@ -40,7 +56,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = str(func).split(".")[1]
         inputs = _tensors((args, kwargs))
-        self.operators[name] += 1
+        self.operators[name] += not _in_one_program
         if name in WAITING or ".".join(str(func).split(".")[1:]) in WAITING or _has_boolean_index(name, args):
             self.waits[name] += 1
         output = func(*args, **(kwargs or {}))
@@ -59,7 +75,9 @@ class Watch(TorchDispatchMode):
     @property
     def kernels(self) -> Counter[str]:
         """The operators that start at least one kernel on a GPU when they are not compiled."""
-        return Counter({name: number for name, number in self.operators.items() if name not in WITHOUT_KERNEL})
+        return Counter(
+            {name: number for name, number in self.operators.items() if number and name not in WITHOUT_KERNEL}
+        )
 
     def check(self, *tensors: Tensor | None) -> None:
         """Raise AssertionError unless nothing was recorded, and ``tensors`` are on the device."""
