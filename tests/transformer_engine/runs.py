@@ -1,11 +1,13 @@
 """Trainings of the tiny worlds with Transformer Engine's layers or ours, each on ranks of its own."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_mixcpt.testing import run_distributed
+from megatron_mixcpt.testing import RankFailedError, run_distributed
 
 LOCAL = ("--transformer-impl", "local", "--no-rope-fusion", "--no-masked-softmax-fusion", "--no-bias-dropout-fusion")
 
@@ -20,15 +22,28 @@ def train(num_ranks: int, trainer: str, argv: Sequence[str], log_dir: Path, *, s
         log_dir: for TensorBoard's files.
         stand_ins: let Transformer Engine's layers compute, see ``stand_ins.py``.
     """
-    arguments = (trainer, [*argv, "--tensorboard-dir", str(log_dir)], stand_ins)
+    arguments = (trainer, [*argv, "--tensorboard-dir", str(log_dir)], stand_ins, None)
     run_distributed(train_rank, num_ranks, *arguments, cpu_emulation=True, timeout_s=290)
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     events.Reload()
     return {key: [event.value for event in events.Scalars(key)] for key in events.Tags()["scalars"]}
 
 
-def train_rank(trainer: str, argv: list[str], stand_ins: bool) -> None:
-    """On each rank: what the tool does."""
+def last_words(num_ranks: int, trainer: str, argv: Sequence[str], folder: Path) -> list[str]:
+    """The last line that each rank of a run that fails has on its stderr, which is kept in ``folder``."""
+    with pytest.raises(RankFailedError):
+        run_distributed(
+            train_rank, num_ranks, trainer, list(argv), False, str(folder), cpu_emulation=True, timeout_s=290
+        )
+    texts = [(folder / f"{rank}.stderr").read_text().strip() for rank in range(num_ranks)]
+    return [text.splitlines()[-1].removeprefix(f"[rank{rank}]: ") if text else "" for rank, text in enumerate(texts)]
+
+
+def train_rank(trainer: str, argv: list[str], stand_ins: bool, stderr_folder: str | None) -> None:
+    """On each rank: what the tool does. A failure ends the process at once, its traceback on stderr."""
+    if stderr_folder:
+        file = open(Path(stderr_folder, f"{os.environ['RANK']}.stderr"), "w")
+        os.dup2(file.fileno(), 2)
     from megatron_mixcpt.training.alignment import dpo, sft
     from megatron_mixcpt.training.pretraining import cpt
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mixcpt.testing import RankFailedError
 from tests.distributed import test_alignment_training
 from tests.distributed.tiny_run import flags, make_world
-from tests.transformer_engine.runs import train
+from tests.transformer_engine.runs import last_words
 from tests.transformer_engine.test_training import PP2, RECOMPUTED, SHARDED, TP2_SP
 
 LAST_LINE = "RuntimeError: TransformerEngine needs CUDA. Got input on device: cpu"
@@ -62,6 +61,5 @@ def test_it_gets_as_far_as_a_machine_without_a_gpu_can(
         if stage == "cpt"
         else test_alignment_training.flags(worlds[stage], stage)
     )
-    with pytest.raises(RankFailedError) as failed:
-        train(num_ranks, stage, [*shared, *own, *more], tmp_path, stand_ins=False)
-    assert str(failed.value).strip().splitlines()[-1] == LAST_LINE
+    # ranks that wait for one that has failed end with an error of their own, or are ended
+    assert LAST_LINE in last_words(num_ranks, stage, [*shared, *own, *more], tmp_path)
