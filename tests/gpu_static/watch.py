@@ -20,7 +20,7 @@ WITHOUT_KERNEL = {
     *("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "as_strided", "alias", "detach", "expand"),
     *("select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "unsqueeze", "squeeze", "t"),
     *("transpose", "permute", "diagonal", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty"),
-    *("new_empty_strided", "sym_size", "sym_stride", "sym_numel", "_version", "set_", "is_same_size"),
+    *("new_empty_strided", "sym_size", "sym_stride", "sym_numel", "_version", "set_", "is_same_size", "device"),
 }
 
 
