@@ -20,7 +20,7 @@ DPO = {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.1, "sft_coeffic
 @pytest.fixture(scope="module")
 def watches() -> dict[str, Any]:
     """What was seen of each forward, from one process, which has the engine to start."""
-    return in_own_process(every_forward)
+    return in_own_process(every_forward, environment={"TORCH_COMPILE_DISABLE": "1"})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 SCRIPTS = [
     ".ci/run",
+    "benchmarks/gpu/pack.sh",
     "examples/dpo_llama3.sh",
     "examples/dpo_qwen2.sh",
     "examples/launch_torchrun.sh",
@@ -22,6 +23,8 @@ SCRIPTS = [
     "examples/sft_qwen2.sh",
     "examples/slurm/pretrain_mixcpt.sbatch",
     "tests/run.sh",
+    "tests/run_te.sh",
+    "tests/transformer_engine/build.sh",
     "tools/setup_env.sh",
 ]
 RECIPES = ["examples/pretrain_mixcpt_llama3.sh", "examples/pretrain_mixcpt_qwen2.sh"]
@@ -90,7 +93,7 @@ def test_shell_syntax(repository: Path, script: str) -> None:
 def test_every_script_is_listed(repository: Path) -> None:
     found = {
         str(path.relative_to(repository))
-        for folder in ("examples", "tests", "tools")
+        for folder in ("benchmarks", "examples", "tests", "tools")
         for path in (repository / folder).rglob("*")
         if path.suffix in (".sh", ".sbatch")
     }

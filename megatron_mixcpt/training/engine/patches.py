@@ -259,6 +259,12 @@ REGISTER = (
         "whether the user has switched torch.compile off",
     ),
     Entry(
+        "torch._dynamo.mark_dynamic",
+        READ,
+        "losses/compiled.py",
+        "of the losses' tensors only the number of tokens stays open in what is compiled; documented, under this name",
+    ),
+    Entry(
         "torch._dynamo.exc.TorchDynamoException",
         READ,
         "losses/compiled.py",
