@@ -47,12 +47,7 @@ def run[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...]) -
     It returns a tuple of tensors with an entry per row, or None in their place, or writes into one of its arguments and
     returns None. The size of the first of ``rows`` decides whether to compile.
     """
-    if rows[0].numel() >= COMPILE_ELEMENTS and _can_compile(rows):
-        try:
-            return _call_compiled(function, rows)
-        except _compiler_errors() as error:
-            _give_up(error)
-    return run_in_chunks(function, rows)
+    return _compiled_or(run_in_chunks, function, rows, pays=rows[0].numel() >= COMPILE_ELEMENTS)
 
 
 def run_on_tokens[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...]) -> R:
@@ -61,12 +56,8 @@ def run_on_tokens[R: tuple | None](function: Callable[..., R], rows: tuple[Tenso
     It may read single columns of a large tensor, or write them, and add up over the tokens. The first dimension of all
     tensors is the tokens.
     """
-    if _device(rows[0]).compiles_arithmetic and len(rows[0]) >= COMPILE_TOKENS and _can_compile(rows):
-        try:
-            return _call_compiled(function, rows)
-        except _compiler_errors() as error:
-            _give_up(error)
-    return function(*rows)
+    pays = _device(rows[0]).compiles_arithmetic and len(rows[0]) >= COMPILE_TOKENS
+    return _compiled_or(lambda function, rows: function(*rows), function, rows, pays=pays)
 
 
 def run_in_chunks[R: tuple | None](function: Callable[..., R], rows: tuple[Tensor, ...]) -> R:
@@ -77,6 +68,22 @@ def run_in_chunks[R: tuple | None](function: Callable[..., R], rows: tuple[Tenso
         return results[0]
     columns = zip(*results, strict=True)
     return cast(R, tuple(None if parts[0] is None else torch.cat(parts) for parts in columns))
+
+
+def _compiled_or[R](
+    uncompiled: Callable[[Callable[..., R], tuple[Tensor, ...]], R],
+    function: Callable[..., R],
+    rows: tuple[Tensor, ...],
+    *,
+    pays: bool,
+) -> R:
+    """``function(*rows)`` compiled where that pays and there is a compiler, else what ``uncompiled`` makes of them."""
+    if pays and _can_compile(rows):
+        try:
+            return _call_compiled(function, rows)
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            _give_up(error)
+    return uncompiled(function, rows)
 
 
 def _call_compiled[R](function: Callable[..., R], rows: tuple[Tensor, ...]) -> R:
@@ -96,10 +103,6 @@ def _compiled[R](function: Callable[..., R], sizes: tuple) -> Callable[..., R]:
     code, closure = function.__code__.replace(), function.__closure__
     own = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     return torch.compile(own, dynamic=False, fullgraph=True)
-
-
-def _compiler_errors() -> tuple[type[Exception], ...]:
-    return torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
 
 
 _compiler_failed = False
