@@ -148,6 +148,11 @@ def repeated_flags(settings_class: type) -> list[str]:
     return [item.name for item in _flags(settings_class) if item.told["options"].get("action") == "extend"]
 
 
+def flag_name(name: str) -> str:
+    """The flag of an argument's name: ``seq_length`` -> ``--seq-length``."""
+    return f"--{name.replace('_', '-')}"
+
+
 def flag_of(settings_class: type, name: str, prefix: str = "") -> str:
     """The flag of a field, as a user types it."""
     return next(item.flag for item in _flags(settings_class, prefix) if item.name == name)
@@ -188,7 +193,7 @@ class _Flag:
         if self.told["flag"]:
             return self.told["flag"]
         name = f"{self.outer}_{self.name}" if self.outer else self.name
-        return f"--{name.replace('_', '-')}"
+        return flag_name(name)
 
     @property
     def destination(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import flag_name
 
 Settings = Mapping[str, Any]
 
@@ -57,7 +58,7 @@ class ParallelSizes:
         """
         for name in _POSITIVE:
             if (value := settings.get(name)) is not None and value < 1:
-                raise ConfigError(f"{_flag(name)} {value} must be greater than 0")
+                raise ConfigError(f"{flag_name(name)} {value} must be greater than 0")
         tensor, pipeline, context = (settings.get(name, 1) for name in _SIZES)
         needed = tensor * pipeline * context
         num_ranks = needed if num_ranks is None else num_ranks
@@ -169,9 +170,9 @@ def _check_recomputation(settings: Settings) -> None:
     for name, value in given.items():
         if granularity == "full" and value is None:
             example = {"recompute_method": "uniform", "recompute_num_layers": 1}[name]
-            raise ConfigError(f"--recompute-granularity full needs {_flag(name)}: give {_flag(name)} {example}")
+            raise ConfigError(f"--recompute-granularity full needs {flag_name(name)}: give {flag_name(name)} {example}")
         if granularity == "selective" and value is not None:
-            raise ConfigError(f"{_flag(name)} {value} goes with --recompute-granularity full only: remove it")
+            raise ConfigError(f"{flag_name(name)} {value} goes with --recompute-granularity full only: remove it")
 
 
 def global_batch_size(sizes: ParallelSizes, settings: Settings) -> int:
@@ -193,7 +194,3 @@ def check_batches(sizes: ParallelSizes, settings: Settings) -> None:
             f"--global-batch-size {batch} makes {microbatches} microbatches in each step, and an interleaved pipeline "
             f"takes a multiple of its {group} stages: give a multiple of {micro * sizes.data * group}"
         )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -19,6 +19,7 @@ from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.architectures.rules import Dimensions, Rule, dimensions
 from megatron_mixcpt.conversion.safetensors_reader import SafetensorsFolder, read_json
 from megatron_mixcpt.errors import CheckpointError, ConfigError
+from megatron_mixcpt.flags import flag_name
 
 CONFIG_NAME = "config.json"
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -178,7 +179,7 @@ def refuse_contradictions(explicit_flags: Mapping[str, Any], model: ModelPlan) -
         ConfigError: naming every contradicting flag, with both values.
     """
     wrong = [
-        f"{FLAG_NAMES.get(name, '--' + name.replace('_', '-'))} {value} (it has {model.origins[name]})"
+        f"{FLAG_NAMES.get(name) or flag_name(name)} {value} (it has {model.origins[name]})"
         for name, value in explicit_flags.items()
         if name in model.engine_arguments and name not in FREE_ARGUMENTS and value != model.engine_arguments[name]
     ]

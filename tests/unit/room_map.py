@@ -38,7 +38,7 @@ ROOMS = {
     "rank_exit": _room("a failed rank ends at once, with all that it started", "terminal torchrun_report"),
     "named_paths": _room("NAME=PATH on a command line"),
     "flags": _room("settings as dataclasses: flags, help and record"),
-    "parallel_sizes": _room("how a run's ranks are divided, checked as the engine would"),
+    "parallel_sizes": _room("how a run's ranks are divided, checked as the engine would", "flags"),
     "log_names": _room("names of the curves that training writes and the report reads"),
     "objective": _room("the options of the loss", "flags"),
     "config": _room("settings of each training stage", "flags objective"),

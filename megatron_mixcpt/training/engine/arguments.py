@@ -17,7 +17,7 @@ from megatron.training.arguments import add_megatron_arguments, parse_and_valida
 
 from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.flags import Parser, add_flags, repeated_flags
+from megatron_mixcpt.flags import Parser, add_flags, flag_name, repeated_flags
 from megatron_mixcpt.parallel_sizes import ParallelSizes
 from megatron_mixcpt.training.engine.refused_flags import refuse_unsupported
 
@@ -61,7 +61,7 @@ def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any
 def refuse_decided(explicit: Settings, decided: Mapping[str, str]) -> None:
     """Raise ConfigError for an explicit flag that something else decides; ``decided`` says what, by destination."""
     for name in sorted(decided.keys() & explicit.keys()):
-        raise ConfigError(f"--{name.replace('_', '-')} is not used here ({decided[name]}); remove it")
+        raise ConfigError(f"{flag_name(name)} is not used here ({decided[name]}); remove it")
 
 
 def check_vocabulary(model: ModelPlan, num_tokens: int) -> None:

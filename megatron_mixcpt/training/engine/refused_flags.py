@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import flag_name
 
 _BY_REASON = {
     "CUDA graphs replay the addresses of tensors, and no graph is tested with a teacher beside the student": """
@@ -87,7 +88,7 @@ _FLAGS = {
 
 def flag_of(name: str) -> str:
     """The flag of an engine argument in ``REFUSED``."""
-    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    return _FLAGS.get(name) or flag_name(name)
 
 
 def refuse_unsupported(explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

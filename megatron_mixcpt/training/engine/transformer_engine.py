@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.flags import flag_name
 
 Settings = Mapping[str, Any]
 
@@ -39,13 +40,9 @@ def check_transformer_engine(explicit: Settings, settings: Settings, *, teacher_
     else:
         for name in _FOR_FP8:
             if name in explicit:
-                raise ConfigError(f"{_flag(name)} has no effect without --fp8-format: add that, or remove it")
+                raise ConfigError(f"{flag_name(name)} has no effect without --fp8-format: add that, or remove it")
     if teacher_fp8:
         _check_kernels("--teacher-fp8", "tensorwise", settings)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _check_attention(explicit: Settings, uses_it: bool) -> None:
@@ -53,7 +50,7 @@ def _check_attention(explicit: Settings, uses_it: bool) -> None:
     for name in _KERNEL_CHOICE:
         if name in explicit and not uses_it:
             raise ConfigError(
-                f"{_flag(name)} chooses a kernel of Transformer Engine, which is not used here: remove it"
+                f"{flag_name(name)} chooses a kernel of Transformer Engine, which is not used here: remove it"
             )
     backend = explicit.get("attention_backend")
     if backend is not None and backend.name == "local":

@@ -23,7 +23,7 @@ from megatron_mixcpt.data.mixture.plan import (
     split_fractions,
 )
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.flags import settings_from
+from megatron_mixcpt.flags import flag_name, settings_from
 from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
@@ -184,7 +184,7 @@ def _validation(
         )
     for name in sorted(decided.keys() & explicit.keys()):
         raise ConfigError(
-            f"--{name.replace('_', '-')} is not used where complete validation sets are measured: remove it, or give "
+            f"{flag_name(name)} is not used where complete validation sets are measured: remove it, or give "
             "--eval-iters N to measure N batches of all kinds together"
         )
     return decided
