@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_mixcpt.testing import run_distributed
 from tests.distributed.dense_alignment import (
@@ -15,7 +14,7 @@ from tests.distributed.dense_alignment import (
     expected_sft,
     make_samples,
 )
-from tests.distributed.tiny_run import VOCAB_SIZE, build_model
+from tests.distributed.tiny_run import VOCAB_SIZE, build_model, curves
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 NUM_ITERATIONS = 3
@@ -59,9 +58,7 @@ def train(world_size: int, stage: str, argv: list[str], log_dir: Path) -> dict[s
     """Run a trainer; returns what TensorBoard shows."""
     argv = [*argv, "--tensorboard-dir", str(log_dir)]
     run_distributed(train_rank, world_size, stage, argv, cpu_emulation=True, timeout_s=240)
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
-    events.Reload()
-    return {key: [event.value for event in events.Scalars(key)] for key in events.Tags()["scalars"]}
+    return curves(log_dir)
 
 
 def train_rank(stage: str, argv: list[str]) -> None:

@@ -8,6 +8,7 @@ exported from the engine's checkpoint is compared bit for bit.
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_architecture_at(layout: str, models: Path, tmp_path: Path) -> None:
+    there_and_back(check_models, layout, models, tmp_path)
+
+
+def there_and_back(check: Callable[..., None], layout: str, models: Path, folder: Path, timeout_s: int = 240) -> None:
+    """Run ``check`` on the layout's ranks, which save each of its models, and compare the exports bit for bit."""
     (tp_size, pp_size, ep_size), names = LAYOUTS[layout]
-    arguments = (layout, str(models), str(tmp_path))
-    run_distributed(check_models, tp_size * pp_size * ep_size, *arguments, cpu_emulation=True, timeout_s=240)
+    arguments = (layout, str(models), str(folder))
+    run_distributed(check, tp_size * pp_size * ep_size, *arguments, cpu_emulation=True, timeout_s=timeout_s)
     for name in names:
-        copy_hf_metadata(models / name / "hf", tmp_path / name)
-        convert_to_hf(tmp_path / name, tmp_path / name / "exported")
+        copy_hf_metadata(models / name / "hf", folder / name)
+        convert_to_hf(folder / name, folder / name / "exported")
         expected_tensors = read_all(models / name / "hf")
-        exported = read_all(tmp_path / name / "exported")
+        exported = read_all(folder / name / "exported")
         assert exported.keys() == expected_tensors.keys()
         assert all(torch.equal(exported[key], expected_tensors[key]) for key in exported), name
 

@@ -102,6 +102,11 @@ def train(world_size: int, argv: list[str], log_dir: Path) -> dict[str, list[flo
     run_distributed(
         train_rank, world_size, [*argv, "--tensorboard-dir", str(log_dir)], cpu_emulation=True, timeout_s=240
     )
+    return curves(log_dir)
+
+
+def curves(log_dir: Path) -> dict[str, list[float]]:
+    """What TensorBoard shows of a run: key -> value per iteration."""
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     events.Reload()
     return {key: [event.value for event in events.Scalars(key)] for key in events.Tags()["scalars"]}

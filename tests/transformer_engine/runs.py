@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_mixcpt.testing import RankFailedError, run_distributed
+from tests.distributed.tiny_run import curves
 
 LOCAL = ("--transformer-impl", "local", "--no-rope-fusion", "--no-masked-softmax-fusion", "--no-bias-dropout-fusion")
 
@@ -24,9 +24,7 @@ def train(num_ranks: int, trainer: str, argv: Sequence[str], log_dir: Path, *, s
     """
     arguments = (trainer, [*argv, "--tensorboard-dir", str(log_dir)], stand_ins, None)
     run_distributed(train_rank, num_ranks, *arguments, cpu_emulation=True, timeout_s=290)
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
-    events.Reload()
-    return {key: [event.value for event in events.Scalars(key)] for key in events.Tags()["scalars"]}
+    return curves(log_dir)
 
 
 def last_words(num_ranks: int, trainer: str, argv: Sequence[str], folder: Path) -> list[str]:

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_mixcpt.conversion.convert import convert_to_hf
-from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.testing import run_distributed
 from tests.distributed import test_conversion_load
 from tests.distributed.test_conversion_load import LAYOUTS, ONE_EACH, models, read_all  # noqa: F401 - a fixture
@@ -23,16 +21,7 @@ DENSE = tuple(name for name in ONE_EACH if name not in tiny_hf.MIXTURES_OF_EXPER
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_logits_and_exports_of_every_family_at(layout: str, models: Path, tmp_path: Path) -> None:  # noqa: F811
-    (tp_size, pp_size, ep_size), names = LAYOUTS[layout]
-    arguments = (layout, str(models), str(tmp_path))
-    run_distributed(check_models, tp_size * pp_size * ep_size, *arguments, cpu_emulation=True, timeout_s=290)
-    for name in names:
-        copy_hf_metadata(models / name / "hf", tmp_path / name)
-        convert_to_hf(tmp_path / name, tmp_path / name / "exported")
-        expected_tensors = read_all(models / name / "hf")
-        exported = read_all(tmp_path / name / "exported")
-        assert exported.keys() == expected_tensors.keys()
-        assert all(torch.equal(exported[key], expected_tensors[key]) for key in exported), name
+    test_conversion_load.there_and_back(check_models, layout, models, tmp_path, timeout_s=290)
 
 
 def check_models(*arguments: str) -> None:
