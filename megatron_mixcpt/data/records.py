@@ -43,11 +43,32 @@ class BadRecord(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool by the assistant."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+    id: str = ""
+    """What the tool's answer refers to; empty where the data have none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 
     role: str
     content: str
+    """Empty for a turn that only calls tools."""
+    reasoning: str = ""
+    """What the assistant thinks before it answers (``reasoning_content``)."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    """Of the tool that answers."""
+    tool_call_id: str = ""
+    """The call that a tool answers."""
+    is_supervised: bool = True
+    """False for a turn of the assistant that is context and is not to be learned (``weight: 0``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +83,8 @@ class Conversation:
     """An instruction sample: one or more turns, the last of them the assistant's."""
 
     messages: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
+    """Definitions of the tools that the assistant may call, each a JSON object as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +94,8 @@ class PreferencePair:
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
+    """As of a conversation."""
 
 
 Record = Document | Conversation | PreferencePair
