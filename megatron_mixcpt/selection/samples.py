@@ -74,9 +74,9 @@ def make_sample(item: NumberedRow, maker: RecordMaker, encoder: ChatEncoder) -> 
     except (BadRecord, Dropped) as error:
         return CandidateSample(*where, refusal=Refusal(error.reason, error.detail))
     encoded: Encoded | Refusal = (
-        encoder.encode_query_response(record.messages)
+        encoder.encode_query_responses([record])[0]
         if isinstance(record, Conversation)
-        else encoder.encode_pair(record)
+        else encoder.encode_pairs([record])[0]
     )
     if isinstance(encoded, Refusal):
         return CandidateSample(*where, id=identity, refusal=encoded)

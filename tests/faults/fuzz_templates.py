@@ -12,7 +12,7 @@ from megatron_mixcpt.data.chat import templates
 from megatron_mixcpt.data.chat.encoding import ChatEncoder
 from megatron_mixcpt.data.chat.renderer import Bounds, Renderer
 from megatron_mixcpt.data.chat.templates import choose_template
-from megatron_mixcpt.data.records import Message
+from megatron_mixcpt.data.records import Conversation, Message
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
@@ -60,7 +60,7 @@ def chat_template(draw: Any, folder: Path) -> None:
     turns = draw(st.lists(st.builds(Message, roles, TEXTS), max_size=4))
     with mock.patch.object(templates, "RENDERER", SMALL_BOUNDS):
         template = choose_template(tokenizer(), str(folder / "x.jinja"))
-        ChatEncoder(tokenizer(), template, 64).encode_conversation(turns)
+        ChatEncoder(tokenizer(), template, 64).encode_conversations([Conversation(tuple(turns))])
 
 
 @functools.cache

@@ -13,14 +13,14 @@ A sample that cannot be used gives a :class:`Refusal`, not an exception.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from megatron_mixcpt.data.chat.renderer import RenderingError
 from megatron_mixcpt.data.chat.templates import ChatTemplate, SpecialTokens, render_beginnings, unused_mark
-from megatron_mixcpt.data.records import Message, PreferencePair
+from megatron_mixcpt.data.records import Conversation, Message, PreferencePair
 from megatron_mixcpt.errors import ConfigError
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -53,27 +53,46 @@ class Refusal:
 
 @dataclass(frozen=True, eq=False)
 class EncodedConversation:
-    """``tokens``: int32 [n]; ``loss_mask``: bool [n], True where the token is to be predicted. The first never is."""
+    """``tokens``: int32 [n]; ``loss_mask``: bool [n], True where the token is to be predicted. The first never is.
+
+    ``notes`` name what happened to a sample that is used all the same, to be counted.
+    """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedPair:
-    """A prompt that ends with the generation prompt, and two responses with their end-of-turn; int32 [n] each."""
+    """A prompt that ends with the generation prompt, and two responses with their end-of-turn; int32 [n] each.
+
+    ``num_end_tokens``: how many of the last tokens of the chosen and of the rejected response are its end of turn.
+    ``notes``: as of a conversation.
+    """
 
     prompt_tokens: np.ndarray
     chosen_tokens: np.ndarray
     rejected_tokens: np.ndarray
+    num_end_tokens: tuple[int, int] = (1, 1)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedResponse:
-    """All before the last assistant turn, generation prompt included, and that turn with its end; int32 [n] each."""
+    """All before the last assistant turn, generation prompt included, and that turn with its end; int32 [n] each.
+
+    ``num_end_tokens``: how many of the response's last tokens are its end of turn. ``notes``: as of a conversation.
+    """
 
     query_tokens: np.ndarray
     response_tokens: np.ndarray
+    num_end_tokens: int = 1
+    notes: tuple[str, ...] = ()
+
+
+type Supervise = Literal["all", "last"]
+"""Which of the assistant's turns are learned."""
 
 
 class ChatEncoder:
@@ -92,16 +111,32 @@ class ChatEncoder:
 
     def stop_token_ids(self) -> list[int]:
         """Tokens that end a response: the template's end of turn first, then the tokenizer's end of sequence."""
-        probe = self.encode_query_response([Message("user", "question"), Message("assistant", "answer")])
-        assert isinstance(probe, EncodedResponse), probe
-        return list(dict.fromkeys([int(probe.response_tokens[-1]), self.eos_id]))
+        probe = Conversation((Message("user", "question"), Message("assistant", "answer")))
+        (found,) = self.encode_query_responses([probe])
+        assert isinstance(found, EncodedResponse), found
+        return list(dict.fromkeys([int(found.response_tokens[-1]), self.eos_id]))
 
-    def encode_conversation(self, messages: Sequence[Message]) -> EncodedConversation | Refusal:
-        """All turns up to the assistant's last; every turn of the assistant that answers something is supervised.
+    def encode_conversations(
+        self, conversations: Sequence[Conversation], supervise: Supervise = "all"
+    ) -> list[EncodedConversation | Refusal]:
+        """Each conversation up to the assistant's last turn.
 
+        ``supervise``: every turn of the assistant that answers something is learned, or its last one alone.
         Raises ConfigError where the template does not write a turn as its generation prompt announces it.
         """
+        return [self._encode_conversation(conversation.messages, supervise) for conversation in conversations]
+
+    def encode_query_responses(self, conversations: Sequence[Conversation]) -> list[EncodedResponse | Refusal]:
+        """The last assistant turn of each and all before it; messages after it are left out. Raises as above."""
+        return [self._encode_query_response(conversation.messages) for conversation in conversations]
+
+    def encode_pairs(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair | Refusal]:
+        """The prompt and both responses of each, one message of the assistant each. Raises ConfigError as above."""
+        return [self._encode_pair(pair) for pair in pairs]
+
+    def _encode_conversation(self, messages: Sequence[Message], supervise: Supervise) -> EncodedConversation | Refusal:
         messages, turns = _with_known_roles(messages)
+        turns = turns if supervise == "all" else turns[-1:]
         if refusal := _refuse(messages, turns):
             return refusal
         parts = self._parts(messages, [place for place in turns if place > 0])
@@ -111,8 +146,7 @@ class ChatEncoder:
         tokens = _joined(*parts)
         return self._too_long(len(tokens)) or EncodedConversation(tokens, np.concatenate(mask))
 
-    def encode_query_response(self, messages: Sequence[Message]) -> EncodedResponse | Refusal:
-        """The last assistant turn and all before it; messages after it are left out. Raises ConfigError as above."""
+    def _encode_query_response(self, messages: Sequence[Message]) -> EncodedResponse | Refusal:
         messages, turns = _with_known_roles(messages)
         turns = turns[-1:]
         if refusal := _refuse(messages, turns):
@@ -122,13 +156,12 @@ class ChatEncoder:
             return parts
         return self._too_long(sum(map(len, parts))) or EncodedResponse(*map(_joined, parts))
 
-    def encode_pair(self, pair: PreferencePair) -> EncodedPair | Refusal:
-        """The prompt and both responses, one message of the assistant each. Raises ConfigError as above."""
+    def _encode_pair(self, pair: PreferencePair) -> EncodedPair | Refusal:
         if any(len(answer) != 1 or _with_known_roles(answer)[1] != [0] for answer in (pair.chosen, pair.rejected)):
             return _refusal("several_turns")
         sides = []
         for answer in (pair.chosen, pair.rejected):
-            side = self.encode_query_response((*pair.prompt, *answer))
+            side = self._encode_query_response((*pair.prompt, *answer))
             if isinstance(side, Refusal):
                 return side
             sides.append(side)
@@ -144,7 +177,11 @@ class ChatEncoder:
         """Token ids of context, turn, context, turn, ...: each turn of ``turns`` with all that stands before it."""
         mark = unused_mark(messages)
         marked = [
-            Message(*(self._special.broken(text, mark) for text in (message.role, message.content)))
+            replace(
+                message,
+                role=self._special.broken(message.role, mark),
+                content=self._special.broken(message.content, mark),
+            )
             for message in messages
         ]
         try:
@@ -226,7 +263,7 @@ class ChatEncoder:
 
 def _with_known_roles(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
     """The messages with roles as templates name them, and the places of the assistant's."""
-    named = [Message(ROLES.get(message.role, message.role), message.content) for message in messages]
+    named = [replace(message, role=ROLES.get(message.role, message.role)) for message in messages]
     return named, [place for place, message in enumerate(named) if message.role == "assistant"]
 
 

@@ -9,7 +9,8 @@ which survives in the rendered text; ``encoding.py`` takes it out again where it
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,10 @@ RENDERER = Renderer()
 """Its process starts with the first rendering."""
 
 
+def _present() -> str:
+    return datetime.now().isoformat(timespec="seconds")
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A chat template and what to call it in messages."""
@@ -66,35 +71,45 @@ class ChatTemplate:
     """``the tokenizer's own``, a built-in name, or the file's path."""
     text: str
     """Jinja."""
+    now: str = field(default_factory=_present)
+    """The date and time (ISO) that the template is told, the same for all of a run."""
+
+    @property
+    def uses_date(self) -> bool:
+        """Whether the template writes the date, so that its text depends on ``now``."""
+        return "strftime_now" in self.text
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the text, in hexadecimal."""
-        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+        """SHA-256 of the text, and of ``now`` where it is used, in hexadecimal."""
+        date = self.now if self.uses_date else ""
+        return hashlib.sha256((self.text + date).encode("utf-8")).hexdigest()
 
 
-def choose_template(tokenizer: "PreTrainedTokenizerBase", given: str | None) -> ChatTemplate:
+def choose_template(tokenizer: "PreTrainedTokenizerBase", given: str | None, now: str | None = None) -> ChatTemplate:
     """The template that ``--chat-template`` asks for: a built-in name, a file, or None for the tokenizer's own.
 
+    ``now``: the date and time (ISO) of the run's first start, for templates that write the date; None: the present.
     Raises ConfigError where there is none, or its control tokens are not in the tokenizer's vocabulary.
     """
     names = ", ".join(BUILT_IN_TEMPLATES)
+    now = now or _present()
     if given is None:
         try:
-            return _check(tokenizer, ChatTemplate("the tokenizer's own", tokenizer.get_chat_template()))
+            return _check(tokenizer, ChatTemplate("the tokenizer's own", tokenizer.get_chat_template(), now))
         except ValueError as error:
             raise ConfigError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template, as base models do; "
                 f"name one with --chat-template ({names}, or a Jinja file)"
             ) from error
     if given not in BUILT_IN_TEMPLATES:
-        return _check(tokenizer, ChatTemplate(given, _read(Path(given), names)))
+        return _check(tokenizer, ChatTemplate(given, _read(Path(given), names), now))
     if missing := [token for token in NEEDED_TOKENS[given] if token not in tokenizer.get_added_vocab()]:
         raise ConfigError(
             f"--chat-template {given}: the tokenizer of {tokenizer.name_or_path} has no {', '.join(missing)}; "
             f"take another template ({names}, or a Jinja file)"
         )
-    return ChatTemplate(given, BUILT_IN_TEMPLATES[given])
+    return ChatTemplate(given, BUILT_IN_TEMPLATES[given], now)
 
 
 def _read(path: Path, names: str) -> str:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def encode(encoder: ChatEncoder, record: PreferencePair) -> Sample | Refusal:
     """A pair as a sample, or why not. Both ends lie in one row, so that no microbatch has one without the other."""
-    encoded = encoder.encode_pair(record)
+    (encoded,) = encoder.encode_pairs([record])
     if isinstance(encoded, Refusal):
         return encoded
     sample = pair_sample(encoded)

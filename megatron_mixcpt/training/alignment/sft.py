@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def encode(encoder: ChatEncoder, record: Conversation) -> Sample | Refusal:
     """A conversation as a sample, or why not."""
-    encoded = encoder.encode_conversation(record.messages)
+    (encoded,) = encoder.encode_conversations([record])
     return encoded if isinstance(encoded, Refusal) else conversation_sample(encoded)
 
 
