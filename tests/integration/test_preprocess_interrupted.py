@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mixcpt.data.preprocessing.parts import plan as parts
 from megatron_mixcpt.data.preprocessing.run import preprocess
 from megatron_mixcpt.data.preprocessing.tool import build_parser, preprocess_settings
+from megatron_mixcpt.data.reading import parts
 from megatron_mixcpt.errors import ConfigError, DataError
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
-from megatron_mixcpt.data.preprocessing.parts import plan as parts
 from megatron_mixcpt.data.preprocessing.run import preprocess
 from megatron_mixcpt.data.preprocessing.tool import build_parser, preprocess_settings
+from megatron_mixcpt.data.reading import parts
 from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.tokens import fast_encoder as fast_encoding
 from megatron_mixcpt.errors import DataError

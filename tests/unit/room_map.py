@@ -45,7 +45,7 @@ ROOMS = {
     "training_log": _room("the curves of a run, read from TensorBoard files"),
     "nvidia_driver": _room("whether there is an NVIDIA device, and why CUDA does not work on it"),
     "cpu_emulation": _room("the engine on machines without a GPU", "nvidia_driver", "torch"),
-    "jobs": _room("complete outputs, resumable folders, digests, progress, ranks", takes="torch"),
+    "jobs": _room("complete outputs, resumable folders, digests, progress, ranks, worker processes", takes="torch"),
     "losses": _room("mathematics over a sharded vocabulary", "objective", "torch"),
     "models": _room("layers without Transformer Engine", takes="engine core"),
     "data": _room("records: documents, conversations, preferences"),

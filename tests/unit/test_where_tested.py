@@ -23,6 +23,7 @@ TESTED_IN = {
     "data/preprocessing/parts/": "integration/test_preprocess_options.py integration/test_preprocess_interrupted.py",
     "data/reading/": "unit/data/preprocessing/test_sample_maker.py",
     "data/reading/record_flags.py": "unit/test_paper_commands.py",
+    "data/reading/parts.py": "unit/data/reading/formats/test_registry.py integration/test_preprocess_options.py",
     "data/reading/formats/": "unit/data/reading/test_readers.py",
     "data/tokens/tokenizer_files.py": "unit/data/mixture/test_manifest.py",
     "distillation/": "distributed/test_pretrain.py distributed/test_alignment_training.py",

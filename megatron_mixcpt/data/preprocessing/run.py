@@ -13,10 +13,10 @@ from megatron_mixcpt import __version__
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, KindSummary, MixtureManifest, TokenizerIdentity
 from megatron_mixcpt.data.preprocessing.merge import merge_kind
 from megatron_mixcpt.data.preprocessing.parts.encode import encode_parts
-from megatron_mixcpt.data.preprocessing.parts.plan import Part, plan_parts
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts, open_part
 from megatron_mixcpt.data.reading.input_format import Source
+from megatron_mixcpt.data.reading.parts import Part, plan_parts
 from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, one_encoder_thread
@@ -106,7 +106,7 @@ def _merge(
     with open(work / REJECTS_NAME, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
         rejects = io.TextIOWrapper(packed, "utf-8")
         for kind in settings.kinds:
-            chosen = [part for part in finished if part.part.kind == kind]
+            chosen = [part for part in finished if part.part.dataset == kind]
             kinds[kind] = merge_kind(kind, chosen, SourceCounts(sources, digests), settings, work, rejects)
         rejects.flush()
     return kinds, finished

@@ -10,9 +10,9 @@ import numpy as np
 
 from megatron_mixcpt.data.mixture.manifest import SourceSummary
 from megatron_mixcpt.data.preprocessing.parts.files import SAMPLE_TYPE, PartResult
-from megatron_mixcpt.data.preprocessing.parts.plan import Part
 from megatron_mixcpt.data.preprocessing.what_stays import REASONS
 from megatron_mixcpt.data.reading.input_format import Source
+from megatron_mixcpt.data.reading.parts import Part
 from megatron_mixcpt.data.reading.record_maker import DROP_REASONS
 
 

@@ -35,6 +35,13 @@ class Source:
     """``.gz``, ``.bz2``, ``.zst`` or nothing."""
     size: int
     """In bytes, as it lies on disk."""
+    name: str = ""
+    """Of the named group of files that it belongs to; empty: of none."""
+
+    @property
+    def dataset(self) -> str:
+        """What the dataset of its samples is called: ``cpt``, or ``cpt.law`` for files of the name ``law``."""
+        return f"{self.kind}.{self.name}" if self.name else self.kind
 
     def stamp(self) -> list[Any]:
         """What tells the file, as it is now, from another: kind, path, size in bytes and time of change."""

@@ -7,10 +7,10 @@ from typing import TextIO
 from megatron_mixcpt.data.long_text import LongText
 from megatron_mixcpt.data.preprocessing.decontaminate import read_test_sets
 from megatron_mixcpt.data.preprocessing.parts.files import SegmentCounts
-from megatron_mixcpt.data.preprocessing.parts.plan import Part, Segment
 from megatron_mixcpt.data.preprocessing.sample_maker import Sample, SampleMaker
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.reading.input_format import Source
+from megatron_mixcpt.data.reading.parts import Part, Segment
 from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks, record_fields
 from megatron_mixcpt.data.reading.record_maker import Dropped
 from megatron_mixcpt.data.records import BadRecord

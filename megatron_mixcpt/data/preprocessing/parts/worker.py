@@ -10,11 +10,12 @@ from megatron_mixcpt.data.long_text import LongText
 from megatron_mixcpt.data.mixture.indexed import token_type_for
 from megatron_mixcpt.data.preprocessing.near_duplicates import signature
 from megatron_mixcpt.data.preprocessing.parts.files import SAMPLE_TYPE, PartFiles, PartResult, open_files
-from megatron_mixcpt.data.preprocessing.parts.plan import Part
 from megatron_mixcpt.data.preprocessing.parts.reader import Batch, PartReader
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.reading.input_format import Source
+from megatron_mixcpt.data.reading.parts import Part
 from megatron_mixcpt.data.tokens.encoder import PIECE_CHARACTERS, CheckedEncoder, SpecialStrings
+from megatron_mixcpt.jobs.digests import file_digest
 
 NUM_COMPARED_FIRST = 1000
 COMPARED_SHARE = 1 / 256
@@ -26,6 +27,7 @@ class PartWorker:
 
     def __init__(self, settings: PreprocessSettings, sources: list[Source], folder: Path, use_fast: bool):
         self._settings = settings
+        self._sources = sources
         self._folder = folder
         self._reader = PartReader(settings, sources)
         self._encoder = CheckedEncoder(settings.tokenizer, settings.allow_special_tokens, use_fast)
@@ -47,7 +49,7 @@ class PartWorker:
     def _process(self, part: Part) -> PartResult:
         result = PartResult(encoder=self._encoder.name)
         compared, refused = self._encoder.num_compared, self._encoder.num_refused
-        self._reader.take_notes(part.kind)
+        self._reader.take_notes(part.dataset)
         num_first = NUM_COMPARED_FIRST if part.is_first else 0
         with open_files(self._folder / part.name) as files:
             for batch in self._reader.batches(part, result.segments, files.rejects):
@@ -55,10 +57,14 @@ class PartWorker:
                 num_first = max(0, num_first - len(batch))
                 batch.clear()
         result.num_compared = self._encoder.num_compared - compared
-        result.notes = self._reader.take_notes(part.kind)
+        result.notes = self._reader.take_notes(part.dataset)
         if num_refused := self._encoder.num_refused - refused:
             result.notes["encoded in part by the Hugging Face tokenizer"] = num_refused
         return result
+
+    def digests(self, first: int, last: int) -> list[str]:
+        """The sha256 of the sources from ``first`` to before ``last``."""
+        return [file_digest(source.path) for source in self._sources[first:last]]
 
     def compare_first(self, part: Part, num_samples: int) -> int:
         """Compare the encoders on the first samples of a part, less those that :meth:`run` compared.

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mixcpt.data.preprocessing.parts.plan import plan_parts
 from megatron_mixcpt.data.reading import sources
 from megatron_mixcpt.data.reading.formats.registry import FORMATS
 from megatron_mixcpt.data.reading.input_format import FileRange, InputFormat, Row, Source
+from megatron_mixcpt.data.reading.parts import plan_parts
 from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.reading.sources import find_sources, format_of
 from megatron_mixcpt.errors import DataError

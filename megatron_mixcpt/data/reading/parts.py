@@ -24,12 +24,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Part:
-    """Segments of one kind, in order."""
+    """Segments of one dataset, in order."""
 
     index: int
-    kind: str
+    dataset: str
+    """As :attr:`Source.dataset`: a kind, or a named source of one."""
     is_first: bool
-    """Whether it is the first of its kind."""
+    """Whether it is the first of its dataset."""
     segments: tuple[Segment, ...]
     weight: int
     """Bytes of input, about; for progress."""
@@ -41,7 +42,7 @@ class Part:
 
 
 def plan_parts(sources: list[Source]) -> list[Part]:
-    """Cut sources (those of one kind together, in order) into parts. Raises DataError where one is unreadable."""
+    """Cut sources (those of one dataset together, in order) into parts. Raises DataError where one is unreadable."""
     part_bytes = max(PART_BYTES, -(-sum(source.unpacked_bytes for source in sources) // MAX_PARTS))
     parts: list[Part] = []
     pending: list[Segment] = []
@@ -50,14 +51,14 @@ def plan_parts(sources: list[Source]) -> list[Part]:
     def finish() -> None:
         nonlocal pending, weight
         if pending:
-            kind = sources[pending[0].source].kind
-            is_first = not parts or parts[-1].kind != kind
-            parts.append(Part(len(parts), kind, is_first, tuple(pending), weight))
+            dataset = sources[pending[0].source].dataset
+            is_first = not parts or parts[-1].dataset != dataset
+            parts.append(Part(len(parts), dataset, is_first, tuple(pending), weight))
         pending, weight = [], 0
 
     for index, source in enumerate(sources):
         for start, end, segment_weight in source.format.ranges(source, part_bytes):
-            if weight >= part_bytes or (pending and sources[pending[-1].source].kind != source.kind):
+            if weight >= part_bytes or (pending and sources[pending[-1].source].dataset != source.dataset):
                 finish()
             pending.append(Segment(index, start, end))
             weight += segment_weight
