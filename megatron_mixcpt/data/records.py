@@ -21,6 +21,28 @@ from megatron_mixcpt.data.long_text import LongText
 KINDS = ("cpt", "sft", "dpo")
 """In the order in which they are shown and written."""
 
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+}
+"""What data sets call the four roles, in lower case; records hold the roles on the right alone."""
+
 REJECT_REASONS = {
     "invalid_json": "not a JSON object",
     "not_utf8": "not UTF-8",
@@ -58,6 +80,7 @@ class Message:
     """One turn of a conversation."""
 
     role: str
+    """``system``, ``user``, ``assistant`` or ``tool``; data sets call them by more names, see ``ROLES``."""
     content: str
     """Empty for a turn that only calls tools."""
     reasoning: str = ""
@@ -165,7 +188,7 @@ def _conversation(row: Mapping[str, Any], names: FieldNames) -> Conversation:
     else:
         pairs = f'"{names.prompt}" with "{names.response}", or "{names.instruction}" with "{names.output}"'
         raise BadRecord("missing_field", f'expected "{names.messages}", {pairs}; found {_field_list(row)}')
-    if messages[-1].role in ("user", "system"):
+    if messages[-1].role != "assistant":
         raise BadRecord("bad_messages", f"the last message is of the {messages[-1].role}: there is no response")
     if not messages[-1].content.strip():
         raise BadRecord("empty", "the response is empty")
@@ -218,7 +241,9 @@ def _turns(row: Mapping[str, Any], name: str, role: str, names: FieldNames) -> t
 
 
 def _messages(value: Any, name: str, names: FieldNames) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
+    if value == []:
+        raise BadRecord("bad_messages", f'"{name}" is an empty list, expected messages')
+    if not isinstance(value, list):
         raise BadRecord("bad_messages", f'"{name}" is {_type_name(value)}, expected a list of messages')
     messages = []
     for number, item in enumerate(value, start=1):
@@ -229,7 +254,10 @@ def _messages(value: Any, name: str, names: FieldNames) -> tuple[Message, ...]:
             wrong, found = (names.content, content) if isinstance(role, str) else (names.role, role)
             reason = "missing_field" if found is None else "not_text"
             raise BadRecord(reason, f'"{wrong}" of message {number} of "{name}" is {_type_name(found)}, expected text')
-        messages.append(Message(role, content))
+        if role.lower() not in ROLES:
+            known = ", ".join(ROLES)
+            raise BadRecord("bad_messages", f'message {number} of "{name}" has the role {role!r}; known are {known}')
+        messages.append(Message(ROLES[role.lower()], content))
     return tuple(messages)
 
 

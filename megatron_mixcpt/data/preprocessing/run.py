@@ -18,7 +18,6 @@ from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, Sourc
 from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.parts import Part, plan_parts
 from megatron_mixcpt.data.reading.sources import find_sources
-from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, one_encoder_thread
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.digests import file_digest
@@ -128,13 +127,7 @@ def _identity(settings: PreprocessSettings, finished: list[FinishedPart], num_co
 def _check_rejects(settings: PreprocessSettings, kinds: dict[str, KindSummary]) -> None:
     """Raise DataError where a kind has no sample, or lost too many records for being bad."""
     for kind, summary in kinds.items():
-        num_bad = sum(count for reason, count in summary.rejects.items() if reason in REJECT_REASONS)
-        if num_bad > settings.max_rejects * summary.records:
-            raise DataError(
-                f"--{kind}: {num_bad} of {summary.records} records are bad ({num_bad / summary.records:.2%}: "
-                f"{_counted(summary.rejects)}), more than --max-rejects {settings.max_rejects:.2%}; "
-                "fix the files, or allow more"
-            )
+        settings.reading.check_rejects(f"--{kind}", summary.records, summary.rejects)
         if summary.samples == 0:
             found = _counted(summary.rejects) or "no record at all"
             num_files = len(summary.sources)

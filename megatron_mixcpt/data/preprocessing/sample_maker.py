@@ -32,7 +32,7 @@ class SampleMaker:
 
     def __init__(self, kind: str, settings: PreprocessSettings, test_sets: TestSets | None):
         chosen = settings.kinds[kind]
-        self._records = RecordMaker(kind, chosen, settings.template_rules)
+        self._records = RecordMaker(kind, chosen, settings.reading.rules)
         self._below = round(chosen.fraction * 2**64)
         self._test_sets = test_sets
         self.notes = self._records.notes

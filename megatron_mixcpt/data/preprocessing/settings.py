@@ -1,29 +1,18 @@
 """What the user asks of the preprocessing, as far as it decides what is written; the number of workers does not."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from megatron_mixcpt import flags
 from megatron_mixcpt.data.preprocessing.decontaminate import LEAST_WORDS
 from megatron_mixcpt.data.preprocessing.near_duplicates import check_available
-from megatron_mixcpt.data.reading.embedded_templates import TemplateRule, choose_rules
+from megatron_mixcpt.data.reading.reading_settings import ReadingSettings, read_share
 from megatron_mixcpt.data.reading.record_settings import KindSettings, described_kind
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import setting
 
 LEAST_SIMILARITY = 0.3
-
-
-def read_share(flag: str, text: str) -> float:
-    """Read a share, ``1%`` or ``0.01``, as a number from 0 to 1. Raises ConfigError naming ``flag``."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ConfigError(f"{flag} {text}: expected a share such as 1% or 0.01")
-    return share
 
 
 @dataclass(frozen=True)
@@ -40,10 +29,6 @@ class KeptKindSettings(KindSettings):
 class SampleSettings:
     """Which samples are written."""
 
-    on_bad_record: Literal["error", "skip"] = "error"
-    """Stop at the first record that cannot be used, or list such records in rejects.jsonl.gz and go on."""
-    max_rejects: float = setting(default=1.0, metavar="SHARE", read=read_share)
-    """With --on-bad-record skip: fail if more than this share of a kind's records is bad, for example 1%."""
     allow_special_tokens: bool = False
     """Let the string of a special token in a text become that token; otherwise it stays ordinary text."""
     keep_duplicates: bool = False
@@ -81,8 +66,7 @@ class PreprocessSettings(SampleSettings):
     tokenizer: TokenizerFiles = setting(is_flag=False)
     test_sets_digest: str = setting(default="", is_flag=False)
     """Of the contents of the test sets, so that a run resumed after they changed is noticed."""
-    template_rules: tuple[TemplateRule, ...] = setting(default_factory=lambda: choose_rules(None), is_flag=False)
-    """Chat templates to take off."""
+    reading: ReadingSettings = setting(default=ReadingSettings(), is_flag=False)
 
     def described(self) -> dict[str, Any]:
         """The settings by their flags, for the manifest and to tell one run from another."""
@@ -96,9 +80,7 @@ class PreprocessSettings(SampleSettings):
                 "tokenizer digest": self.tokenizer.digest,
                 "--eos-token": self.tokenizer.eos_token,
             }
+            | self.reading.described()
             | flags.described(self)
-            | {
-                "test sets digest": self.test_sets_digest,
-                "template rules": {rule.name: rule.turn for rule in self.template_rules},
-            }
+            | {"test sets digest": self.test_sets_digest}
         )

@@ -19,8 +19,9 @@ from megatron_mixcpt.data.mixture.plan import parse_epochs, parse_kind_values, p
 from megatron_mixcpt.data.preprocessing.decontaminate import test_sets_digest
 from megatron_mixcpt.data.preprocessing.run import describe_plan, preprocess
 from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings, SampleSettings
-from megatron_mixcpt.data.reading.embedded_templates import BUILT_IN_RULES, TemplateRule, choose_rules, read_rules
+from megatron_mixcpt.data.reading.embedded_templates import BUILT_IN_RULES
 from megatron_mixcpt.data.reading.presets import PRESETS
+from megatron_mixcpt.data.reading.reading_settings import ReadingSettings
 from megatron_mixcpt.data.reading.record_flags import add_record_flags, record_settings
 from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
@@ -55,21 +56,13 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemplateSettings:
-    """Chat templates inside the data's text."""
+class ListSettings:
+    """Lists of what is built in."""
 
-    keep_templates: tuple[str, ...] | None = setting(default=None, metavar="NAME", nargs="*")
-    """Do not take these chat templates off; all of them if none is named."""
-    template_rules: Path | None = setting(default=None, metavar="FILE")
-    """JSON file with more chat templates to take off."""
     list_templates: bool = False
-    """List the chat templates, and stop."""
+    """List the chat templates that are removed from the text of the data, and stop."""
     list_presets: bool = False
     """List the presets, and stop."""
-
-    def rules(self) -> tuple[TemplateRule, ...]:
-        """The templates to take off. Raises ConfigError."""
-        return choose_rules(self.keep_templates, read_rules(self.template_rules) if self.template_rules else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +98,7 @@ class PlanSettings:
 
 def build_parser() -> Parser:
     """The parser of ``tools/preprocess_mixture.py``."""
-    parser = flags.build_parser(__doc__, RunSettings, SampleSettings, TemplateSettings)
+    parser = flags.build_parser(__doc__, RunSettings, SampleSettings, ReadingSettings, ListSettings)
     for kind in KINDS:
         add_record_flags(parser, kind, KeptKindSettings)
     flags.add_flags(parser, PlanSettings, grouped=True)
@@ -129,11 +122,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _listing(arguments: argparse.Namespace) -> str:
     """What the flags ask for that print something and stop; empty where none of them is given."""
-    plan, templates = settings_from(arguments, PlanSettings), settings_from(arguments, TemplateSettings)
+    plan, lists = settings_from(arguments, PlanSettings), settings_from(arguments, ListSettings)
     lines = [plan.text()] if plan.plan else []
-    if templates.list_templates:
+    if lists.list_templates:
         lines += [f"{rule.name:<22}{rule.about}" for rule in BUILT_IN_RULES]
-    if templates.list_presets:
+    if lists.list_presets:
         lines += [f"{name:<22}{preset.kind}: {preset.about}" for name, preset in PRESETS.items()]
     return "\n".join(lines)
 
@@ -148,7 +141,7 @@ def preprocess_settings(arguments: argparse.Namespace) -> PreprocessSettings:
         raise ConfigError(f"--{'tokenizer' if run.tokenizer is None else 'output'} is missing")
     return PreprocessSettings(
         kinds={kind: record_settings(kind, arguments, KeptKindSettings) for kind in given},
-        template_rules=settings_from(arguments, TemplateSettings).rules(),
+        reading=settings_from(arguments, ReadingSettings),
         tokenizer=TokenizerFiles.read(run.tokenizer, run.eos_token),
         test_sets_digest=test_sets_digest(list(samples.decontaminate)),
         **vars(samples),

@@ -54,7 +54,7 @@ def test_unified_text(kind: str, row: object, expected: str) -> None:
         ("sft", {"response": "r"}, "missing_field", '"prompt"'),
         ("sft", {"prompt": "q", "response": " \n"}, "empty", "response is empty"),
         ("sft", {"messages": messages("a")}, "bad_messages", "no response"),
-        ("sft", {"messages": []}, "bad_messages", "list of messages"),
+        ("sft", {"messages": []}, "bad_messages", "an empty list"),
         ("sft", {"messages": ["a"]}, "bad_messages", "message 1"),
         ("sft", {"messages": [{"role": "user"}]}, "missing_field", '"content" of message 1'),
         ("sft", {"messages": [{"role": "user", "content": [1]}]}, "not_text", "a list"),

@@ -98,7 +98,7 @@ class PartReader:
         error: BadRecord | Dropped,
         rejects: TextIO,
     ) -> None:
-        if isinstance(error, BadRecord) and self._settings.on_bad_record == "error":
+        if isinstance(error, BadRecord) and self._settings.reading.on_bad_record == "error":
             line += source.format.lines_before(source, segment.start) if segment.start else 0
             way_out = "fix it, or continue without such records with --on-bad-record skip"
             raise DataError(f"{source.path}:{line}: {error.detail}; {way_out}") from error
