@@ -15,9 +15,9 @@ REWARD_MARGIN = "reward margin"
 """Of DPO: the chosen response's reward less the rejected one's."""
 
 
-def of_kind(curve: str, kind: str) -> str:
-    """A curve over the samples of one kind of data alone."""
-    return f"{curve} {kind}"
+def of_dataset(curve: str, dataset: str) -> str:
+    """A curve over the samples of one dataset of the mixture alone: a kind of data, or a named source of one."""
+    return f"{curve} {dataset}"
 
 
 def of_validation(curve: str, name: str) -> str:

@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
-from megatron_mixcpt.data.mixture.manifest import KindSummary, MixtureManifest, TokenizerIdentity
+from megatron_mixcpt.data.mixture.manifest import DatasetSummary, MixtureManifest, TokenizerIdentity
 from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
 from megatron_mixcpt.jobs.digests import file_digest
 
@@ -73,6 +73,6 @@ def _make_mixture(folder: Path, tokenizer_dir: Path, vocab_size: int) -> None:
     np.concatenate(documents).astype(dtype).tofile(folder / "cpt.bin")
     write_index(folder / "cpt.idx", lengths.astype(np.int32), dtype)
     digests = {f"{suffix}_sha256": file_digest(folder / f"cpt.{suffix}") for suffix in ("bin", "idx")}
-    kinds = {"cpt": KindSummary(len(lengths), int(lengths.sum()), len(lengths), {}, 0, (), **digests)}
+    kinds = {"cpt": DatasetSummary(len(lengths), int(lengths.sum()), len(lengths), {}, 0, (), **digests)}
     identity = TokenizerIdentity(str(tokenizer_dir), tokenizer_digest(tokenizer_dir), "<0>", 0, vocab_size)
     MixtureManifest(folder, "0", identity, {}, kinds).save()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_mixcpt.data.dataset_names import is_dataset_name, kind_of, of_kind
 from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.log_names import (
     ACCURACY,
@@ -15,7 +16,7 @@ from megatron_mixcpt.log_names import (
     STUDENT_LOSS,
     SWAPPED_FRACTION,
     TEACHER_LOSS,
-    of_kind,
+    of_dataset,
     of_validation,
 )
 from megatron_mixcpt.report.compare import last_validation, validated
@@ -24,17 +25,13 @@ from megatron_mixcpt.report.inputs import TrainingRun, methods
 # Curve -> title and unit; see docs/reference/log-keys.md.
 TRAINING_CURVES = {
     STUDENT_LOSS: ("Training: next-token loss", "nats per token; batches differ, so look at the trend"),
-    DIVERGENCE: ("Training: KL to the teacher", "nats per token, all kinds together"),
-    of_kind(DIVERGENCE, "cpt"): ("Training: KL to the teacher, documents", "nats per token"),
-    of_kind(DIVERGENCE, "sft"): ("Training: KL to the teacher, instructions", "nats per token"),
-    of_kind(DIVERGENCE, "dpo"): ("Training: KL to the teacher, preferences", "nats per token"),
+    DIVERGENCE: ("Training: KL to the teacher", "nats per token, all data together"),
     SWAPPED_FRACTION: ("Swap rate", "share of tokens whose teacher's first choice is not the label"),
     AGREEMENT: ("Agreement", "share of tokens where student and teacher put the same token first"),
     ACCURACY: ("DPO: accuracy", "share of pairs with the chosen response ahead"),
     REWARD_MARGIN: ("DPO: reward margin", "chosen less rejected"),
 }
-# Where a batch has no sample of the kind, the engine logs 0.
-_BY_KIND = tuple(of_kind(DIVERGENCE, kind) for kind in KINDS)
+_NAMES_OF_KINDS = {"cpt": "documents", "sft": "instructions", "dpo": "preferences"}
 _MOST_POINTS = 80
 
 
@@ -78,11 +75,27 @@ def validation_charts(runs: Sequence[TrainingRun]) -> list[CurveChart]:
 
 
 def training_charts(runs: Sequence[TrainingRun]) -> list[CurveChart]:
-    """The curves of :data:`TRAINING_CURVES` that were logged, and the loss of runs of format alignment."""
-    charts = [_chart(runs, curve, title, unit) for curve, (title, unit) in TRAINING_CURVES.items()]
+    """The curves that were logged: :data:`TRAINING_CURVES`, KL by dataset, the loss of runs of format alignment."""
+    charts = []
+    for curve, (title, unit) in TRAINING_CURVES.items():
+        charts.append(_chart(runs, curve, title, unit))
+        if curve == DIVERGENCE:
+            charts += [_chart(runs, of_dataset(curve, name), _title(title, name), unit) for name in _datasets(runs)]
     aligned = [run for run in runs if STUDENT_LOSS not in run.log.curves]
     charts.append(_chart(aligned, LOSS, "Format alignment: loss", "of SFT or DPO"))
     return [chart for chart in charts if chart.lines]
+
+
+def _datasets(runs: Sequence[TrainingRun]) -> list[str]:
+    """The datasets whose divergence a run logged by itself: kinds in their order, the sources of each by name."""
+    start = of_dataset(DIVERGENCE, "")
+    found = {curve.removeprefix(start) for run in runs for curve in run.log.curves if curve.startswith(start)}
+    return [name for kind in KINDS for name in sorted(of_kind(kind, filter(is_dataset_name, found)))]
+
+
+def _title(title: str, dataset: str) -> str:
+    source = dataset.partition(".")[2]
+    return f"{title}, {_NAMES_OF_KINDS[kind_of(dataset)]}" + (f" of {source}" if source else "")
 
 
 def _chart(
@@ -103,7 +116,8 @@ def _chart(
 def _points(run: TrainingRun, curve: str) -> dict[int, float]:
     """Iteration -> value, without what is no number; nothing where all is 0, as without a teacher."""
     points = {iteration: value for iteration, value in run.log.curves.get(curve, []) if np.isfinite(value)}
-    if curve in _BY_KIND:
+    if curve.startswith(of_dataset(DIVERGENCE, "")) and is_dataset_name(curve.rpartition(" ")[2]):
+        # Where a batch has no sample of the dataset, the engine logs 0.
         return {iteration: value for iteration, value in points.items() if value}
     return points if any(points.values()) else {}
 

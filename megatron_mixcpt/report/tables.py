@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_mixcpt.data.mixture.manifest import KindSummary
+from megatron_mixcpt.data.mixture.manifest import DatasetSummary
 from megatron_mixcpt.report.charts import signed
 from megatron_mixcpt.report.compare import SIDES, Column, Comparison, Spread
 from megatron_mixcpt.report.inputs import Mixture, ScoresFile, TrainingRun, method_of, methods
@@ -190,17 +190,17 @@ def _settings_table(runs: Sequence[TrainingRun]) -> TextTable | None:
 
 
 def mixture_table(mixtures: Sequence[Mixture]) -> TextTable | None:
-    """Samples and tokens of each kind of each mixture."""
+    """Samples and tokens of each dataset of each mixture."""
     headings = ("mixture", "kind", "records", "samples", "tokens", "from")
     rows = []
     for mixture in mixtures:
-        for kind, summary in mixture.manifest.kinds.items():
+        for dataset, summary in mixture.manifest.datasets.items():
             counts = (f"{count:,}" for count in (summary.records, summary.samples, summary.tokens))
-            rows.append((mixture.name, kind, *counts, _sources(summary)))
+            rows.append((mixture.name, dataset, *counts, _sources(summary)))
     return TextTable(headings, tuple(rows), range(2, 5)) if rows else None
 
 
-def _sources(summary: KindSummary) -> str:
+def _sources(summary: DatasetSummary) -> str:
     names = [source.path.rsplit("/", 1)[-1] for source in summary.sources]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

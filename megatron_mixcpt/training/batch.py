@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     packed_seq_params: PackedSeqParams | None
     """Document boundaries, for attention kernels that take them."""
     kind: Tensor | None
-    """int64 [b], each sample's place in the plan's kinds; None where the samples are of one kind."""
+    """int64 [b], each sample's place in the plan's datasets; None where there is only one."""
     num_tokens: float
     """Unmasked tokens, counted on the host; where context parallelism splits the sequence, this rank's part of them."""
 

@@ -54,14 +54,14 @@ def check_length_of_run(world: Path) -> None:
         run = parse_run(argv)
         destroy_global_vars()
         destroy_num_microbatches_calculator()
-        assert [kind.epochs for kind in run.plan.kinds] == passes, (argv, run.plan)
+        assert [kind.epochs for kind in run.plan.datasets] == passes, (argv, run.plan)
         expected = 60 if "--train-iters" in argv else run.plan.num_sequences // GLOBAL_BATCH_SIZE
         assert run.args.train_iters == expected, (run.args.train_iters, expected)
     run = parse_run([*without, "--mixture-weights", "cpt=0.5,dpo=0.5"])
     destroy_global_vars()
     destroy_num_microbatches_calculator()
-    cpt, dpo = run.plan.kinds
-    assert (cpt.kind, dpo.kind) == ("cpt", "dpo") and abs(cpt.num_sequences - dpo.num_sequences) <= 1, run.plan
+    cpt, dpo = run.plan.datasets
+    assert (cpt.name, dpo.name) == ("cpt", "dpo") and abs(cpt.num_sequences - dpo.num_sequences) <= 1, run.plan
 
 
 def wrong_flags(world: Path) -> list[tuple[list[str], str]]:

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
-from megatron_mixcpt.data.mixture.manifest import KindSummary, MixtureManifest, TokenizerIdentity
+from megatron_mixcpt.data.mixture.manifest import DatasetSummary, MixtureManifest, TokenizerIdentity
 from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
 from megatron_mixcpt.jobs.digests import file_digest
 from megatron_mixcpt.testing import run_distributed
@@ -78,7 +78,7 @@ def make_mixture(folder: Path, tokenizer_dir: Path, seed: int = 0) -> None:
         np.concatenate(documents).astype(token_type_for(VOCAB_SIZE)).tofile(folder / f"{kind}.bin")
         write_index(folder / f"{kind}.idx", lengths.astype(np.int32), token_type_for(VOCAB_SIZE))
         digests = {f"{suffix}_sha256": file_digest(folder / f"{kind}.{suffix}") for suffix in ("bin", "idx")}
-        kinds[kind] = KindSummary(num_samples, int(lengths.sum()), num_samples, {}, 0, (), **digests)
+        kinds[kind] = DatasetSummary(num_samples, int(lengths.sum()), num_samples, {}, 0, (), **digests)
     identity = TokenizerIdentity(str(tokenizer_dir), tokenizer_digest(tokenizer_dir), "<|endoftext|>", 0, VOCAB_SIZE)
     MixtureManifest(folder, "0", identity, {}, kinds).save()
 

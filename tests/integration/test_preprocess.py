@@ -113,13 +113,13 @@ def test_manifest_describes_it(run_tool, inputs: dict[str, Path], tokenizer_dir:
     assert manifest.tokenizer.digest == tokenizer_digest(tokenizer_dir)
     assert (manifest.tokenizer.eos_id, manifest.tokenizer.vocab_size) == (0, 400)
     assert manifest.tokenizer.compared_texts == 44
-    assert {kind: summary.samples for kind, summary in manifest.kinds.items()} == {"cpt": 40, "sft": 3, "dpo": 1}
-    assert manifest.kinds["sft"].special_strings == 1
-    [source] = manifest.kinds["cpt"].sources
+    assert {kind: summary.samples for kind, summary in manifest.datasets.items()} == {"cpt": 40, "sft": 3, "dpo": 1}
+    assert manifest.datasets["sft"].special_strings == 1
+    [source] = manifest.datasets["cpt"].sources
     assert (source.sha256, source.size) == (file_digest(inputs["cpt"]), inputs["cpt"].stat().st_size)
-    assert source.tokens == manifest.kinds["cpt"].tokens
-    assert manifest.kinds["cpt"].bin_sha256 == file_digest(folder / "cpt.bin")
-    assert manifest.kinds["cpt"].idx_sha256 == file_digest(folder / "cpt.idx")
+    assert source.tokens == manifest.datasets["cpt"].tokens
+    assert manifest.datasets["cpt"].bin_sha256 == file_digest(folder / "cpt.bin")
+    assert manifest.datasets["cpt"].idx_sha256 == file_digest(folder / "cpt.idx")
 
 
 def test_special_tokens_are_text_unless_allowed(run_tool, inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_bad_records_skipped_are_listed(run_tool, inputs: dict[str, Path], tmp_p
         rejects = [json.loads(line) for line in file]
     expected = {1: "invalid_json", 42: "not_utf8", 44: "empty", 45: "lone_surrogate", 46: "not_text"}
     assert {reject["line"]: reject["reason"] for reject in rejects} == expected
-    summary = MixtureManifest.load(tmp_path / "mixture").kinds["cpt"]
+    summary = MixtureManifest.load(tmp_path / "mixture").datasets["cpt"]
     assert (summary.records, summary.samples, sum(summary.rejects.values())) == (45, 40, 5)
     over = run_tool("--cpt", inputs["cpt"], "--on-bad-record", "skip", "--max-rejects", "10%", output="limited")
     assert over.returncode == 1
@@ -169,11 +169,11 @@ def test_duplicates_are_dropped_across_files(run_tool, inputs: dict[str, Path], 
     (tmp_path / "more" / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in copied))
     result = run_tool("--cpt", inputs["cpt"], tmp_path / "more")
     assert result.returncode == 0, result.stderr
-    summary = MixtureManifest.load(tmp_path / "mixture").kinds["cpt"]
+    summary = MixtureManifest.load(tmp_path / "mixture").datasets["cpt"]
     assert [source.samples for source in summary.sources] == [40, 1]
     assert summary.rejects == {"duplicate": 2}
     kept = run_tool("--cpt", inputs["cpt"], tmp_path / "more", "--keep-duplicates", output="all")
-    assert kept.returncode == 0 and MixtureManifest.load(tmp_path / "all").kinds["cpt"].samples == 43
+    assert kept.returncode == 0 and MixtureManifest.load(tmp_path / "all").datasets["cpt"].samples == 43
 
 
 def test_second_run_does_nothing_and_another_is_refused(run_tool, inputs: dict[str, Path]) -> None:

@@ -51,13 +51,13 @@ def test_every_record_is_a_sample_or_a_reject(tokenizer_dir: Path, tmp_path: Pat
     flags = ["--cpt-text-field", "body.text", "--cpt-filter", "score >= 0.25", "--cpt-fraction", "80%"]
     flags += ["--cpt-max-tokens", 700, "--min-tokens", 10, "--decontaminate", exam, "--near-duplicates", "0.9"]
     manifest = run(tokenizer_dir, tmp_path / "out", "--cpt", data, *flags, "--on-bad-record", "skip")
-    summary, rejects = manifest.kinds["cpt"], rejects_of(tmp_path / "out")
+    summary, rejects = manifest.datasets["cpt"], rejects_of(tmp_path / "out")
     assert summary.records == len(records) == summary.samples + len(rejects)
     assert summary.tokens <= 700
     lines = [reject["line"] for reject in rejects]
     assert len(set(lines)) == len(lines)
     counted = {reason: sum(reject["reason"] == reason for reject in rejects) for reason in summary.rejects}
-    assert counted == summary.rejects == manifest.kinds["cpt"].sources[0].rejects
+    assert counted == summary.rejects == manifest.datasets["cpt"].sources[0].rejects
     assert summary.rejects["filtered"] == 10
     assert (summary.rejects["not_text"], summary.rejects["missing_field"]) == (1, 1)
     assert set(summary.rejects) >= {"not_drawn", "contaminated", "over_max_tokens", "filtered"}
@@ -67,9 +67,9 @@ def test_templates_are_counted(tokenizer_dir: Path, tmp_path: Path) -> None:
     records = [{"prompt": f"[INST] {number} [/INST]", "response": "r</s>"} for number in range(3)]
     data = write(tmp_path / "a.jsonl", *records, {"prompt": "plain", "response": "r"})
     manifest = run(tokenizer_dir, tmp_path / "out", "--sft", data)
-    assert manifest.kinds["sft"].notes == {"template end-of-turn": 3, "template llama2": 3}
+    assert manifest.datasets["sft"].notes == {"template end-of-turn": 3, "template llama2": 3}
     kept = run(tokenizer_dir, tmp_path / "kept", "--sft", data, "--keep-templates")
-    assert kept.kinds["sft"].notes == {} and kept.kinds["sft"].tokens > manifest.kinds["sft"].tokens
+    assert kept.datasets["sft"].notes == {} and kept.datasets["sft"].tokens > manifest.datasets["sft"].tokens
 
 
 def test_wrong_fast_encoder_is_replaced_for_the_whole_run(
@@ -91,7 +91,7 @@ def test_wrong_fast_encoder_is_replaced_for_the_whole_run(
         manifest = run(tokenizer_dir, output, "--cpt", data, workers=workers)
         assert manifest.tokenizer.encoder.startswith("tokenizers ")
         assert "starting again without it" in capsys.readouterr().out
-        assert manifest.kinds["cpt"].bin_sha256 == expected.kinds["cpt"].bin_sha256
+        assert manifest.datasets["cpt"].bin_sha256 == expected.datasets["cpt"].bin_sha256
 
 
 def test_the_first_thousand_texts_are_compared_wherever_parts_end(
@@ -112,7 +112,7 @@ def test_long_documents_give_the_same_bytes(tokenizer_dir: Path, tmp_path: Path,
     table = pa.table({"text": [text[:-1] for text in texts[:3]], "number": [1, 2, 3]})
     pq.write_table(table, tmp_path / "c.parquet")
     given = ["--cpt", data, tmp_path / "b.txt", tmp_path / "c.parquet", "--on-bad-record", "skip"]
-    expected = run(tokenizer_dir, tmp_path / "expected", *given).kinds["cpt"]
+    expected = run(tokenizer_dir, tmp_path / "expected", *given).datasets["cpt"]
     for name, value in (
         ("long_text.LONG_BYTES", 100),
         ("long_text.PLAIN_PIECE_BYTES", 64),
@@ -124,14 +124,14 @@ def test_long_documents_give_the_same_bytes(tokenizer_dir: Path, tmp_path: Path,
         ("preprocessing.sample_maker.HASHED_AT_ONCE", 50),
     ):
         monkeypatch.setattr(f"megatron_mixcpt.data.{name}", value)
-    found = run(tokenizer_dir, tmp_path / "found", *given).kinds["cpt"]
+    found = run(tokenizer_dir, tmp_path / "found", *given).datasets["cpt"]
     assert found == expected and expected.samples == 6 and expected.rejects == {"empty": 1, "duplicate": 1}
 
 
 def test_text_without_tokens_is_counted(tmp_path: Path) -> None:
     lacking = save_tiny_tokenizer(tmp_path / "lacking", all_bytes=False)
     data = write(tmp_path / "a.jsonl", {"text": "the fox"}, {"text": "bell \x07"})
-    notes = run(lacking, tmp_path / "out", "--cpt", data).kinds["cpt"].notes
+    notes = run(lacking, tmp_path / "out", "--cpt", data).datasets["cpt"].notes
     assert notes == {"encoded in part by the Hugging Face tokenizer": 1}
 
 
@@ -153,7 +153,7 @@ def test_any_bytes_end_as_samples_or_rejects(tokenizer_dir: Path, tmp_path_facto
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "a.jsonl").write_bytes(b"\n".join([b'{"text": "always one"}', *lines]))
     manifest = run(tokenizer_dir, folder / "out", "--cpt", folder / "a.jsonl", "--on-bad-record", "skip")
-    summary = manifest.kinds["cpt"]
+    summary = manifest.datasets["cpt"]
     rejects = rejects_of(folder / "out")
     assert summary.records == summary.samples + len(rejects) == summary.samples + sum(summary.rejects.values())
     content = (folder / "a.jsonl").read_bytes().split(b"\n")
@@ -200,7 +200,7 @@ def test_every_format_in_many_parts_gives_the_same_tokens(tokenizer_dir: Path, t
         assert len(parts.plan_parts(find_sources("cpt", [str(path)]))) > (1 if path.suffix != ".gz" else 0)
         output = tmp_path / path.name.partition(".")[0]
         manifest = run(tokenizer_dir, output, "--cpt", path, "--on-bad-record", "skip", workers=2)
-        digests.add(manifest.kinds["cpt"].bin_sha256)
+        digests.add(manifest.datasets["cpt"].bin_sha256)
         assert [(reject["line"], reject["reason"]) for reject in rejects_of(output)] == [(322, "empty")]
         with pytest.raises(DataError, match=f"{path.name}:322: the text is empty"):
             run(tokenizer_dir, tmp_path / "stopped" / output.name, "--cpt", path)

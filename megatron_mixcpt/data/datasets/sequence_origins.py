@@ -9,7 +9,7 @@ from megatron_mixcpt.data.mixture.manifest import MixtureManifest, SourceSummary
 
 
 def describe_sequence(dataset: BlendedDataset | GPTDataset, index: int, manifest: MixtureManifest) -> str:
-    """The documents of sequence ``index``: kind, number in the kind's dataset, and source file with number in it.
+    """The documents of sequence ``index``: dataset, number in it, and source file with number in that.
 
     A source's samples are counted from 1 and without its rejected records, in the file's order.
     """
@@ -17,10 +17,10 @@ def describe_sequence(dataset: BlendedDataset | GPTDataset, index: int, manifest
     part[index]  # the engine opens its indices with the first use, which may have been in a worker process
     place = part.shuffle_index[index]
     first, last = int(part.sample_index[place][0]), int(part.sample_index[place + 1][0])
-    kind = Path(part.dataset_path).name
-    sources = manifest.kinds[kind].sources
+    name = Path(part.dataset_path).name
+    sources = manifest.datasets[name].sources
     documents = [int(number) for number in part.document_index[first : last + 1]]
-    return ", ".join(f"{kind} document {number}{_source(sources, number)}" for number in documents)
+    return ", ".join(f"{name} document {number}{_source(sources, number)}" for number in documents)
 
 
 def _part_of(dataset: BlendedDataset | GPTDataset, index: int) -> tuple[GPTDataset, int]:

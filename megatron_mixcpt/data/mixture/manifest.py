@@ -6,7 +6,7 @@ an epoch (``plan.py``) and to refuse a model whose tokenizer is not the one the 
     manifest = MixtureManifest.load(Path("data/mixture"))
     manifest.check_tokenizer(Path("models/llama-3-8b"))
     manifest.prefix("cpt")        # "data/mixture/cpt", what the engine calls a dataset's path
-    manifest.kinds["cpt"].tokens
+    manifest.datasets["cpt"].tokens
 """
 
 import json
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
+from megatron_mixcpt.data.dataset_names import is_dataset_name, of_kind
 from megatron_mixcpt.data.mixture.indexed import check_dataset
 from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
@@ -60,8 +61,8 @@ class SourceSummary:
 
 
 @dataclass(frozen=True)
-class KindSummary:
-    """One dataset of the mixture: ``<kind>.bin`` and ``<kind>.idx``."""
+class DatasetSummary:
+    """One dataset of the mixture: ``<name>.bin`` and ``<name>.idx``."""
 
     samples: int
     tokens: int
@@ -86,12 +87,12 @@ class MixtureManifest:
     tool_version: str
     tokenizer: TokenizerIdentity
     settings: dict[str, Any]
-    kinds: dict[str, KindSummary]
-    """Only the kinds that were given; in the order cpt, sft, dpo."""
+    datasets: dict[str, DatasetSummary]
+    """By name: a kind (``cpt``), or each named source of one (``cpt.law``); kinds in the order cpt, sft, dpo."""
 
-    def prefix(self, kind: str) -> str:
-        """The path of a kind's dataset without .bin or .idx, as the engine's ``IndexedDataset`` wants it."""
-        return str(self.folder / kind)
+    def prefix(self, dataset: str) -> str:
+        """The path of a dataset without .bin or .idx, as the engine's ``IndexedDataset`` wants it."""
+        return str(self.folder / dataset)
 
     def check_tokenizer(self, tokenizer_dir: Path | str) -> None:
         """Raise CheckpointError unless ``tokenizer_dir`` holds the tokenizer that made this mixture's tokens."""
@@ -105,10 +106,13 @@ class MixtureManifest:
 
     def summary(self) -> str:
         """What the mixture holds, for a terminal."""
-        lines = [f"{'kind':<5}{'records':>14}{'rejected':>12}{'samples':>14}{'tokens':>18}"]
-        for kind, summary in self.kinds.items():
+        width = max(len("kind"), *map(len, self.datasets)) + 1
+        lines = [f"{'kind':<{width}}{'records':>14}{'rejected':>12}{'samples':>14}{'tokens':>18}"]
+        for name, summary in self.datasets.items():
             rejected = summary.records - summary.samples
-            lines.append(f"{kind:<5}{summary.records:>14,}{rejected:>12,}{summary.samples:>14,}{summary.tokens:>18,}")
+            lines.append(
+                f"{name:<{width}}{summary.records:>14,}{rejected:>12,}{summary.samples:>14,}{summary.tokens:>18,}"
+            )
             lines += [f"       {count:,} rejected: {reason}" for reason, count in summary.rejects.items()]
             lines += [f"       {count:,} samples: {note}" for note, count in summary.notes.items()]
             if summary.special_strings:
@@ -125,7 +129,7 @@ class MixtureManifest:
             "tool_version": self.tool_version,
             "tokenizer": asdict(self.tokenizer),
             "settings": self.settings,
-            "kinds": {kind: asdict(summary) for kind, summary in self.kinds.items()},
+            "kinds": {name: asdict(summary) for name, summary in self.datasets.items()},
         }
         write_whole(self.folder / MANIFEST_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -137,11 +141,11 @@ class MixtureManifest:
         """
         path = Path(folder) / MANIFEST_NAME
         manifest = cls._parse(path, cls._read(path))
-        for kind, summary in manifest.kinds.items():
-            found = check_dataset(Path(manifest.prefix(kind)))
+        for name, summary in manifest.datasets.items():
+            found = check_dataset(Path(manifest.prefix(name)))
             if found != (summary.samples, summary.tokens):
                 raise DataError(
-                    f"{manifest.prefix(kind)}.idx: {found[0]} samples with {found[1]} tokens where {path} says "
+                    f"{manifest.prefix(name)}.idx: {found[0]} samples with {found[1]} tokens where {path} says "
                     f"{summary.samples} with {summary.tokens}; run tools/preprocess_mixture.py again"
                 )
         return manifest
@@ -164,23 +168,24 @@ class MixtureManifest:
     @classmethod
     def _parse(cls, path: Path, content: dict[str, Any]) -> "MixtureManifest":
         try:
-            kinds = {}
-            for kind in KINDS:
-                if kind in content["kinds"]:
-                    summary = dict(content["kinds"][kind])
-                    summary["sources"] = tuple(SourceSummary(**source) for source in summary["sources"])
-                    kinds[kind] = KindSummary(**summary)
+            datasets = {}
+            for name in (name for kind in KINDS for name in of_kind(kind, content["kinds"])):
+                if not is_dataset_name(name):
+                    raise ValueError(f"a dataset cannot be called {ascii(name)[:40]}")
+                summary = dict(content["kinds"][name])
+                summary["sources"] = tuple(SourceSummary(**source) for source in summary["sources"])
+                datasets[name] = DatasetSummary(**summary)
             tokenizer = TokenizerIdentity(**content["tokenizer"])
-            sources = [source for summary in kinds.values() for source in summary.sources]
-            described: list[_Described] = [tokenizer, *kinds.values(), *sources]
+            sources = [source for summary in datasets.values() for source in summary.sources]
+            described: list[_Described] = [tokenizer, *datasets.values(), *sources]
             for item in described:
                 _check_types(item)
-            return cls(path.parent, content["tool_version"], tokenizer, content["settings"], kinds)
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(path.parent, content["tool_version"], tokenizer, content["settings"], datasets)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: damaged ({error}); run tools/preprocess_mixture.py again") from error
 
 
-_Described = TokenizerIdentity | SourceSummary | KindSummary
+_Described = TokenizerIdentity | SourceSummary | DatasetSummary
 
 
 def _check_types(described: _Described) -> None:

@@ -9,7 +9,7 @@ from typing import BinaryIO, TextIO
 import numpy as np
 
 from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
-from megatron_mixcpt.data.mixture.manifest import KindSummary
+from megatron_mixcpt.data.mixture.manifest import DatasetSummary
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts
 from megatron_mixcpt.data.preprocessing.what_stays import select
@@ -28,7 +28,7 @@ def merge_kind(
     settings: PreprocessSettings,
     folder: Path,
     rejects: TextIO,
-) -> KindSummary:
+) -> DatasetSummary:
     """Write ``<kind>.bin`` and ``<kind>.idx`` into ``folder`` and append to the rejects.
 
     Raises DataError where the written files, read back, are not what the parts promise.
@@ -45,7 +45,7 @@ def merge_kind(
     for part, code in zip(parts, codes, strict=True):
         counts.add(part, code, rejects)
     digest = _check_written(folder / f"{kind}.bin", lengths, settings)
-    return KindSummary(
+    return DatasetSummary(
         samples=len(lengths),
         tokens=int(lengths.sum(dtype=np.int64)),
         records=sum(counts.records.values()),

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from megatron_mixcpt import __version__
-from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, KindSummary, MixtureManifest, TokenizerIdentity
+from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, DatasetSummary, MixtureManifest, TokenizerIdentity
 from megatron_mixcpt.data.preprocessing.merge import merge_kind
 from megatron_mixcpt.data.preprocessing.parts.encode import encode_parts
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
@@ -83,7 +83,7 @@ def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_
 
 def _finished_before(settings: PreprocessSettings, sources: list[Source], output: Path) -> MixtureManifest:
     manifest = MixtureManifest.load(output)
-    summaries = [(kind, source) for kind, summary in manifest.kinds.items() for source in summary.sources]
+    summaries = [(kind, source) for kind, summary in manifest.datasets.items() for source in summary.sources]
     before = [[kind, source.path, source.size, source.sha256] for kind, source in summaries]
     now = [[source.kind, str(source.path), source.size, file_digest(source.path)] for source in sources]
     refuse_other(
@@ -98,9 +98,9 @@ def _finished_before(settings: PreprocessSettings, sources: list[Source], output
 
 def _merge(
     settings: PreprocessSettings, sources: list[Source], digests: list[str], parts: list[Part], work: Path
-) -> tuple[dict[str, KindSummary], list[FinishedPart]]:
+) -> tuple[dict[str, DatasetSummary], list[FinishedPart]]:
     """Join the parts into one dataset for each kind, in the work folder."""
-    kinds: dict[str, KindSummary] = {}
+    kinds: dict[str, DatasetSummary] = {}
     finished = [open_part(part, work) for part in parts]
     with open(work / REJECTS_NAME, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
         rejects = io.TextIOWrapper(packed, "utf-8")
@@ -124,7 +124,7 @@ def _identity(settings: PreprocessSettings, finished: list[FinishedPart], num_co
     )
 
 
-def _check_rejects(settings: PreprocessSettings, kinds: dict[str, KindSummary]) -> None:
+def _check_rejects(settings: PreprocessSettings, kinds: dict[str, DatasetSummary]) -> None:
     """Raise DataError where a kind has no sample, or lost too many records for being bad."""
     for kind, summary in kinds.items():
         settings.reading.check_rejects(f"--{kind}", summary.records, summary.rejects)
@@ -140,7 +140,7 @@ def _counted(reasons: dict[str, int]) -> str:
 
 def _publish(manifest: MixtureManifest, work: Path) -> None:
     """Give every file its final name, the manifest last."""
-    for name in [f"{kind}.{suffix}" for kind in manifest.kinds for suffix in ("bin", "idx")] + [REJECTS_NAME]:
+    for name in [f"{kind}.{suffix}" for kind in manifest.datasets for suffix in ("bin", "idx")] + [REJECTS_NAME]:
         publish(work / name, manifest.folder / name)
     manifest.save()
     shutil.rmtree(work)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from megatron_mixcpt import flags
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
-from megatron_mixcpt.data.mixture.plan import parse_epochs, parse_kind_values, plan_mixture
+from megatron_mixcpt.data.mixture.plan import plan_mixture
+from megatron_mixcpt.data.mixture.shares import parse_epochs, parse_weights
 from megatron_mixcpt.data.preprocessing.decontaminate import test_sets_digest
 from megatron_mixcpt.data.preprocessing.run import describe_plan, preprocess
 from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings, SampleSettings
@@ -85,13 +86,12 @@ class PlanSettings:
     def text(self) -> str:
         """The plan, for a terminal. Raises ConfigError and DataError."""
         assert self.plan is not None
-        weights = parse_kind_values("--mixture-weights", self.mixture_weights) if self.mixture_weights else None
         plan = plan_mixture(
             MixtureManifest.load(self.plan),
             sequence_length=self.seq_length,
             split=self.split,
             epochs=parse_epochs(self.epochs),
-            weights=weights,
+            weights=parse_weights(self.mixture_weights),
         )
         return plan.table(self.global_batch_size)
 

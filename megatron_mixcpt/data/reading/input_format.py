@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatron_mixcpt.data.dataset_names import dataset_name
 from megatron_mixcpt.data.records import KINDS
 
 Row = bytes | bytearray | dict[str, Any]
@@ -41,7 +42,7 @@ class Source:
     @property
     def dataset(self) -> str:
         """What the dataset of its samples is called: ``cpt``, or ``cpt.law`` for files of the name ``law``."""
-        return f"{self.kind}.{self.name}" if self.name else self.kind
+        return dataset_name(self.kind, self.name)
 
     def stamp(self) -> list[Any]:
         """What tells the file, as it is now, from another: kind, path, size in bytes and time of change."""

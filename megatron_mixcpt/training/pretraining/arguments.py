@@ -15,13 +15,8 @@ from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder, refuse_contradictions
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
-from megatron_mixcpt.data.mixture.plan import (
-    MixturePlan,
-    parse_epochs,
-    parse_kind_values,
-    plan_mixture,
-    split_fractions,
-)
+from megatron_mixcpt.data.mixture.plan import MixturePlan, plan_mixture, split_fractions
+from megatron_mixcpt.data.mixture.shares import parse_epochs, parse_weights, passes_of
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import flag_name, settings_from
 from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
@@ -39,7 +34,7 @@ from megatron_mixcpt.training.engine.run_record import build_record, check_resum
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 from megatron_mixcpt.training.pretraining.record import mixture_contents
-from megatron_mixcpt.training.pretraining.validation_sets import held_out_kinds, parse_named_sets, validation_names
+from megatron_mixcpt.training.pretraining.validation_sets import held_out_datasets, parse_named_sets, validation_names
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
 RECIPE_DEFAULTS: dict[str, Any] = {
@@ -64,7 +59,7 @@ DECIDED_ELSEWHERE = {
     "tokenizer_type": "the mixture holds tokens already, and --hf-model their tokenizer",
     "tokenizer_model": "the mixture holds tokens already, and --hf-model their tokenizer",
     "full_validation": "held-out samples (--split) are measured completely unless --eval-iters says how many batches",
-    "multiple_validation_sets": "each kind's held-out samples (--split) are a set unless --eval-iters is given",
+    "multiple_validation_sets": "each dataset's held-out samples (--split) are a set unless --eval-iters is given",
     "reset_attention_mask": "--document-masking keeps attention within documents",
 }
 
@@ -141,18 +136,17 @@ def _checked_sizes(config: MixCPTConfig, settings: dict[str, Any]) -> ParallelSi
 
 
 def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str, Any], batch_size: int) -> MixturePlan:
-    """How many sequences of each kind the run draws: ``--epochs``, or as many complete passes as the iterations need.
+    """How many sequences of each dataset the run draws: ``--epochs``, or as many passes as the iterations need.
 
-    ``--mixture-weights`` shares them out; without it the kinds keep the proportions of ``--epochs``.
+    ``--mixture-weights`` shares them out; without it the datasets keep the proportions of ``--epochs``.
     """
-    epochs = parse_epochs(config.epochs)
-    weights = parse_kind_values("--mixture-weights", config.mixture_weights) if config.mixture_weights else None
+    epochs, weights = parse_epochs(config.epochs), parse_weights(config.mixture_weights)
     shape = {"sequence_length": settings["seq_length"], "split": settings["split"], "weights": weights}
     plan = plan_mixture(manifest, epochs=epochs, **shape)
     if "train_iters" not in settings and "train_samples" not in settings:
         return plan
     needed = settings.get("train_samples") or settings["train_iters"] * batch_size
-    once = dict.fromkeys(manifest.kinds, 1.0) | (epochs if isinstance(epochs, dict) else {})
+    once = passes_of(manifest.datasets, epochs if isinstance(epochs, dict) else 1.0)
     passes = 1
     while (plan := plan_mixture(manifest, epochs=_times(passes, once), **shape)).num_sequences < needed:
         passes = max(passes + 1, passes * needed // plan.num_sequences)
@@ -160,12 +154,12 @@ def plan_run(manifest: MixtureManifest, config: MixCPTConfig, settings: dict[str
 
 
 def _times(factor: int, epochs: dict[str, float]) -> dict[str, float]:
-    return {kind: factor * value for kind, value in epochs.items()}
+    return {name: factor * value for name, value in epochs.items()}
 
 
 def _held_out(settings: dict[str, Any], manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
-    """The kinds that ``--split`` holds sequences out of."""
-    return held_out_kinds(manifest, plan) if split_fractions(settings["split"])[1] > 0.0 else []
+    """The datasets that ``--split`` holds sequences out of."""
+    return held_out_datasets(manifest, plan) if split_fractions(settings["split"])[1] > 0.0 else []
 
 
 def _validation(
@@ -185,7 +179,7 @@ def _validation(
     for name in sorted(decided.keys() & explicit.keys()):
         raise ConfigError(
             f"{flag_name(name)} is not used where complete validation sets are measured: remove it, or give "
-            "--eval-iters N to measure N batches of all kinds together"
+            "--eval-iters N to measure N batches of all datasets together"
         )
     return decided
 

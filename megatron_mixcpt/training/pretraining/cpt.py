@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     named = open_named_sets(run.named_sets, run.manifest, run.student.folder, args.data_cache_path)
     meter = build_meter(run, named)
     datasets = dataset_provider(args, run.manifest, run.plan, named)
-    forward_step = forward_step_func(args, config, groups, [kind.kind for kind in run.plan.kinds], meter)
+    forward_step = forward_step_func(args, config, groups, [dataset.name for dataset in run.plan.datasets], meter)
     describe_sample = functools.partial(describe_sample_of, run)
     train(
         args,
@@ -130,7 +130,7 @@ def forward_step_func(
         args: the engine's arguments.
         config: what is learned.
         groups: this rank's process groups.
-        kinds: names of the kinds of data in the order of the training dataset's parts.
+        kinds: names of the datasets in the order of the training dataset's parts.
         meter: says in evaluations whether the teacher's own loss is wanted.
     """
     read = functools.partial(

@@ -63,7 +63,7 @@ def dataset_provider(
 ) -> Callable:
     """What ``pretrain()`` calls for the training, validation and test datasets, on every rank.
 
-    With full_validation, validation is a list of complete sets: one per kind, then the ``named``.
+    With full_validation, validation is a list of complete sets: one per dataset of the mixture, then the ``named``.
     """
 
     def provide(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Any, ...]:
@@ -74,7 +74,7 @@ def dataset_provider(
             config = dataclasses.replace(dataset_config(args), random_seed=VALIDATION_SEED)
             sets = [
                 *build_validation_sets(manifest, plan, dataclasses.replace(config)).values(),
-                *(build_whole_set(item.manifest, item.kind, dataclasses.replace(config)) for item in named.values()),
+                *(build_whole_set(item.manifest, item.dataset, dataclasses.replace(config)) for item in named.values()),
             ]
             valid = [PaddedSamples(IndexedSamples(part), args.eval_global_batch_size) for part in sets]
         elif valid is not None:
@@ -89,6 +89,6 @@ def set_identities(
     args: argparse.Namespace, manifest: MixtureManifest, plan: MixturePlan, named: Mapping[str, NamedSet]
 ) -> dict[str, str]:
     """Name of each complete validation set, in the engine's order, to a text that identifies its sequences."""
-    digests = {kind: f"{summary.bin_sha256} {plan.split}" for kind, summary in manifest.kinds.items()}
+    digests = {dataset: f"{summary.bin_sha256} {plan.split}" for dataset, summary in manifest.datasets.items()}
     digests |= {name: item.identity() for name, item in named.items()}
     return {name: f"{digests[name]} {args.seq_length}" for name in args.validation_set_names}

@@ -18,7 +18,7 @@ from megatron_mixcpt.log_names import (
     STUDENT_LOSS,
     SWAPPED_FRACTION,
     TEACHER_LOSS,
-    of_kind,
+    of_dataset,
 )
 from megatron_mixcpt.losses import compiled
 from megatron_mixcpt.losses.fused_linear import SummedMixCPTLoss
@@ -46,7 +46,7 @@ def mixcpt_loss_func(
         distill_mask: bool [b, s], or None where no token is distilled.
         output: the fields of :class:`SummedMixCPTLoss`, as the engine's wrappers leave them: plain tuples.
         objective: what is learned; where a teacher runs, its statistics are reported.
-        kinds: names of the kinds of data whose divergences are reported one by one.
+        kinds: names of the datasets (kinds of data, or sources of one) whose divergences are reported one by one.
         kind: int64 [b], each sample's place in ``kinds``.
         penalty: returns what to add to the reported sum of the loss, a scalar; its gradient is accounted for elsewhere.
 
@@ -93,7 +93,7 @@ def _reported(objective: Objective, kinds: tuple[str, ...], measures_teacher: bo
             reported.append(("teacher entropy", "teacher_entropy", "distilled", None))
         if measures_teacher:
             reported.append((TEACHER_LOSS, "teacher_ntp", "mask", None))
-        reported += [(of_kind(DIVERGENCE, name), "lssd", "distilled", place) for place, name in enumerate(kinds)]
+        reported += [(of_dataset(DIVERGENCE, name), "lssd", "distilled", place) for place, name in enumerate(kinds)]
     return tuple(reported)
 
 

@@ -12,11 +12,11 @@ from megatron_mixcpt.training.engine.run_record import Record, files_digest
 
 def mixture_contents(config: MixCPTConfig, manifest: MixtureManifest, plan: MixturePlan) -> Record:
     """The mixture's content, what is drawn from it, and the teacher's weights."""
-    digests = [digest for kind in manifest.kinds.values() for digest in (kind.bin_sha256, kind.idx_sha256)]
+    digests = [digest for dataset in manifest.datasets.values() for digest in (dataset.bin_sha256, dataset.idx_sha256)]
     return {
         "--split": plan.split,
         "the mixture's content": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
-        "sequences": ", ".join(f"{kind.kind} {kind.num_sequences}" for kind in plan.kinds),
+        "sequences": ", ".join(f"{dataset.name} {dataset.num_sequences}" for dataset in plan.datasets),
         "the teacher": _weights_digest(Path(config.teacher_dir)) if config.objective.holds_teacher else "none",
     }
 

@@ -1,4 +1,4 @@
-"""Validation sets that ``--validation NAME=PATH`` names: kinds of preprocessed mixtures, or text as it is.
+"""Validation sets that ``--validation NAME=PATH`` names: datasets of preprocessed mixtures, or text as it is.
 
 Text is tokenized once, by the first rank, with the mixture's tokenizer, as preprocessing does with documents. The
 result lies beside the indices that the engine keeps (``--data-cache-path``, or ``MIXTURE/cache``), under a name that
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_mixcpt.data.dataset_names import is_dataset_name
 from megatron_mixcpt.data.datasets.mixture_datasets import CACHE_NAME
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.mixture.plan import MixturePlan, held_out_sequences
 from megatron_mixcpt.data.preprocessing.run import preprocess
 from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings
 from megatron_mixcpt.data.reading.sources import find_sources
-from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.jobs.digests import file_digest
@@ -33,14 +33,14 @@ _NAME = re.compile(r"\w[\w.-]*")
 
 @dataclass(frozen=True)
 class NamedSet:
-    """One kind of a mixture, all of whose samples are a validation set."""
+    """One dataset of a mixture, all of whose samples are a validation set."""
 
     manifest: MixtureManifest
-    kind: str
+    dataset: str
 
     def identity(self) -> str:
         """What tells these samples from others: the digest of their tokens."""
-        return self.manifest.kinds[self.kind].bin_sha256
+        return self.manifest.datasets[self.dataset].bin_sha256
 
 
 def parse_named_sets(given: Sequence[str]) -> dict[str, Path]:
@@ -63,24 +63,24 @@ def _check_text(text: str, path: Path) -> None:
     """Raise MixCPTError where there are no documents at ``path``, by the names of the files."""
     if not path.exists():
         raise ConfigError(
-            f"--validation {text}: no such file or folder; give text (.txt, .jsonl, ...) or a kind of a mixture "
+            f"--validation {text}: no such file or folder; give text (.txt, .jsonl, ...) or a dataset of a mixture "
             "(DIR/cpt)"
         )
     find_sources("validation", [str(path)])
 
 
 def _preprocessed(path: Path) -> tuple[Path, str] | None:
-    """(folder, kind) where ``path`` is one kind of a mixture, with or without .idx or .bin; None where it is text.
+    """(folder, name) where ``path`` is one dataset of a mixture, with or without .idx or .bin; None where it is text.
 
     Raises:
-        ConfigError: a mixture of several kinds.
+        ConfigError: a whole mixture.
     """
     if (path / MANIFEST_NAME).is_file():
-        kinds = " or ".join(str(path / kind) for kind in MixtureManifest.load(path).kinds)
-        raise ConfigError(f"--validation {path} is a mixture of several kinds: give one of them, {kinds}")
-    prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
-    if prefix.name in KINDS and Path(f"{prefix}.idx").is_file():
-        return prefix.parent, prefix.name
+        names = " or ".join(str(path / name) for name in MixtureManifest.load(path).datasets)
+        raise ConfigError(f"--validation {path} is a mixture of several datasets: give one of them, {names}")
+    for name in (path.name, path.stem) if path.suffix in (".idx", ".bin") else (path.name,):
+        if is_dataset_name(name) and (path.parent / f"{name}.idx").is_file():
+            return path.parent, name
     return None
 
 
@@ -104,7 +104,7 @@ def open_named_sets(
         if dist.get_rank() == 0 and not folders[name][0].exists():
             _tokenize(path, mixture, tokenizer_dir, folders[name][0])
     dist.barrier()
-    opened = {name: NamedSet(MixtureManifest.load(folder), kind) for name, (folder, kind) in folders.items()}
+    opened = {name: NamedSet(MixtureManifest.load(folder), dataset) for name, (folder, dataset) in folders.items()}
     for named in opened.values():
         named.manifest.check_tokenizer(tokenizer_dir)
     return opened
@@ -127,7 +127,7 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
     except DataError as error:
         what = str(error).partition("; ")[0].removeprefix("--cpt: ")  # the rest is about flags of preprocessing
         raise DataError(
-            f"--validation {path}: {what}; correct it, or preprocess it and give a kind of the mixture"
+            f"--validation {path}: {what}; correct it, or preprocess it and give a dataset of the mixture"
         ) from error
     try:
         publish(aside, folder)
@@ -137,26 +137,26 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
             raise
 
 
-def held_out_kinds(manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
-    """The kinds of which at least one complete sequence is held out.
+def held_out_datasets(manifest: MixtureManifest, plan: MixturePlan) -> list[str]:
+    """The datasets of which at least one complete sequence is held out.
 
     Raises:
         ConfigError: there is none.
     """
-    kinds = [kind for kind, count in held_out_sequences(manifest, plan).items() if count > 0]
-    if not kinds:
+    names = [name for name, count in held_out_sequences(manifest, plan).items() if count > 0]
+    if not names:
         raise ConfigError(
-            f"--split {plan.split} holds out less than one sequence of {plan.sequence_length} tokens of every kind: "
+            f"--split {plan.split} holds out less than one sequence of {plan.sequence_length} tokens of every dataset: "
             "hold out more, or nothing (--split 100,0,0)"
         )
-    return kinds
+    return names
 
 
-def validation_names(kinds: Sequence[str], named: Iterable[str]) -> list[str]:
-    """Names of the validation sets: held-out kinds, then named sets. Raises ConfigError for a name that is both."""
+def validation_names(held_out: Sequence[str], named: Iterable[str]) -> list[str]:
+    """Names of the validation sets: held-out datasets, then named sets. Raises ConfigError for a name that is both."""
     for name in named:
-        if name in kinds:
+        if name in held_out:
             raise ConfigError(
-                f"--validation {name}=...: {name} is what --split holds out of that kind: choose another name"
+                f"--validation {name}=...: {name} is what --split holds out of that dataset: choose another name"
             )
-    return [*kinds, *named]
+    return [*held_out, *named]

@@ -19,7 +19,7 @@ def engine_config(manifest, split: str) -> GPTDatasetConfig:
     return GPTDatasetConfig(
         random_seed=1234,
         sequence_length=SEQUENCE_LENGTH,
-        blend=([manifest.prefix(kind) for kind in manifest.kinds], None),
+        blend=([manifest.prefix(kind) for kind in manifest.datasets], None),
         split=split,
         tokenizer=SimpleNamespace(vocab_size=70_000, eod=0, unique_identifiers={"name": "test"}),
         reset_position_ids=False,
@@ -53,7 +53,7 @@ def test_one_epoch_sees_each_sequence_once(manifest) -> None:
     assert valid is None
     assert len(train) == plan.num_sequences == 899 // 16 + 309 // 16 + 64 // 16
     for place, seen in labels_seen(train).items():
-        kind = plan.kinds[place]
+        kind = plan.datasets[place]
         assert set(seen.values()) == {1}
         assert len(seen) == kind.num_sequences * SEQUENCE_LENGTH
         # All but the first token and what is left over at the end was a label.
@@ -64,7 +64,7 @@ def test_three_epochs_see_each_sequence_three_times(manifest) -> None:
     plan, (train, _) = build(manifest, epochs=3)
     assert len(train) == plan.num_sequences
     for place, seen in labels_seen(train).items():
-        kind = plan.kinds[place]
+        kind = plan.datasets[place]
         assert max(seen.values()) <= 3
         assert 3 * kind.num_tokens - 1 - seen.total() < SEQUENCE_LENGTH
 
@@ -72,7 +72,7 @@ def test_three_epochs_see_each_sequence_three_times(manifest) -> None:
 def test_epochs_per_kind(manifest) -> None:
     plan, (train, _) = build(manifest, epochs={"cpt": 1, "sft": 4, "dpo": 0})
     seen = labels_seen(train)
-    assert [kind.kind for kind in plan.kinds] == ["cpt", "sft"]
+    assert [dataset.name for dataset in plan.datasets] == ["cpt", "sft"]
     assert max(seen[0].values()) == 1 and seen[0].total() == 56 * 16
     assert max(seen[1].values()) == 4 and 4 * 310 - 1 - seen[1].total() < SEQUENCE_LENGTH
 
@@ -80,7 +80,7 @@ def test_epochs_per_kind(manifest) -> None:
 def test_weights_exhaust_a_small_kind_evenly(manifest) -> None:
     plan, (train, _) = build(manifest, weights={"cpt": 0.5, "dpo": 0.5})
     seen = labels_seen(train)
-    cpt, dpo = plan.kinds
+    cpt, dpo = plan.datasets
     # Half of the run is 637 tokens: 0.7 passes over one kind, which repeats nothing, and 9.8 over the other.
     assert set(seen[0].values()) == {1} and cpt.epochs < 1
     assert seen[0].total() == cpt.num_sequences * SEQUENCE_LENGTH
@@ -92,7 +92,7 @@ def test_weights_exhaust_a_small_kind_evenly(manifest) -> None:
 def test_kinds_are_interleaved_in_proportion(manifest) -> None:
     plan, (train, _) = build(manifest)
     order = [int(train[index]["dataset_id"]) for index in range(len(train))]
-    for place, kind in enumerate(plan.kinds):
+    for place, kind in enumerate(plan.datasets):
         half = order[: len(order) // 2].count(place)
         assert abs(half - kind.num_sequences / 2) <= 1
 
@@ -102,9 +102,9 @@ def test_training_and_validation_share_no_sample(manifest) -> None:
     plan, (train, valid) = build(manifest, split=split, num_valid=50)
     assert len(train) == plan.num_sequences
     assert len(valid) == 50
-    assert plan.kinds[2].kind == "dpo"
+    assert plan.datasets[2].name == "dpo"
     train_seen, valid_seen = labels_seen(train), labels_seen(valid)
-    for place, kind in enumerate(plan.kinds):
+    for place, kind in enumerate(plan.datasets):
         assert set(train_seen[place].values()) == {1}
         assert not set(train_seen[place]) & set(valid_seen[place]), kind
     assert len(split_documents(60, split)[1]) == 12

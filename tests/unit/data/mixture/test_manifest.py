@@ -15,8 +15,8 @@ from tests.unit.data.mixture.test_plan import write_mixture
 def test_round_trip(tmp_path: Path) -> None:
     manifest = write_mixture(tmp_path, cpt=[3, 4], dpo=[5])
     source = SourceSummary("a.jsonl", 12, "ab", records=3, samples=2, tokens=7, rejects={"empty": 1})
-    kinds = {**manifest.kinds, "cpt": replace(manifest.kinds["cpt"], sources=(source,), notes={"template x": 2})}
-    expected = replace(manifest, kinds=kinds, settings={"--workers": 2})
+    kinds = {**manifest.datasets, "cpt": replace(manifest.datasets["cpt"], sources=(source,), notes={"template x": 2})}
+    expected = replace(manifest, datasets=kinds, settings={"--workers": 2})
     expected.save()
     assert MixtureManifest.load(tmp_path) == expected
     assert expected.prefix("cpt") == str(tmp_path / "cpt")

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
-from megatron_mixcpt.data.mixture.manifest import KindSummary, MixtureManifest, TokenizerIdentity
+from megatron_mixcpt.data.mixture.manifest import DatasetSummary, MixtureManifest, TokenizerIdentity
 from megatron_mixcpt.data.mixture.plan import (
-    parse_kind_values,
     plan_mixture,
     sequences_in,
     split_documents,
@@ -24,13 +23,13 @@ def write_mixture(folder: Path, **lengths: list[int]) -> MixtureManifest:
         write_index(folder / f"{kind}.idx", np.array(kind_lengths, np.int32), token_type_for(70_000))
         np.arange(sum(kind_lengths), dtype=np.int32).tofile(folder / f"{kind}.bin")
         num = len(kind_lengths)
-        kinds[kind] = KindSummary(num, sum(kind_lengths), num, {}, 0, (), "", "")
+        kinds[kind] = DatasetSummary(num, sum(kind_lengths), num, {}, 0, (), "", "")
     MixtureManifest(folder, "test", TokenizerIdentity("tokenizer", "abc", "</s>", 0, 70_000), {}, kinds).save()
     return MixtureManifest.load(folder)
 
 
 def sequences(plan) -> dict[str, int]:
-    return {kind.kind: kind.num_sequences for kind in plan.kinds}
+    return {dataset.name: dataset.num_sequences for dataset in plan.datasets}
 
 
 def test_sequences_need_one_token_more_for_the_last_label() -> None:
@@ -56,7 +55,7 @@ def test_weights_share_the_length_that_epochs_ask_for(tmp_path: Path) -> None:
     manifest = write_mixture(tmp_path, cpt=[900], sft=[100])
     plan = plan_mixture(manifest, sequence_length=10, weights={"cpt": 1, "sft": 3})
     assert sequences(plan) == {"cpt": 24, "sft": 74}
-    assert [kind.epochs for kind in plan.kinds] == [250 / 900, 7.5]
+    assert [kind.epochs for kind in plan.datasets] == [250 / 900, 7.5]
 
 
 def test_kind_smaller_than_a_sequence_is_skipped_and_said(tmp_path: Path) -> None:
@@ -113,10 +112,3 @@ def test_bad_plans_are_refused(tmp_path: Path, epochs, weights, message: str) ->
     manifest = write_mixture(tmp_path, cpt=[100])
     with pytest.raises(ConfigError, match=message):
         plan_mixture(manifest, sequence_length=10, epochs=epochs, weights=weights)
-
-
-def test_parse_kind_values() -> None:
-    assert parse_kind_values("--epochs", "cpt=1, sft=0.5") == {"cpt": 1, "sft": 0.5}
-    for text in ("", "cpt", "cpt=x", "web=1", "cpt=1,,"):
-        with pytest.raises(ConfigError, match="--epochs"):
-            parse_kind_values("--epochs", text)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_mixcpt.log_names import DIVERGENCE, LOSS, STUDENT_LOSS, SWAPPED_FRACTION, of_kind
+from megatron_mixcpt.log_names import DIVERGENCE, LOSS, STUDENT_LOSS, SWAPPED_FRACTION, of_dataset
 from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.training.pretraining.loss import mixcpt_loss_func
 
@@ -30,11 +30,11 @@ def test_sums_and_counts_of_the_tokens_that_count() -> None:
         (STUDENT_LOSS, tokens[1], counted),
         (DIVERGENCE, tokens[2], taught),
         (SWAPPED_FRACTION, tokens[3], taught),
-        (of_kind(DIVERGENCE, "a"), tokens[2], taught),
+        (of_dataset(DIVERGENCE, "a"), tokens[2], taught),
     ):
         torch.testing.assert_close(report[key], torch.stack([values[mask].float().sum(), mask.sum().float()]))
     # Of no token: a mean of 0, and not nan.
-    total, count = report[of_kind(DIVERGENCE, "b")].tolist()
+    total, count = report[of_dataset(DIVERGENCE, "b")].tolist()
     assert total == 0.0 and count == pytest.approx(1e-20)
     assert len(report) == 9
 
