@@ -62,7 +62,9 @@ def make_world(root: Path) -> Path:
     """Fill ``root`` with ``llama``, ``llama-teacher``, ``qwen2``, ``qwen2-teacher`` and ``mixture``; returns it."""
     for seed, name in enumerate(("llama", "llama-teacher", "qwen2", "qwen2-teacher")):
         build_model(name.split("-")[0], seed).save_pretrained(root / name)
-        save_tiny_tokenizer(root / name)
+        save_tiny_tokenizer(
+            root / name, "qwen2"
+        )  # what transformers builds for a qwen2 config, whatever the folder says
     make_mixture(root / "mixture", root / "llama")
     return root
 

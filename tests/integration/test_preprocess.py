@@ -209,7 +209,7 @@ def test_tokens_beyond_16_bits(run_tool, inputs: dict[str, Path], tmp_path: Path
         (["--cpt", "missing.jsonl"], "--cpt missing.jsonl: no such file or folder"),
         (["--cpt", "cpt.jsonl", "--tokenizer", "nowhere"], "--tokenizer nowhere: no such folder"),
         (["--cpt", "cpt.jsonl", "--tokenizer", "."], ".: no tokenizer there"),
-        (["--cpt", "cpt.jsonl", "--eos-token", "<none>"], "has no token '<none>'"),
+        (["--cpt", "cpt.jsonl", "--eos-token", "<none>"], "--eos-token <none>: "),
         (["--cpt", "cpt.jsonl", "--workers", "0"], "--workers 0: must be at least 1"),
         (["--cpt", "cpt.jsonl", "--max-rejects", "many"], "--max-rejects many: expected a share"),
         (["--cpt", "empty.jsonl"], "--cpt: no sample in 1 file(s): no record at all"),

@@ -52,7 +52,7 @@ ROOMS = {
     "data/reading": _room("files become records", "flags"),
     "data/reading/formats": _room("one file for each input format, and their registry", "data"),
     "data/chat": _room("chat templates and the tokens of a conversation"),
-    "data/tokens": _room("texts become token ids", "jobs"),
+    "data/tokens": _room("texts become token ids", "terminal"),
     "data/mixture": _room("datasets on disk, mixture.json, the plan of a run", "data/tokens jobs"),
     "data/preprocessing": _room(
         "all of tools/preprocess_mixture.py", "data/reading data/tokens data/mixture flags jobs"

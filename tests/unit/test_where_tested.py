@@ -25,7 +25,6 @@ TESTED_IN = {
     "data/reading/record_flags.py": "unit/test_paper_commands.py",
     "data/reading/parts.py": "unit/data/reading/formats/test_registry.py integration/test_preprocess_options.py",
     "data/reading/formats/": "unit/data/reading/test_readers.py",
-    "data/tokens/tokenizer_files.py": "unit/data/mixture/test_manifest.py",
     "distillation/": "distributed/test_pretrain.py distributed/test_alignment_training.py",
     "errors.py": "distributed/test_refusals.py",
     "evaluation/code_jail.py": "unit/evaluation/test_code_runner.py",

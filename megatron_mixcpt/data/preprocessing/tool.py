@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     run, settings = settings_from(arguments, RunSettings), preprocess_settings(arguments)
     assert run.output is not None
+    for warning in settings.tokenizer.warnings():
+        print(f"warning: {warning}", flush=True)
     if run.dry_run:
         print(describe_plan(settings, run.output))
         return

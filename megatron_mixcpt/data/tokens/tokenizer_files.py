@@ -1,22 +1,31 @@
-"""What a tokenizer folder says without transformers: its definition, its end of sequence, its special tokens.
+"""The tokenizer of a Hugging Face folder, as every stage uses it: what transformers' ``AutoTokenizer`` makes of it.
 
-Reads tokenizer.json with the ``tokenizers`` library, which loads in a tenth of a second. A folder that has only
-tokenizer.model or vocab.json and merges.txt is converted by transformers first, which is slow but rare.
+That is not always what the folder's tokenizer.json says: for some classes and model types transformers builds a
+tokenizer of its own from the vocabulary (``file_difference.py``). Preprocessing therefore takes its definition from
+``AutoTokenizer`` too. transformers takes seconds to import, which happens once, before any process is forked.
 """
 
-import hashlib
+import functools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_mixcpt.data.tokens.end_of_document import eos_warning
+from megatron_mixcpt.data.tokens.file_difference import PROBES, file_difference, tokens_declared
+from megatron_mixcpt.data.tokens.identity import definition_digest
 from megatron_mixcpt.errors import CheckpointError, ConfigError
-from megatron_mixcpt.jobs.digests import file_digest
+from megatron_mixcpt.terminal import say
 
 if TYPE_CHECKING:  # transformers takes seconds to import
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-TOKENIZER_FILE_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.json")
+_DECIDING_FILES = (
+    *_VOCABULARY_FILES,
+    *("merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class TokenizerFiles:
     digest: str
     """See :func:`tokenizer_digest`."""
     definition: str
-    """The text of tokenizer.json."""
+    """The tokenizer in the form of a tokenizer.json."""
     eos_token: str
     eos_id: int
     vocab_size: int
@@ -37,101 +46,132 @@ class TokenizerFiles:
 
     @classmethod
     def read(cls, folder: Path | str, eos_token: str | None = None) -> "TokenizerFiles":
-        """Read a Hugging Face folder. ``eos_token`` overrides what tokenizer_config.json says ends a sample.
+        """Read a Hugging Face folder. ``eos_token`` overrides the tokenizer's own as what ends a sample.
 
-        Raises CheckpointError where the folder holds no readable tokenizer, ConfigError where no end of sequence is
+        Raises CheckpointError where the folder holds no usable tokenizer, ConfigError where no end of sequence is
         known.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(f"--tokenizer {folder}: no such folder; give a Hugging Face model folder")
-        digest = tokenizer_digest(folder)
-        definition = _definition(folder)
-        ids = _vocabulary(folder, definition)
-        eos_token = eos_token or _configured_eos(folder)
-        if eos_token is None or eos_token not in ids:
-            found = "names no eos_token" if eos_token is None else f"has no token {eos_token!r}"
-            raise ConfigError(f"--tokenizer {folder}: {found}; name the token that ends a sample with --eos-token")
-        added = json.loads(definition).get("added_tokens", [])
+        tokenizer = _fast_tokenizer(folder)
+        ids = tokenizer.get_vocab()
+        if eos_token is None:
+            eos_token = _own_eos(folder, tokenizer, "name the token that ends a sample with --eos-token")
+        elif eos_token not in ids:
+            raise ConfigError(f"--eos-token {eos_token}: {folder} has no such token; give one of its tokens")
+        definition = tokenizer.backend_tokenizer.to_str()
+        _check_complete(folder, tokenizer, definition)
+        added = json.loads(definition)["added_tokens"]
         special = tuple(token["content"] for token in added if token["special"])
+        digest = definition_digest(definition)
         return cls(folder, digest, definition, eos_token, ids[eos_token], max(ids.values()) + 1, special)
 
+    def warnings(self) -> list[str]:
+        """What a person should know before using the tokens: other tokens by tokenizer.json, another end of sequence.
 
-def _definition(folder: Path) -> str:
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    from transformers import AutoTokenizer
+        Raises CheckpointError where a settings file of the folder cannot be read.
+        """
+        from tokenizers import Tokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
-    except Exception as error:  # transformers raises whatever its converters meet
-        first_line = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"--tokenizer {folder}: cannot be turned into a tokenizer.json ({first_line}); save it with transformers"
-        ) from error
-
-
-def _vocabulary(folder: Path, definition: str) -> dict[str, int]:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(definition).get_vocab(with_added_tokens=True)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{folder / 'tokenizer.json'}: cannot be read ({error}); copy the file again") from error
-
-
-def _configured_eos(folder: Path) -> str | None:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        value: Any = _read_json(folder / name).get("eos_token")
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            return value
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); copy the file again") from error
-    return content if isinstance(content, dict) else {}
-
-
-def tokenizer_digest(tokenizer_dir: Path | str) -> str:
-    """The identity of a tokenizer: sha256, in hexadecimal, of the file or files that decide its token ids.
-
-    That is tokenizer.json, or else tokenizer.model, or else vocab.json and merges.txt. The chat template and
-    tokenizer_config.json do not count: they do not change what plain text encodes to, and export rewrites them.
-    Raises CheckpointError where the folder holds none of these.
-    """
-    for names in TOKENIZER_FILE_SETS:
-        paths = [Path(tokenizer_dir) / name for name in names]
-        if all(path.is_file() for path in paths):
-            if len(paths) == 1:
-                return file_digest(paths[0])
-            return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
-    wanted = ", ".join(" + ".join(names) for names in TOKENIZER_FILE_SETS)
-    raise CheckpointError(f"{tokenizer_dir}: no tokenizer there (looked for {wanted}); give a Hugging Face folder")
+        found = []
+        if difference := file_difference(self.folder, self.definition):
+            found.append(difference)
+        token_of = Tokenizer.from_str(self.definition).id_to_token
+        if eos := eos_warning(self.folder, self.eos_token, self.eos_id, token_of):
+            found.append(eos)
+        return found
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a Hugging Face folder; no code in it is run.
 
+    The first rank warns of a tokenizer.json that says something else.
+
     Raises:
-        CheckpointError: it cannot be read.
-        ConfigError: it names no end of sequence.
+        CheckpointError: it cannot be read, or has no form that preprocessing can use.
+        ConfigError: it names no end of sequence, or one that is no token of its vocabulary.
     """
+    folder = Path(folder)
+    tokenizer = _fast_tokenizer(folder)
+    _own_eos(folder, tokenizer, "name one of its tokens as eos_token in tokenizer_config.json")
+    if os.environ.get("RANK", "0") == "0":
+        _warn_of_difference(folder, tokenizer.backend_tokenizer.to_str())
+    return tokenizer
+
+
+@functools.cache
+def _warn_of_difference(folder: Path, definition: str) -> None:
+    """Once for a folder."""
+    if difference := file_difference(folder, definition):
+        say(f"warning: {difference}")
+
+
+def tokenizer_digest(folder: Path | str) -> str:
+    """The identity of a folder's tokenizer, see ``identity.py``: of what ``AutoTokenizer`` makes of the folder.
+
+    Raises CheckpointError where the folder holds no usable tokenizer.
+    """
+    folder = Path(folder)
+    stats = {path.name: path.stat() for name in _DECIDING_FILES if (path := folder / name).is_file()}
+    return _digest(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()))
+
+
+@functools.cache
+def _digest(folder: Path, stamps: tuple) -> str:
+    """The same for files of these names, sizes and times."""
+    return definition_digest(_fast_tokenizer(folder).backend_tokenizer.to_str())
+
+
+def _fast_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """What transformers makes of a folder. Raises CheckpointError."""
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+        wanted = ", ".join(_VOCABULARY_FILES)
+        raise CheckpointError(f"{folder}: no tokenizer there (looked for {wanted}); give a Hugging Face folder")
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its readers meet
-        first_line = str(error).partition("\n")[0]
-        raise CheckpointError(f"{folder}: no readable tokenizer ({first_line}); copy its files again") from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"{folder}: the tokenizer names no eos_token; add it to tokenizer_config.json")
+        first_line = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{folder}: no tokenizer that transformers can read ({first_line or type(error).__name__}); give a Hugging "
+            "Face folder with all of its tokenizer files"
+        ) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise CheckpointError(
+            f"{folder}: transformers reads its tokenizer as {type(tokenizer).__name__}, which has no tokenizer.json "
+            "form; convert it to a folder with a tokenizer.json (a fast tokenizer) first"
+        )
     return tokenizer
+
+
+def _own_eos(folder: Path, tokenizer: "PreTrainedTokenizerFast", remedy: str) -> str:
+    """The tokenizer's own end of sequence. Raises ConfigError where there is none.
+
+    transformers adds to the vocabulary whatever tokenizer_config.json names: a name that was no token before has an id
+    that no model was trained with.
+    """
+    token = tokenizer.eos_token
+    if token is None:
+        raise ConfigError(f"{folder}: the tokenizer names no eos_token; {remedy}")
+    if tokenizer.backend_tokenizer.model.token_to_id(token) is None and token not in tokens_declared(folder):
+        raise ConfigError(f"{folder}: its eos_token {token!r} is no token of its vocabulary; {remedy}")
+    return token
+
+
+def _check_complete(folder: Path, tokenizer: "PreTrainedTokenizerFast", definition: str) -> None:
+    """Raise CheckpointError where a tokenizer's class does more to a text than its definition says."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(definition)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    for text in PROBES:
+        expected = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        if backend.encode(text, add_special_tokens=False).ids != expected:
+            raise CheckpointError(
+                f"{folder}: {type(tokenizer).__name__} of transformers encodes {text!r} otherwise than its own "
+                "definition; such a tokenizer cannot be used"
+            )

@@ -3,6 +3,7 @@
 import argparse
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.data.tokens.end_of_document import eos_warning
 from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.training.pretraining.arguments import Run
 
@@ -44,6 +45,16 @@ def _validation(args: argparse.Namespace) -> str:
     return "none: --split 99,1,0 holds samples out, --validation NAME=PATH names more"
 
 
+def _documents(run: Run) -> list[str]:
+    """What ends documents; a warning where the model's settings say something else."""
+    tokenizer = run.manifest.tokenizer
+    warning = eos_warning(run.student.folder, tokenizer.eos_token, tokenizer.eos_id)
+    return [
+        f"documents      end with {tokenizer.eos_token!r} (id {tokenizer.eos_id})",
+        *([f"warning: {warning}"] if warning else []),
+    ]
+
+
 def describe(run: Run) -> str:
     """The models, the method, the layout and the mixture's plan as lines of text."""
     args, config, student = run.args, run.config, run.student
@@ -63,6 +74,7 @@ def describe(run: Run) -> str:
             f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",
             f"mixture        {run.manifest.folder}{_masking(args)}",
             *(f"  {line}" for line in run.plan.table().splitlines()),
+            *_documents(run),
             f"validation     {_validation(args)}",
             *(f"  {name:<12} {path}" for name, path in run.named_sets.items()),
             f"iterations     {args.train_iters or args.train_samples // args.global_batch_size:,}"

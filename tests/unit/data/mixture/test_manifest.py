@@ -10,6 +10,7 @@ from megatron_mixcpt.data.mixture.manifest import MixtureManifest, SourceSummary
 from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
 from megatron_mixcpt.errors import CheckpointError, DataError
 from tests.unit.data.mixture.test_plan import write_mixture
+from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -44,27 +45,9 @@ def test_dataset_of_another_run_is_noticed(tmp_path: Path) -> None:
         MixtureManifest.load(tmp_path)
 
 
-def test_tokenizer_digest_is_of_what_decides_the_ids(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no tokenizer there"):
-        tokenizer_digest(tmp_path)
-    (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no tokenizer there"):
-        tokenizer_digest(tmp_path)
-    (tmp_path / "merges.txt").write_text("a b")
-    digests = [tokenizer_digest(tmp_path)]
-    (tmp_path / "merges.txt").write_text("a c")
-    digests.append(tokenizer_digest(tmp_path))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    digests.append(tokenizer_digest(tmp_path))
-    assert len(set(digests)) == 3
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "x"}')
-    (tmp_path / "chat_template.jinja").write_text("x")
-    assert tokenizer_digest(tmp_path) == digests[-1]
-
-
 def test_other_tokenizer_is_refused(tmp_path: Path) -> None:
     manifest = write_mixture(tmp_path, cpt=[3])
-    (tmp_path / "tokenizer.json").write_text("{}")
+    save_tiny_tokenizer(tmp_path)
     with pytest.raises(CheckpointError, match="preprocess again with --tokenizer"):
         manifest.check_tokenizer(tmp_path)
     identity = replace(manifest.tokenizer, digest=tokenizer_digest(tmp_path))

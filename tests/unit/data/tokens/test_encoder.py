@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 from megatron_mixcpt.data.tokens import encoder as encoding
 from megatron_mixcpt.data.tokens.encoder import CheckedEncoder, EncoderMismatch, SpecialStrings, one_encoder_thread
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
-from megatron_mixcpt.errors import CheckpointError, ConfigError
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 STYLES = ("gpt2", "llama3", "qwen2", "smollm2")
@@ -129,23 +128,6 @@ def test_other_kinds_of_tokenizer_are_left_to_hugging_face(tmp_path: Path) -> No
     definition["pre_tokenizer"] = {"type": "Whitespace"}
     (folder / "tokenizer.json").write_text(json.dumps(definition))
     assert not CheckedEncoder(TokenizerFiles.read(folder), False).is_fast
-
-
-def test_tokenizer_folder_says_what_ends_a_sample(tmp_path: Path) -> None:
-    folder = save_tiny_tokenizer(tmp_path / "t")
-    assert TokenizerFiles.read(folder, "<|im_end|>").eos_id == 2
-    with pytest.raises(ConfigError, match="has no token '<none>'"):
-        TokenizerFiles.read(folder, "<none>")
-    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|im_start|>"}}')
-    assert TokenizerFiles.read(folder).eos_id == 1
-    (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(ConfigError, match="names no eos_token; name the token"):
-        TokenizerFiles.read(folder)
-    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
-    assert TokenizerFiles.read(folder).eos_token == "<|im_end|>"
-    (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="tokenizer.json: cannot be read"):
-        TokenizerFiles.read(folder)
 
 
 def test_the_environment_is_as_it_was_once_encoders_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
