@@ -19,7 +19,7 @@ Every tool takes its settings this way::
 
 A field's type gives the flag's: a ``Literal`` its choices, a ``tuple`` or ``list`` several values, ``bool`` a switch
 (with ``--no-...`` where the default is true), a dataclass a group of flags of its own. A field without a default is a
-required flag.
+required flag. A ``tuple`` of tuples is a flag that may be repeated, with several values each time.
 """
 
 import argparse
@@ -248,6 +248,9 @@ class _Flag:
         options: dict[str, Any] = {}
         if typing.get_origin(kind) in (tuple, list):
             options["nargs"] = "+"
+            kind = typing.get_args(kind)[0]
+        if typing.get_origin(kind) is tuple:
+            options |= {"action": "append", "default": []}
             kind = typing.get_args(kind)[0]
         if self.told["read"]:
             options["type"] = functools.partial(self.told["read"], self.flag)

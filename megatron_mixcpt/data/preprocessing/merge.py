@@ -1,4 +1,4 @@
-"""Finished parts become one dataset: samples are selected, tokens joined, the index written, all of it read back."""
+"""Finished parts become datasets: samples are selected, tokens joined, the index written, all of it read back."""
 
 import hashlib
 from collections import Counter
@@ -12,7 +12,7 @@ from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
 from megatron_mixcpt.data.mixture.manifest import DatasetSummary
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts
-from megatron_mixcpt.data.preprocessing.what_stays import select
+from megatron_mixcpt.data.preprocessing.what_stays import limit, select
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.digests import file_digest
 
@@ -21,39 +21,50 @@ CHECK_SAMPLES = 1 << 20
 CHECK_TOKENS = 1 << 20
 
 
-def merge_kind(
-    kind: str,
-    parts: list[FinishedPart],
+def what_stays(parts: list[FinishedPart], settings: PreprocessSettings) -> list[np.ndarray]:
+    """Which samples of all datasets of a kind stay: for each part the codes of :func:`select`."""
+    samples = [part.samples for part in parts]
+    codes = select(samples, [Path(f"{part.base}.minhash") for part in parts], settings)
+    for dataset in dict.fromkeys(part.part.dataset for part in parts):
+        if (max_tokens := settings.datasets[dataset].max_tokens) is not None:
+            places = [place for place, part in enumerate(parts) if part.part.dataset == dataset]
+            limit([samples[place] for place in places], [codes[place] for place in places], max_tokens)
+    return codes
+
+
+def merge_dataset(
+    name: str,
+    chosen: list[tuple[FinishedPart, np.ndarray]],
     counts: SourceCounts,
     settings: PreprocessSettings,
     folder: Path,
     rejects: TextIO,
 ) -> DatasetSummary:
-    """Write ``<kind>.bin`` and ``<kind>.idx`` into ``folder`` and append to the rejects.
+    """Write ``<name>.bin`` and ``<name>.idx`` into ``folder`` and append to the rejects.
 
-    Raises DataError where the written files, read back, are not what the parts promise.
+    ``chosen`` are the dataset's parts with their codes, as :func:`what_stays` gives them. Raises DataError where the
+    written files, read back, are not what the parts promise.
     """
-    signatures = [Path(f"{part.base}.minhash") for part in parts]
-    codes = select(kind, [part.samples for part in parts], signatures, settings)
+    parts, codes = [part for part, _ in chosen], [code for _, code in chosen]
     keep = [code == 0 for code in codes]
     token_type = token_type_for(settings.tokenizer.vocab_size)
-    with open(folder / f"{kind}.bin", "wb") as file:
+    with open(folder / f"{name}.bin", "wb") as file:
         for part, kept in zip(parts, keep, strict=True):
             _copy_tokens(part, kept, token_type.itemsize, file)
     lengths = np.concatenate([part.samples["length"][kept] for part, kept in zip(parts, keep, strict=True)])
-    write_index(folder / f"{kind}.idx", lengths, token_type)
+    write_index(folder / f"{name}.idx", lengths, token_type)
     for part, code in zip(parts, codes, strict=True):
         counts.add(part, code, rejects)
-    digest = _check_written(folder / f"{kind}.bin", lengths, settings)
+    digest = _check_written(folder / f"{name}.bin", lengths, settings)
     return DatasetSummary(
         samples=len(lengths),
         tokens=int(lengths.sum(dtype=np.int64)),
         records=sum(counts.records.values()),
         rejects=dict(sorted(sum(counts.rejects.values(), Counter()).items())),
         special_strings=sum(part.result.special_strings for part in parts),
-        sources=counts.summaries(kind),
+        sources=counts.summaries(name),
         bin_sha256=digest,
-        idx_sha256=file_digest(folder / f"{kind}.idx"),
+        idx_sha256=file_digest(folder / f"{name}.idx"),
         notes=dict(sorted(sum((Counter(part.result.notes) for part in parts), Counter()).items())),
     )
 

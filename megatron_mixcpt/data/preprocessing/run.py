@@ -10,14 +10,15 @@ import shutil
 from pathlib import Path
 
 from megatron_mixcpt import __version__
+from megatron_mixcpt.data.dataset_names import kind_of, of_kind
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, DatasetSummary, MixtureManifest, TokenizerIdentity
-from megatron_mixcpt.data.preprocessing.merge import merge_kind
+from megatron_mixcpt.data.preprocessing.inputs import find_inputs
+from megatron_mixcpt.data.preprocessing.merge import merge_dataset, what_stays
 from megatron_mixcpt.data.preprocessing.parts.encode import encode_parts
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts, open_part
 from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.parts import Part, plan_parts
-from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, one_encoder_thread
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.digests import file_digest
@@ -34,7 +35,7 @@ def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1)
     A folder that holds it already is left as it is. Raises DataError on bad input, on a full disk, and where the
     folder holds another mixture or another run is writing it; no file has a final name before all of them are complete.
     """
-    sources = [source for kind in settings.kinds for source in find_sources(kind, list(settings.kinds[kind].paths))]
+    sources = find_inputs(settings)
     try:
         output.mkdir(parents=True, exist_ok=True)
         with lock(output), one_encoder_thread():
@@ -48,21 +49,6 @@ def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1)
         ) from error
 
 
-def describe_plan(settings: PreprocessSettings, output: Path) -> str:
-    """What :func:`preprocess` would read and write, as text. Reads no file's contents. Raises DataError."""
-    lines = []
-    for kind, chosen in settings.kinds.items():
-        sources = find_sources(kind, list(chosen.paths))
-        megabytes = sum(source.size for source in sources) / 1e6
-        lines.append(f"{kind}: {len(sources)} file(s), {megabytes:,.1f} MB -> {output / kind}.bin and .idx")
-        lines += [
-            f"  {source.path} ({source.format.name}{source.compression}, {source.size:,} bytes)" for source in sources
-        ]
-    tokenizer = settings.tokenizer
-    lines.append(f"tokenizer: {tokenizer.folder}, {tokenizer.vocab_size:,} tokens, end {tokenizer.eos_token!r}")
-    return "\n".join(lines)
-
-
 def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_workers: int) -> MixtureManifest:
     work = output / WORK_NAME
     start_or_resume(work, settings.described(), [source.stamp() for source in sources], output)
@@ -73,19 +59,19 @@ def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_
         print(f"{mismatch} differs from the Hugging Face tokenizer on this text: starting again without it", flush=True)
         restart_without_fast(work)
         encoded = encode_parts(settings, sources, parts, work, num_workers, use_fast=False)
-    kinds, finished = _merge(settings, sources, encoded.digests, parts, work)
-    _check_rejects(settings, kinds)
+    datasets, finished = _merge(settings, sources, encoded.digests, parts, work)
+    _check_rejects(settings, datasets)
     identity = _identity(settings, finished, encoded.num_compared_later)
-    manifest = MixtureManifest(output, __version__, identity, settings.described(), kinds)
+    manifest = MixtureManifest(output, __version__, identity, settings.described(), datasets)
     _publish(manifest, work)
     return manifest
 
 
 def _finished_before(settings: PreprocessSettings, sources: list[Source], output: Path) -> MixtureManifest:
     manifest = MixtureManifest.load(output)
-    summaries = [(kind, source) for kind, summary in manifest.datasets.items() for source in summary.sources]
-    before = [[kind, source.path, source.size, source.sha256] for kind, source in summaries]
-    now = [[source.kind, str(source.path), source.size, file_digest(source.path)] for source in sources]
+    summaries = [(name, source) for name, summary in manifest.datasets.items() for source in summary.sources]
+    before = [[name, source.path, source.size, source.sha256] for name, source in summaries]
+    now = [[source.dataset, str(source.path), source.size, file_digest(source.path)] for source in sources]
     refuse_other(
         {"tool version": manifest.tool_version, "settings": manifest.settings, "sources": before},
         {"tool version": manifest.tool_version, "settings": settings.described(), "sources": now},
@@ -99,16 +85,19 @@ def _finished_before(settings: PreprocessSettings, sources: list[Source], output
 def _merge(
     settings: PreprocessSettings, sources: list[Source], digests: list[str], parts: list[Part], work: Path
 ) -> tuple[dict[str, DatasetSummary], list[FinishedPart]]:
-    """Join the parts into one dataset for each kind, in the work folder."""
-    kinds: dict[str, DatasetSummary] = {}
+    """Join the parts into datasets, in the work folder."""
+    datasets: dict[str, DatasetSummary] = {}
     finished = [open_part(part, work) for part in parts]
     with open(work / REJECTS_NAME, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
         rejects = io.TextIOWrapper(packed, "utf-8")
-        for kind in settings.kinds:
-            chosen = [part for part in finished if part.part.dataset == kind]
-            kinds[kind] = merge_kind(kind, chosen, SourceCounts(sources, digests), settings, work, rejects)
+        for kind in dict.fromkeys(map(kind_of, settings.datasets)):
+            of_one_kind = [part for part in finished if kind_of(part.part.dataset) == kind]
+            stays = list(zip(of_one_kind, what_stays(of_one_kind, settings), strict=True))
+            for name in of_kind(kind, settings.datasets):
+                chosen = [(part, codes) for part, codes in stays if part.part.dataset == name]
+                datasets[name] = merge_dataset(name, chosen, SourceCounts(sources, digests), settings, work, rejects)
         rejects.flush()
-    return kinds, finished
+    return datasets, finished
 
 
 def _identity(settings: PreprocessSettings, finished: list[FinishedPart], num_compared_later: int) -> TokenizerIdentity:
@@ -124,14 +113,16 @@ def _identity(settings: PreprocessSettings, finished: list[FinishedPart], num_co
     )
 
 
-def _check_rejects(settings: PreprocessSettings, kinds: dict[str, DatasetSummary]) -> None:
-    """Raise DataError where a kind has no sample, or lost too many records for being bad."""
-    for kind, summary in kinds.items():
-        settings.reading.check_rejects(f"--{kind}", summary.records, summary.rejects)
+def _check_rejects(settings: PreprocessSettings, datasets: dict[str, DatasetSummary]) -> None:
+    """Raise DataError where a dataset has no sample, or lost too many records for being bad."""
+    for name, summary in datasets.items():
+        kind, _, source = name.partition(".")
+        flag = f"--{kind} {source}=..." if source else f"--{kind}"
+        settings.reading.check_rejects(flag, summary.records, summary.rejects)
         if summary.samples == 0:
             found = _counted(summary.rejects) or "no record at all"
             num_files = len(summary.sources)
-            raise DataError(f"--{kind}: no sample in {num_files} file(s): {found}; check paths and field names")
+            raise DataError(f"{flag}: no sample in {num_files} file(s): {found}; check paths and field names")
 
 
 def _counted(reasons: dict[str, int]) -> str:
@@ -140,7 +131,7 @@ def _counted(reasons: dict[str, int]) -> str:
 
 def _publish(manifest: MixtureManifest, work: Path) -> None:
     """Give every file its final name, the manifest last."""
-    for name in [f"{kind}.{suffix}" for kind in manifest.datasets for suffix in ("bin", "idx")] + [REJECTS_NAME]:
+    for name in [f"{name}.{suffix}" for name in manifest.datasets for suffix in ("bin", "idx")] + [REJECTS_NAME]:
         publish(work / name, manifest.folder / name)
     manifest.save()
     shutil.rmtree(work)

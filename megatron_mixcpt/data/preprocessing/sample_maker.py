@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_mixcpt.data.dataset_names import kind_of
 from megatron_mixcpt.data.long_text import LongText, slices
 from megatron_mixcpt.data.preprocessing.decontaminate import TestSets
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
@@ -28,11 +29,11 @@ class Sample:
 
 
 class SampleMaker:
-    """Makes samples of one kind; ``notes`` counts what was done to them, by name."""
+    """Makes samples of one dataset; ``notes`` counts what was done to them, by name."""
 
-    def __init__(self, kind: str, settings: PreprocessSettings, test_sets: TestSets | None):
-        chosen = settings.kinds[kind]
-        self._records = RecordMaker(kind, chosen, settings.reading.rules)
+    def __init__(self, dataset: str, settings: PreprocessSettings, test_sets: TestSets | None):
+        chosen = settings.datasets[dataset]
+        self._records = RecordMaker(kind_of(dataset), chosen, settings.reading.rules)
         self._below = round(chosen.fraction * 2**64)
         self._test_sets = test_sets
         self.notes = self._records.notes

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_mixcpt import flags
+from megatron_mixcpt.data.dataset_names import kind_of
 from megatron_mixcpt.data.preprocessing.decontaminate import LEAST_WORDS
+from megatron_mixcpt.data.preprocessing.named_sources import as_given
 from megatron_mixcpt.data.preprocessing.near_duplicates import check_available
 from megatron_mixcpt.data.reading.reading_settings import ReadingSettings, read_share
 from megatron_mixcpt.data.reading.record_settings import KindSettings, described_kind
@@ -22,7 +24,7 @@ class KeptKindSettings(KindSettings):
     fraction: float = setting(default=1.0, metavar="SHARE", read=read_share)
     """Keep this share of the records, drawn by their content."""
     max_tokens: int | None = None
-    """Keep the first samples that together have at most N tokens."""
+    """Keep the first samples that together have at most N tokens; of each named source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,8 @@ class SampleSettings:
 class PreprocessSettings(SampleSettings):
     """Everything that decides what a run writes."""
 
-    kinds: dict[str, KeptKindSettings] = setting(is_flag=False)
-    """By kind, in the order in which they are written."""
+    datasets: dict[str, KeptKindSettings] = setting(is_flag=False)
+    """By dataset (a kind, or a named source of one), in the order in which they are written."""
     tokenizer: TokenizerFiles = setting(is_flag=False)
     test_sets_digest: str = setting(default="", is_flag=False)
     """Of the contents of the test sets, so that a run resumed after they changed is noticed."""
@@ -70,9 +72,11 @@ class PreprocessSettings(SampleSettings):
 
     def described(self) -> dict[str, Any]:
         """The settings by their flags, for the manifest and to tell one run from another."""
-        described: dict[str, Any] = {f"--{kind}": list(settings.paths) for kind, settings in self.kinds.items()}
-        for kind, settings in self.kinds.items():
-            described |= described_kind(kind, settings)
+        described: dict[str, Any] = {f"--{kind_of(name)}": [] for name in self.datasets}
+        for name, settings in self.datasets.items():
+            described[f"--{kind_of(name)}"] += as_given(name.partition(".")[2], settings.paths)
+        for name, settings in self.datasets.items():
+            described |= described_kind(kind_of(name), settings)
         return (
             described
             | {

@@ -37,7 +37,7 @@ def open_part(part: Part, folder: Path) -> FinishedPart:
 
 
 class SourceCounts:
-    """Adds up what became of each source's records."""
+    """Adds up what became of each input file's records."""
 
     def __init__(self, sources: list[Source], digests: list[str]):
         self._digests = digests
@@ -74,8 +74,8 @@ class SourceCounts:
             line = {"source": str(self._sources[source].path), "line": record["line"] + self._lines[source]}
             rejects.write(json.dumps(line | {"reason": record["reason"], "detail": record["detail"]}) + "\n")
 
-    def summaries(self, kind: str) -> tuple[SourceSummary, ...]:
-        """One summary per source of ``kind``."""
+    def summaries(self, dataset: str) -> tuple[SourceSummary, ...]:
+        """One summary for each input file of ``dataset``."""
         return tuple(
             SourceSummary(
                 path=str(source.path),
@@ -87,7 +87,7 @@ class SourceCounts:
                 rejects=dict(sorted(self.rejects.get(index, Counter()).items())),
             )
             for index, source in enumerate(self._sources)
-            if source.kind == kind
+            if source.dataset == dataset
         )
 
 

@@ -10,15 +10,18 @@ Formats and options are explained in docs/how-to/prepare-data.md.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_mixcpt import flags
+from megatron_mixcpt.data.dataset_names import dataset_name
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import plan_mixture
 from megatron_mixcpt.data.mixture.shares import parse_epochs, parse_weights
 from megatron_mixcpt.data.preprocessing.decontaminate import test_sets_digest
-from megatron_mixcpt.data.preprocessing.run import describe_plan, preprocess
+from megatron_mixcpt.data.preprocessing.inputs import describe_plan
+from megatron_mixcpt.data.preprocessing.named_sources import read_sources
+from megatron_mixcpt.data.preprocessing.run import preprocess
 from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings, SampleSettings
 from megatron_mixcpt.data.reading.embedded_templates import BUILT_IN_RULES
 from megatron_mixcpt.data.reading.presets import PRESETS
@@ -34,12 +37,13 @@ from megatron_mixcpt.flags import Parser, setting, settings_from
 class RunSettings:
     """What is read, and where the mixture is written."""
 
-    cpt: tuple[str, ...] = setting(default=(), metavar="PATH")
-    """Documents of the domain: files, folders, globs."""
-    sft: tuple[str, ...] = setting(default=(), metavar="PATH")
-    """Instruction samples (messages, prompt and response, or instruction, input and output): files, folders, globs."""
-    dpo: tuple[str, ...] = setting(default=(), metavar="PATH")
-    """Preferences (prompt, chosen and rejected): files, folders, globs."""
+    cpt: tuple[tuple[str, ...], ...] = setting(default=(), metavar="PATH")
+    """Documents of the domain: files, folders, globs. NAME=PATH makes a dataset of its own of what it and the paths
+    after it hold (cpt.NAME), with weights, epochs and held-out samples of its own; the flag may be repeated."""
+    sft: tuple[tuple[str, ...], ...] = setting(default=(), metavar="PATH")
+    """Instruction samples (messages, prompt and response, or instruction, input and output): as --cpt."""
+    dpo: tuple[tuple[str, ...], ...] = setting(default=(), metavar="PATH")
+    """Preferences (prompt, chosen and rejected): as --cpt."""
     tokenizer: Path | None = setting(default=None, metavar="DIR")
     """Hugging Face model or tokenizer folder."""
     eos_token: str | None = setting(default=None, metavar="TOKEN")
@@ -79,9 +83,9 @@ class PlanSettings:
     split: str = setting(default="100,0,0", metavar="PARTS")
     """Parts of train, validation and test."""
     epochs: str = setting(default="1", metavar="E")
-    """Passes over the data, for all kinds or for each: cpt=1,sft=2."""
+    """Passes over the data, for all or by kind or source: cpt=1,sft=2."""
     mixture_weights: str | None = setting(default=None, metavar="WEIGHTS")
-    """Shares of the run's tokens: cpt=0.7,sft=0.2,dpo=0.1."""
+    """Shares of the run's tokens by kind or source: cpt.law=0.5,cpt.replay=0.2,sft=0.2,dpo=0.1."""
 
     def text(self) -> str:
         """The plan, for a terminal. Raises ConfigError and DataError."""
@@ -141,8 +145,13 @@ def preprocess_settings(arguments: argparse.Namespace) -> PreprocessSettings:
         raise ConfigError("nothing to preprocess: give at least one of --cpt, --sft and --dpo")
     if run.tokenizer is None or run.output is None:
         raise ConfigError(f"--{'tokenizer' if run.tokenizer is None else 'output'} is missing")
+    datasets = {}
+    for kind in given:
+        of_kind = record_settings(kind, arguments, KeptKindSettings)
+        for name, paths in read_sources(f"--{kind}", getattr(run, kind)).items():
+            datasets[dataset_name(kind, name)] = replace(of_kind, paths=paths)
     return PreprocessSettings(
-        kinds={kind: record_settings(kind, arguments, KeptKindSettings) for kind in given},
+        datasets=datasets,
         reading=settings_from(arguments, ReadingSettings),
         tokenizer=TokenizerFiles.read(run.tokenizer, run.eos_token),
         test_sets_digest=test_sets_digest(list(samples.decontaminate)),

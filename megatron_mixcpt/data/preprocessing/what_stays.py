@@ -13,10 +13,11 @@ REASONS = ("", *DROP_REASONS)
 BUCKET_SAMPLES = 1 << 20
 
 
-def select(
-    kind: str, samples: list[np.ndarray], signature_paths: list[Path], settings: PreprocessSettings
-) -> list[np.ndarray]:
-    """For each array of samples (``SAMPLE_TYPE``) a uint8 array: why a sample is dropped, as a place in ``REASONS``."""
+def select(samples: list[np.ndarray], signature_paths: list[Path], settings: PreprocessSettings) -> list[np.ndarray]:
+    """Which samples of a kind stay, whatever source they are of, before their number is limited.
+
+    For each array of samples (``SAMPLE_TYPE``) a uint8 array: why a sample is dropped, as a place in ``REASONS``.
+    """
     codes = [np.zeros(len(part), np.uint8) for part in samples]
     if not settings.keep_duplicates:
         _mark(codes, [~first for first in first_occurrences(samples)], "duplicate")
@@ -24,10 +25,12 @@ def select(
     if settings.near_duplicates is not None:
         kept = [code == 0 for code in codes]
         _mark(codes, find_near_duplicates(signature_paths, kept, settings.near_duplicates), "near_duplicate")
-    max_tokens = settings.kinds[kind].max_tokens
-    if max_tokens is not None:
-        _mark(codes, _beyond(max_tokens, samples, codes), "over_max_tokens")
     return codes
+
+
+def limit(samples: list[np.ndarray], codes: list[np.ndarray], max_tokens: int) -> None:
+    """Drop the samples of a dataset from the first on with which there are more than ``max_tokens``: changes codes."""
+    _mark(codes, _beyond(max_tokens, samples, codes), "over_max_tokens")
 
 
 def _mark(codes: list[np.ndarray], flags: list[np.ndarray], reason: str) -> None:

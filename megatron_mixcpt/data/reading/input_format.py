@@ -45,8 +45,8 @@ class Source:
         return dataset_name(self.kind, self.name)
 
     def stamp(self) -> list[Any]:
-        """What tells the file, as it is now, from another: kind, path, size in bytes and time of change."""
-        return [self.kind, str(self.path), self.size, self.path.stat().st_mtime_ns]
+        """What tells the file, as it is now, from another: dataset, path, size in bytes and time of change."""
+        return [self.dataset, str(self.path), self.size, self.path.stat().st_mtime_ns]
 
     @property
     def unpacked_bytes(self) -> int:

@@ -123,7 +123,7 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
     aside = folder.with_name(f"{folder.name}-{os.getpid()}")
     tokenizer = TokenizerFiles.read(tokenizer_dir, mixture.tokenizer.eos_token)
     try:
-        preprocess(PreprocessSettings(kinds={"cpt": KeptKindSettings((str(path),))}, tokenizer=tokenizer), aside)
+        preprocess(PreprocessSettings(datasets={"cpt": KeptKindSettings((str(path),))}, tokenizer=tokenizer), aside)
     except DataError as error:
         what = str(error).partition("; ")[0].removeprefix("--cpt: ")  # the rest is about flags of preprocessing
         raise DataError(

@@ -32,12 +32,12 @@ class PartReader:
         test_sets = None
         if settings.decontaminate:
             test_sets = read_test_sets(list(settings.decontaminate), settings.decontaminate_words)
-        self._makers = {kind: SampleMaker(kind, settings, test_sets) for kind in settings.kinds}
+        self._makers = {name: SampleMaker(name, settings, test_sets) for name in settings.datasets}
 
-    def take_notes(self, kind: str) -> dict[str, int]:
-        """What was done to the samples of a kind since this was last called, counted by name."""
-        notes = dict(self._makers[kind].notes)
-        self._makers[kind].notes.clear()
+    def take_notes(self, dataset: str) -> dict[str, int]:
+        """What was done to the samples of a dataset since this was last called, counted by name."""
+        notes = dict(self._makers[dataset].notes)
+        self._makers[dataset].notes.clear()
         return notes
 
     def batches(self, part: Part, segments: list[SegmentCounts], rejects: TextIO) -> Iterator[Batch]:
@@ -63,7 +63,7 @@ class PartReader:
         self, index: int, segment: Segment, counts: SegmentCounts, rejects: TextIO
     ) -> Iterator[tuple[int, Sample]]:
         source = self._sources[segment.source]
-        maker = self._makers[source.kind]
+        maker = self._makers[source.dataset]
         keep_long = source.kind == "cpt" and not maker.extra_fields
         for line, rows, place in self._rows(source, segment, counts, keep_long):
             try:
@@ -79,8 +79,8 @@ class PartReader:
         self, source: Source, segment: Segment, counts: SegmentCounts, keep_long: bool
     ) -> Iterator[tuple[int, list[Row], int]]:
         """Each record's line, and where its row is: a list and the place in it."""
-        fields = record_fields(source.kind, self._settings.kinds[source.kind].names)
-        fields |= self._makers[source.kind].extra_fields
+        fields = record_fields(source.kind, self._settings.datasets[source.dataset].names)
+        fields |= self._makers[source.dataset].extra_fields
         for rows in read_blocks(source, fields, segment.start, segment.end, keep_long):
             for place in range(len(rows)):
                 counts.lines += 1

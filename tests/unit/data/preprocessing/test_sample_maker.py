@@ -13,7 +13,7 @@ from megatron_mixcpt.data.preprocessing.near_duplicates import find_near_duplica
 from megatron_mixcpt.data.preprocessing.parts.files import SAMPLE_TYPE
 from megatron_mixcpt.data.preprocessing.sample_maker import SampleMaker
 from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings
-from megatron_mixcpt.data.preprocessing.what_stays import REASONS, first_occurrences, select
+from megatron_mixcpt.data.preprocessing.what_stays import REASONS, first_occurrences, limit, select
 from megatron_mixcpt.data.reading.presets import PRESETS, preset_for
 from megatron_mixcpt.data.reading.record_maker import Dropped
 from megatron_mixcpt.data.records import FIELDS_OF_KIND, REJECT_REASONS, BadRecord, FieldNames
@@ -27,7 +27,7 @@ def settings_for(kind: str = "cpt", **options) -> PreprocessSettings:
     common = {
         name: options.pop(name) for name in ("min_tokens", "near_duplicates", "keep_duplicates") if name in options
     }
-    return PreprocessSettings(kinds={kind: KeptKindSettings(**options)}, tokenizer=TOKENIZER, **common)
+    return PreprocessSettings(datasets={kind: KeptKindSettings(**options)}, tokenizer=TOKENIZER, **common)
 
 
 def outcome(maker: SampleMaker, row: dict) -> str:
@@ -119,7 +119,8 @@ def samples_of(lengths: list[int], digests: list[int]) -> np.ndarray:
 
 def test_selection_gives_the_first_reason() -> None:
     parts = [samples_of([5, 5, 2, 9], [1, 2, 3, 1]), samples_of([5, 5, 5], [2, 4, 5])]
-    codes = select("cpt", parts, [], settings_for(min_tokens=2, max_tokens=15))
+    codes = select(parts, [], settings_for(min_tokens=2))
+    limit(parts, codes, 15)
     named = [[REASONS[code] for code in part] for part in codes]
     assert named == [["", "", "too_few_tokens", "duplicate"], ["duplicate", "", "over_max_tokens"]]
 
