@@ -1,4 +1,6 @@
-"""The helper process of ``renderer.py``: reads requests, renders, replies; a line of JSON each.
+"""The helper process of ``renderer.py``: reads requests, renders, replies.
+
+A request is a line of JSON with many conversations; each of them is replied to with a line of JSON.
 
 Started as ``renderer_process.py CPU_SECONDS EXTRA_BYTES``. Rendering is transformers' own, in its sandbox; neither
 torch nor a tokenizer is loaded. Three limits hold, all of this process alone: address space (MemoryError), processor
@@ -15,9 +17,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 MAX_ERROR_CHARACTERS = 2000
 
@@ -32,27 +35,52 @@ def main(cpu_seconds: float, extra_bytes: int) -> None:
     signal.signal(signal.SIGVTALRM, _interrupt)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no reply
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
 
+    chat_template_utils.datetime = Clock  # what transformers' strftime_now asks
     _limit(resource.RLIMIT_AS, _address_space_bytes() + extra_bytes)
     replies.write(b"ready\n")
     replies.flush()
     for line in sys.stdin.buffer:
-        reply, is_last = _reply(line, render_jinja_template, cpu_seconds)
-        replies.write(json.dumps(reply).encode("ascii") + b"\n")
-        replies.flush()
-        if is_last:
+        if _serve(line, chat_template_utils.render_jinja_template, cpu_seconds, replies):
             return
 
 
-def _reply(line: bytes, render: Callable[..., Any], cpu_seconds: float) -> tuple[dict[str, Any], bool]:
-    """What to answer to a request, and whether this process should end then."""
+class Clock(datetime):
+    """Stands still at the date and time that a request names."""
+
+    fixed = datetime.min
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        """The time of the request."""
+        return cls.fixed
+
+
+def _serve(line: bytes, render: Callable[..., Any], cpu_seconds: float, replies: BinaryIO) -> bool:
+    """Reply to each conversation of a request in turn; returns whether this process should end then."""
+    request = json.loads(line)
+    common = request["common"]
+    Clock.fixed = datetime.fromisoformat(common["now"])
+    for conversation in request["conversations"]:
+        reply, is_last = _reply(common, conversation, render, cpu_seconds)
+        replies.write(json.dumps(reply).encode("ascii") + b"\n")
+        replies.flush()  # should the next one's end be this process's, too
+        if is_last:
+            return True
+    return False
+
+
+def _reply(
+    common: dict[str, Any], conversation: list[Any], render: Callable[..., Any], cpu_seconds: float
+) -> tuple[dict[str, Any], bool]:
+    """What to answer of a conversation, and whether this process should end then."""
     try:
         try:
             _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + 2 * cpu_seconds) + 1)
             # Again and again, because an exception may be raised where Python ignores it (in a finalizer).
             signal.setitimer(signal.ITIMER_VIRTUAL, cpu_seconds, 0.1)
-            return {"texts": _texts(json.loads(line), render)}, False
+            return {"texts": _texts(render, common, *conversation)}, False
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     except Exception as error:  # Python's own, out of what the template computes, or the limits
@@ -65,22 +93,39 @@ def _reply(line: bytes, render: Callable[..., Any], cpu_seconds: float) -> tuple
         return {"error": detail, "line": getattr(error, "lineno", None)}, is_last
 
 
-def _texts(request: dict[str, Any], render: Callable[..., Any]) -> list[str]:
-    """The renderings that a request asks for. Raises jinja2.TemplateError, or what Python raises for the template."""
+def _texts(
+    render: Callable[..., Any],
+    common: dict[str, Any],
+    messages: list[Any],
+    tools: list[Any] | None,
+    beginnings: list[tuple[int, bool]],
+) -> list[str]:
+    """The renderings of a conversation. Raises jinja2.TemplateError, or what Python raises for the template."""
     from jinja2 import TemplateError
 
     texts = []
-    for num_messages, generation_prompt, max_characters in request["wanted"]:
+    most = common["max_characters"] + 20 * _num_characters([messages, tools])
+    for num_messages, generation_prompt in beginnings:
         (text,), _ = render(
-            conversations=[request["messages"][:num_messages]],
-            chat_template=request["template"],
+            conversations=[messages[:num_messages]],
+            tools=tools,
+            chat_template=common["template"],
             add_generation_prompt=generation_prompt,
-            **request["variables"],
+            **common["variables"],
         )
-        if len(text) > max_characters:
+        if len(text) > most:
             raise TemplateError(f"it writes {len(text):,} characters")
         texts.append(text)
     return texts
+
+
+def _num_characters(value: Any) -> int:
+    """Characters of all strings in a JSON value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_num_characters, value.values()))
+    return sum(map(_num_characters, value)) if isinstance(value, list) else 0
 
 
 def _limit(what: int, value: int) -> None:

@@ -1,21 +1,16 @@
 """Which chat template a run speaks: the tokenizer's own, a built-in one by name, or a Jinja file.
 
-Rendering is transformers' own, in its sandbox, within bounds of time and memory (``renderer.py``). What is added here
-is that *text is text*: a special token's string inside a message (``<|im_end|>``) is told apart from the template's
-own, so that a record cannot end its turn itself. A private-use character is put into such strings before rendering,
-which survives in the rendered text; ``encoding.py`` takes it out again where it encodes them as text.
+Rendering is transformers' own, in its sandbox, within bounds of time and memory (``renderer.py``).
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_mixcpt.data.chat.renderer import Renderer, RenderingError, Wanted
+from megatron_mixcpt.data.chat.renderer import Asked, Renderer, RenderingError
 from megatron_mixcpt.data.records import Message
 from megatron_mixcpt.errors import ConfigError
 
@@ -49,11 +44,6 @@ NEEDED_TOKENS = {
     "zephyr": (),
 }
 """Control tokens that a tokenizer must have: as pieces of text they would be no ends of turns."""
-
-MAX_CHARACTERS = 1 << 20
-"""A template may write so many characters, and twenty times as many as the messages have."""
-
-PRIVATE_USE = range(0xF0000, 0x10FFFE)
 
 RENDERER = Renderer()
 """Its process starts with the first rendering."""
@@ -145,57 +135,18 @@ def render(
 
     Raises RenderingError where the template fails, or takes too much time or memory.
     """
-    return render_beginnings(tokenizer, template, messages, [(len(messages), generation_prompt)])[0]
-
-
-def render_beginnings(
-    tokenizer: "PreTrainedTokenizerBase",
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    beginnings: Sequence[tuple[int, bool]],
-) -> list[str]:
-    """Several beginnings of a conversation, each (number of messages, with generation prompt), as the template writes.
-
-    One call costs one round trip to the process that renders. Raises RenderingError as :func:`render` does.
-    """
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    ends = list(accumulate((len(message.content) for message in messages), initial=0))
-    wanted = [Wanted(number, prompt, MAX_CHARACTERS + 20 * ends[number]) for number, prompt in beginnings]
-    return RENDERER.render(template.text, turns, wanted, tokenizer.special_tokens_map)
+    (found,) = render_all(tokenizer, template, [Asked(turns, None, [(len(turns), generation_prompt)])])
+    if isinstance(found, RenderingError):
+        raise found
+    return found[0]
 
 
-class SpecialTokens:
-    """The control tokens of a tokenizer, found in text as the tokenizer finds them."""
+def render_all(
+    tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, conversations: Sequence[Asked]
+) -> list[list[str] | RenderingError]:
+    """What is asked for of each conversation as the template writes it, or why it fails.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
-        tokens = [
-            token for token in tokenizer.added_tokens_decoder.values() if token.special and len(token.content) > 1
-        ]
-        tokens.sort(key=lambda token: len(token.content), reverse=True)
-        self._ids = [tokenizer.convert_tokens_to_ids(token.content) for token in tokens]
-        blanks = [(r"\s*" * token.lstrip, r"\s*" * token.rstrip) for token in tokens]
-        parts = [
-            f"({left}{re.escape(token.content)}{right})" for token, (left, right) in zip(tokens, blanks, strict=True)
-        ]
-        self._pattern = re.compile("|".join(parts) or "(?!)")  # (?!) matches nothing
-
-    def find(self, text: str) -> list[tuple[int, int, int]]:
-        """(start, end, token id) of each special token in ``text``, with the blanks that it swallows."""
-        found = self._pattern.finditer(text)
-        return [(*match.span(), self._ids[match.lastindex - 1]) for match in found if match.lastindex]
-
-    def broken(self, text: str, mark: str) -> str:
-        """``text`` with ``mark`` inside each special token's string, which is none any more."""
-        return self._pattern.sub(lambda match: _break(match[0], mark), text)
-
-
-def _break(token: str, mark: str) -> str:
-    """Put ``mark`` behind the first character that is not blank."""
-    place = len(token) - len(token.lstrip()) + 1
-    return token[:place] + mark + token[place:]
-
-
-def unused_mark(messages: Sequence[Message]) -> str:
-    """A private-use character that no message contains."""
-    used = {character for message in messages for text in (message.role, message.content) for character in text}
-    return next(chr(code) for code in PRIVATE_USE if chr(code) not in used)
+    One call costs one round trip to the process that renders.
+    """
+    return RENDERER.render(template.text, conversations, tokenizer.special_tokens_map, template.now)

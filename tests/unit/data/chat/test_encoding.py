@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
-from megatron_mixcpt.data.chat.encoding import ChatEncoder, EncodedConversation, EncodedResponse, Refusal
-from megatron_mixcpt.data.chat.templates import BUILT_IN_TEMPLATES, ChatTemplate, choose_template
-from megatron_mixcpt.data.records import Conversation, Message, PreferencePair
+from megatron_mixcpt.data.chat.encoding import Refusal
+from megatron_mixcpt.data.chat.templates import BUILT_IN_TEMPLATES, choose_template
+from megatron_mixcpt.data.records import Message, PreferencePair
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import ConfigError
+from tests.unit.data.chat.chats import conversation, encoder, response, sentencepiece_like, supervised_texts
 from tests.unit.data.tiny_tokenizer import LLAMA3_TOKENS, save_tiny_tokenizer
 
 CHAT = [
@@ -27,29 +27,6 @@ ENDS = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "zephyr": "<|endoftext|>
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory):
     return load_tokenizer(save_tiny_tokenizer(tmp_path_factory.mktemp("chat"), more_special_tokens=LLAMA3_TOKENS))
-
-
-def encoder(tokenizer, template: str, **options) -> ChatEncoder:
-    """With a built-in template, or one given as text."""
-    chosen = ChatTemplate("test", template) if "{" in template else choose_template(tokenizer, template)
-    return ChatEncoder(tokenizer, chosen, **options)
-
-
-def conversation(chat: ChatEncoder, messages: list[Message], **options) -> EncodedConversation | Refusal:
-    """A conversation, encoded."""
-    return chat.encode_conversations([Conversation(tuple(messages))], **options)[0]
-
-
-def response(chat: ChatEncoder, messages: list[Message]) -> EncodedResponse | Refusal:
-    """The last turn of a conversation, encoded."""
-    return chat.encode_query_responses([Conversation(tuple(messages))])[0]
-
-
-def supervised_texts(tokenizer, encoded: EncodedConversation) -> list[str]:
-    """The text of each run of supervised tokens."""
-    starts = np.flatnonzero(np.diff(encoded.loss_mask.astype(int), prepend=0))
-    runs = np.split(np.arange(len(encoded.tokens)), starts)
-    return [tokenizer.decode(encoded.tokens[run]) for run in runs if len(run) and encoded.loss_mask[run[0]]]
 
 
 @pytest.mark.parametrize("name", BUILT_IN_TEMPLATES)
@@ -126,15 +103,6 @@ def test_a_turn_without_an_end_gets_the_end_of_sequence(tokenizer):
     ]
 
 
-def test_other_names_of_the_two_sides(tokenizer):
-    names = {"user": "human", "assistant": "gpt"}
-    renamed = [Message(names.get(message.role, message.role), message.content) for message in CHAT]
-    chat = encoder(tokenizer, "chatml")
-    found, expected = conversation(chat, renamed), conversation(chat, CHAT)
-    np.testing.assert_array_equal(found.tokens, expected.tokens)
-    np.testing.assert_array_equal(found.loss_mask, expected.loss_mask)
-
-
 def test_a_pair_shares_its_prompt(tokenizer):
     pair = PreferencePair(tuple(CHAT[:2]), (Message("assistant", "4"),), (Message("assistant", "five"),))
     found = encoder(tokenizer, "chatml").encode_pairs([pair])[0]
@@ -176,10 +144,9 @@ def test_what_a_template_raises_is_a_reason(tokenizer):
     assert refused.reason == "template_refuses" and "no system message" in refused.detail
 
 
-def test_a_template_that_rewrites_what_came_before_is_refused(tokenizer):
+def test_a_template_that_rewrites_even_the_last_turn_is_a_reason(tokenizer):
     template = "{% for m in messages %}{{ loop.revindex ~ m['content'] }}{% endfor %}"
-    with pytest.raises(ConfigError, match=r"\(test\).*name another --chat-template"):
-        conversation(encoder(tokenizer, template), CHAT)
+    assert conversation(encoder(tokenizer, template), CHAT).reason == "template_rewrites"
 
 
 def test_a_base_model_must_name_a_template(tokenizer):
@@ -215,21 +182,9 @@ def test_a_file_that_is_no_template_is_refused(tokenizer, tmp_path: Path, text, 
         choose_template(tokenizer, str(tmp_path / "mine.jinja"))
 
 
-def sentencepiece_like_tokenizer() -> PreTrainedTokenizerFast:
-    """As Mistral's and Phi-3's: a blank is put before a text's start, and a control token swallows blanks after it."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False)
-    tokenizer.train_from_iterator(
-        ["Hi there\nIt is 4.\nAgain, it is what it is <|user|>\n<|assistant|>\n"] * 4, trainer
-    )
-    tokenizer.add_special_tokens([AddedToken("<|end|>", rstrip=True)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
-
 @pytest.mark.parametrize("end", ["eos_token", "'<|end|>'"])
 def test_a_tokenizer_that_marks_where_texts_start(end):
-    tokenizer = sentencepiece_like_tokenizer()
+    tokenizer = sentencepiece_like()
     template = BUILT_IN_TEMPLATES["zephyr"].replace("eos_token", end)
     chat = [Message("user", "Hi there"), Message("assistant", "It is 4."), Message("user", "Hi")]
     chat.append(Message("assistant", "Again"))

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_mixcpt.data.chat import renderer as renderer_module
 from megatron_mixcpt.data.chat import templates
-from megatron_mixcpt.data.chat.renderer import Bounds, Renderer, RenderingError, Wanted
+from megatron_mixcpt.data.chat.renderer import Asked, Bounds, Renderer, RenderingError
 from megatron_mixcpt.data.chat.templates import BUILT_IN_TEMPLATES, ChatTemplate, choose_template, render
 from megatron_mixcpt.data.records import Message
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
@@ -24,7 +25,16 @@ DOUBLING = "{% set n = namespace(s='aa') %}{% for i in range(60) %}{% set n.s = 
 NO_END = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
 MESSAGES = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "\ud800 \U000f0000 é\n"}]
-WHOLE = [Wanted(2, False, 1000)]
+WHOLE = Asked(MESSAGES, None, [(2, False)])
+NOW = "2024-07-26T12:30:00"
+
+
+def render_one(renderer: Renderer, text: str) -> str:
+    """MESSAGES, rendered. Raises RenderingError."""
+    (found,) = renderer.render(text, [WHOLE], {}, NOW)
+    if isinstance(found, RenderingError):
+        raise found
+    return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +62,56 @@ def test_it_renders_as_transformers_does(name: str, tokenizer) -> None:
         assert render(tokenizer, template, messages, generation_prompt) == expected
 
 
+DATED = "{{ strftime_now('%d %b %Y %H:%M:%S') }}" + BUILT_IN_TEMPLATES["chatml"]
+
+
+def test_the_date_is_that_of_the_runs_first_start(tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "dated.jinja").write_text(DATED)
+    template = choose_template(tokenizer, str(tmp_path / "dated.jinja"), now=NOW)
+    assert render(tokenizer, template, [Message("user", "Hi")]).startswith("26 Jul 2024 12:30:00<|im_start|>")
+    assert template.uses_date and template.now == NOW
+    # What a date changes, and only that, is told apart by the digest.
+    digests = {
+        (text, now): ChatTemplate("test", text, now).digest
+        for text in (DATED, PLAIN)
+        for now in (NOW, "2025-01-01T00:00:00")
+    }
+    assert len(set(digests.values())) == 3 and not ChatTemplate("test", PLAIN).uses_date
+    assert choose_template(tokenizer, "zephyr").now[:2] == "20"
+
+
+def test_a_template_that_fails_on_one_conversation_of_many_fails_there_alone(small: Renderer) -> None:
+    """By raising, by the bounds of memory and of time, and by a helper that is killed: in one call."""
+    text = (
+        "{% for m in messages %}"
+        "{% if m.content == 'raise' %}{{ raise_exception('no') }}{% endif %}"
+        "{% if m.content == 'memory' %}{{ 'a' * 10**12 }}{% endif %}"
+        "{% if m.content == 'time' %}" + NO_END + "{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    words = ["a", "raise", "b", "memory", "c", "time", "d"]
+    asked = [Asked([{"role": "user", "content": word}], None, [(1, False), (0, True)]) for word in words]
+    found = small.render(text, asked, {}, NOW)
+    assert [each[0] if isinstance(each, list) else str(each).partition(":")[0] for each in found] == [
+        "a",
+        "no",
+        "b",
+        "MemoryError",
+        "c",
+        "TookTooLongError",
+        "d",
+    ]
+    assert found[0] == ["a", ""]
+
+
+def test_requests_are_split_over_round_trips(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer()
+    monkeypatch.setattr(renderer_module, "BYTES_AT_ONCE", 100)
+    asked = [Asked([{"role": "user", "content": str(number) * 30}], None, [(1, False)]) for number in range(5)]
+    assert renderer.render(PLAIN, asked, {}, NOW) == [[str(number) * 30] for number in range(5)]
+    renderer.close()
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -73,30 +133,30 @@ def test_hostile_templates_are_refused_in_one_line(
     with pytest.raises(ConfigError, match=reason) as caught:
         choose_template(tokenizer, str(tmp_path / "x.jinja"))
     assert "\n" not in str(caught.value)
-    assert small.render(PLAIN, MESSAGES, WHOLE, {}) == ["question\ud800 \U000f0000 é\n"]  # and it goes on
+    assert render_one(small, PLAIN) == "question\ud800 \U000f0000 é\n"  # and it goes on
 
 
 def test_the_kernel_ends_a_template_that_hangs_within_one_instruction() -> None:
     renderer = Renderer(Bounds(cpu_seconds=0.05))
-    renderer.render(PLAIN, MESSAGES, WHOLE, {})
+    render_one(renderer, PLAIN)
     # What no exception interrupts: the helper's timer is stopped, its limit of processor time is not.
     os.kill(renderer.helper_pid, signal.SIGXCPU)
     assert renderer._helper.process.wait() == -signal.SIGXCPU
     with pytest.raises(RenderingError, match="it takes too long"):
-        renderer.render(PLAIN, MESSAGES, WHOLE, {})
-    assert renderer.render(PLAIN, MESSAGES, WHOLE, {})
+        render_one(renderer, PLAIN)
+    assert render_one(renderer, PLAIN)
     renderer.close()
 
 
 def test_this_process_keeps_its_memory_and_signals_while_a_template_renders() -> None:
     renderer = Renderer(Bounds(cpu_seconds=1.0))
-    renderer.render(PLAIN, MESSAGES, WHOLE, {})
+    render_one(renderer, PLAIN)
     before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
     refused = []
 
     def endless() -> None:
         try:
-            renderer.render(NO_END, MESSAGES, WHOLE, {})
+            render_one(renderer, NO_END)
         except RenderingError as error:
             refused.append(str(error))
 
@@ -113,37 +173,37 @@ def test_this_process_keeps_its_memory_and_signals_while_a_template_renders() ->
 
 def test_a_killed_helper_is_replaced() -> None:
     renderer = Renderer()
-    renderer.render(PLAIN, MESSAGES, WHOLE, {})
+    render_one(renderer, PLAIN)
     first = renderer.helper_pid
     os.kill(first, signal.SIGKILL)
-    assert renderer.render(PLAIN, MESSAGES, WHOLE, {}) == ["question\ud800 \U000f0000 é\n"]
+    assert render_one(renderer, PLAIN) == "question\ud800 \U000f0000 é\n"
     assert renderer.helper_pid != first
     renderer.close()
 
 
 def test_a_forked_process_has_a_helper_of_its_own() -> None:
     renderer = Renderer()
-    renderer.render(PLAIN, MESSAGES, WHOLE, {})
+    render_one(renderer, PLAIN)
     read_end, write_end = os.pipe()
     with renderer._lock:  # as if another thread were rendering
         child = os.fork()
         if child == 0:
-            is_good = renderer.helper_pid is None and bool(renderer.render(PLAIN, MESSAGES, WHOLE, {}))
+            is_good = renderer.helper_pid is None and bool(render_one(renderer, PLAIN))
             os.write(write_end, b"1" if is_good else b"0")
             renderer.close()
             os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read_end, 1) == b"1"
-    assert renderer.render(PLAIN, MESSAGES, WHOLE, {})
+    assert render_one(renderer, PLAIN)
     renderer.close()
 
 
 def test_the_helper_ends_with_its_parent() -> None:
     program = (
-        "from megatron_mixcpt.data.chat.renderer import Renderer, Wanted\n"
+        "from megatron_mixcpt.data.chat.renderer import Asked, Renderer\n"
         "import sys, time\n"
         "renderer = Renderer()\n"
-        "renderer.render('x', [], [Wanted(0, False, 9)], {})\n"
+        "renderer.render('x', [Asked([], None, [(0, False)])], {}, '2024-07-26')\n"
         "assert not {'torch', 'transformers', 'jinja2'} & set(sys.modules)\n"
         "print(renderer.helper_pid, flush=True)\n"
         "time.sleep(600)\n"

@@ -1,0 +1,111 @@
+"""Pieces of rendered text become token ids, those of many conversations in one call of the tokenizer.
+
+A piece that begins a sequence is encoded as transformers encodes a rendered conversation. One that goes on must get
+what the tokenizer gives at such a place. To byte-level tokenizers all places are alike. SentencePiece puts a blank
+before whatever it takes for the start of a text, some of its tokenizers also after each control token: behind other
+text, such a piece is encoded with a character before it, whose tokens are taken off again.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from megatron_mixcpt.data.chat.special_tokens import SpecialTokens, without_mark
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerBase
+
+PROBES = ("\n", "x", "0", ".", "é")
+"""Characters to put before a piece; one serves where it does not merge with the piece's start."""
+
+
+class Piece(NamedTuple):
+    """Rendered text, and what it follows."""
+
+    text: str
+    mark: str
+    """What breaks special tokens' strings in it that are text; empty for none."""
+    follows: str
+    """``nothing``, ``token`` (a control token) or ``text``."""
+
+
+class PieceEncoder:
+    """Encodes pieces with one tokenizer."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", special: SpecialTokens):
+        self._tokenizer = tokenizer
+        self._special = special
+        self._eos = tokenizer.eos_token
+        self._probes = [(probe, ids) for probe in PROBES if (ids := self._ids([probe], is_text=True)[0])]
+        plain, behind_text, (_, *behind_token) = self._ids(["x", "\nx", self._eos + "x"], is_text=False)
+        self._marks_start = behind_text != self._ids(["\n"], is_text=True)[0] + plain
+        self._marks_tokens = self._marks_start and behind_token == plain
+
+    def encode(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """The token ids of each piece. Equal pieces are encoded once."""
+        parts = {piece: self._parts(piece) for piece in dict.fromkeys(pieces)}
+        strings = {part for found in parts.values() for part in found if isinstance(part, _Part)}
+        ids = self._encode_parts(list(strings))
+        return [_joined(parts[piece], ids) for piece in pieces]
+
+    def _parts(self, piece: Piece) -> list["_Part | int"]:
+        """Text as the tokenizer can take it, and ids of special tokens between."""
+        follows = (
+            "nothing" if not self._marks_start or (self._marks_tokens and piece.follows == "token") else piece.follows
+        )
+        if not piece.text:
+            return []
+        if not piece.mark:
+            return [_Part(piece.text, follows, is_text=False)]
+        parts: list[_Part | int] = []
+        position = 0
+        for start, end, token_id in [*self._special.find(piece.text), (len(piece.text), 0, None)]:
+            if text := without_mark(piece.text[position:start], piece.mark):
+                parts.append(_Part(text, follows, is_text=True))
+            if token_id is not None:
+                parts.append(token_id)
+            position = end
+            follows = "token" if self._marks_start and not self._marks_tokens else "nothing"
+        return parts
+
+    def _encode_parts(self, parts: list["_Part"]) -> dict["_Part", list[int]]:
+        """Each with what must stand before it, then without the tokens of that."""
+        found: dict[_Part, list[int]] = {}
+        for is_text in (False, True):
+            asked = [part for part in parts if part.is_text == is_text]
+            plain = [part for part in asked if part.follows == "nothing"]
+            found |= zip(plain, self._ids([part.text for part in plain], is_text), strict=True)
+            behind = [part for part in asked if part.follows == "token" and not is_text]
+            ids = self._ids([self._eos + part.text for part in behind], is_text)
+            found |= zip(behind, (part_ids[1:] for part_ids in ids), strict=True)
+            left = [part for part in asked if part not in found]
+            for probe, probe_ids in self._probes:
+                ids = self._ids([probe + part.text for part in left], is_text)
+                cut = len(probe_ids)
+                found |= {part: each[cut:] for part, each in zip(left, ids, strict=True) if each[:cut] == probe_ids}
+                left = [part for part in left if part not in found]
+            found |= zip(left, self._ids([part.text for part in left], is_text), strict=True)
+        return found
+
+    def _ids(self, texts: list[str], is_text: bool) -> list[list[int]]:
+        """``is_text``: special tokens' strings are text."""
+        if not texts:
+            return []
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer written in Python
+            return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=is_text)["input_ids"]
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = is_text
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+class _Part(NamedTuple):
+    text: str
+    follows: str
+    is_text: bool
+
+
+def _joined(parts: list["_Part | int"], ids: dict["_Part", list[int]]) -> list[int]:
+    if len(parts) == 1 and isinstance(parts[0], _Part):
+        return ids[parts[0]]
+    return [token for part in parts for token in ([part] if isinstance(part, int) else ids[part])]
