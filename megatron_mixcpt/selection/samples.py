@@ -6,8 +6,9 @@ from typing import Any
 
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.reading.input_format import Source
-from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks, record_fields
+from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks
 from megatron_mixcpt.data.reading.record_maker import Dropped, RecordMaker
+from megatron_mixcpt.data.reading.rows.field_names import record_fields
 from megatron_mixcpt.data.records import BadRecord, Conversation, PreferencePair
 from megatron_mixcpt.data.sample_id import sample_id, to_row
 from megatron_mixcpt.selection.fas import Encoded
@@ -68,7 +69,7 @@ def make_sample(item: NumberedRow, maker: RecordMaker, encoder: ChatEncoder) -> 
     """Convert, check and encode one row."""
     where = (item.source.kind, str(item.source.path), item.line)
     try:
-        record = maker.make(parse(item.source, item.row))
+        record = maker.make(parse(item.source, item.row), item.source.format.fills_nulls)
         assert isinstance(record, Conversation | PreferencePair)
         identity = sample_id(record)
     except (BadRecord, Dropped) as error:

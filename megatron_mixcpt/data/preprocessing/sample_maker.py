@@ -33,16 +33,17 @@ class SampleMaker:
 
     def __init__(self, dataset: str, settings: PreprocessSettings, test_sets: TestSets | None):
         chosen = settings.datasets[dataset]
-        self._records = RecordMaker(kind_of(dataset), chosen, settings.reading.rules)
+        rules = settings.reading.rules
+        self._records = RecordMaker(kind_of(dataset), chosen, rules, keeps_equal_sides=True)
         self._below = round(chosen.fraction * 2**64)
         self._test_sets = test_sets
         self.notes = self._records.notes
         self.extra_fields = self._records.extra_fields
         """Columns needed beyond those of the record itself."""
 
-    def make(self, content: Any) -> Sample:
-        """The sample of a parsed row. Raises as :meth:`RecordMaker.make` does."""
-        record = self._records.make(content)
+    def make(self, content: Any, fills_nulls: bool = False) -> Sample:
+        """The sample of a parsed row. Takes and raises what :meth:`RecordMaker.make` does."""
+        record = self._records.make(content, fills_nulls)
         text = unified_text(record)
         digest = self._digest(text)
         if int.from_bytes(digest[16:24], "little") >= self._below:

@@ -65,6 +65,8 @@ class InputFormat:
     """Whether files may be compressed as a whole (``.gz``, ``.bz2``, ``.zst``)."""
     is_packed = False
     """Whether the format compresses its contents."""
+    fills_nulls = False
+    """Whether each object of a column has every key of the column, with null where the data have none."""
     kinds: tuple[str, ...] = KINDS
     """Kinds of record that such files may hold."""
 

@@ -1,8 +1,8 @@
 """Data files become rows, each with its line number, in memory that does not grow with the file.
 
-A *row* is what the file holds for one record, not yet checked. :func:`parse` turns it into an object;
-``records.to_record`` makes a record of that. :func:`read_records` does all of it, for those who want records and not
-speed. How a format does this is in ``formats/``.
+A *row* is what the file holds for one record, not yet checked. :func:`parse` turns it into an object, of which
+``rows/make_record.py`` makes a record. :func:`read_records` does all of it, for those who want records and not speed.
+How a format does this is in ``formats/``.
 """
 
 import zlib
@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from megatron_mixcpt.data.reading.input_format import Row, Source
+from megatron_mixcpt.data.reading.rows.field_names import FieldNames, record_fields
+from megatron_mixcpt.data.reading.rows.make_record import to_record
 from megatron_mixcpt.data.reading.sources import find_sources
-from megatron_mixcpt.data.records import FIELDS_OF_KIND, BadRecord, FieldNames, Record, to_record
+from megatron_mixcpt.data.records import BadRecord, Record
 from megatron_mixcpt.errors import DataError
 
 
@@ -31,7 +33,7 @@ def read_records(
             if is_blank(source, row):
                 continue
             try:
-                yield to_record(kind, parse(source, row), names)
+                yield to_record(kind, parse(source, row), names, fills_nulls=source.format.fills_nulls)
             except BadRecord as error:
                 raise DataError(f"{source.path}:{number}: {error.detail}; fix or remove the line") from error
 
@@ -69,9 +71,3 @@ def _errors_name(source: Source) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{source.path}: cannot be read to its end ({error}); copy the file again") from error
-
-
-def record_fields(kind: str, names: FieldNames) -> frozenset[str]:
-    """The top-level fields that a record of ``kind`` may use."""
-    used = {getattr(names, field) for field in FIELDS_OF_KIND[kind]}
-    return frozenset(used | {name.partition(".")[0] for name in used})

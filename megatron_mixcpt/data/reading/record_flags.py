@@ -7,7 +7,7 @@ from megatron_mixcpt import flags
 from megatron_mixcpt.data.reading.presets import preset_for
 from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.data.reading.row_filter import RowFilter
-from megatron_mixcpt.data.records import FIELDS_OF_KIND, FieldNames
+from megatron_mixcpt.data.reading.rows.field_names import FIELDS_OF_KIND, FieldNames
 
 KIND_HELP = {
     "cpt": "documents of the domain",

@@ -7,9 +7,11 @@ from megatron_mixcpt.data.reading.embedded_templates import TemplateRule, strip_
 from megatron_mixcpt.data.reading.presets import preset_for
 from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.data.reading.row_filter import RowFilter
-from megatron_mixcpt.data.records import Record, to_record
+from megatron_mixcpt.data.reading.rows.make_record import to_record
+from megatron_mixcpt.data.records import PreferencePair, Record
 
 DROP_REASONS = {
+    "equal_sides": "chosen and rejected say the same",
     "filtered": "does not fulfil the filter",
     "not_drawn": "not in the fraction to keep",
     "contaminated": "shares a long run of words with a test set",
@@ -31,9 +33,16 @@ class Dropped(Exception):
 
 
 class RecordMaker:
-    """Makes records of one kind from rows; ``notes`` counts the chat templates taken off, by name."""
+    """Makes records of one kind from rows; ``notes`` counts by name what was done to them and what is not used."""
 
-    def __init__(self, kind: str, settings: KindSettings, template_rules: tuple[TemplateRule, ...]):
+    def __init__(
+        self,
+        kind: str,
+        settings: KindSettings,
+        template_rules: tuple[TemplateRule, ...],
+        keeps_equal_sides: bool = False,
+    ):
+        """``keeps_equal_sides``: pairs without a preference are records, too, for a user of the chosen text alone."""
         preset = preset_for(kind, settings.preset)
         condition = settings.filter or preset.filter
         self._kind = kind
@@ -41,20 +50,27 @@ class RecordMaker:
         self._convert = preset.convert
         self._filter = RowFilter(condition, f"--{kind}-filter") if condition else None
         self._rules = template_rules
+        self._keeps_equal_sides = keeps_equal_sides
         self.notes: Counter[str] = Counter()
         read = set(preset.reads) | (self._filter.fields if self._filter else set())
         self.extra_fields = frozenset(name.partition(".")[0] for name in read) | read
         """Columns needed beyond those of the record itself."""
 
-    def make(self, content: Any) -> Record:
-        """The record of a parsed row. Raises BadRecord for one that cannot be used, Dropped for one not wanted."""
+    def make(self, content: Any, fills_nulls: bool = False) -> Record:
+        """The record of a parsed row. Raises BadRecord for one that cannot be used, Dropped for one not wanted.
+
+        ``fills_nulls``: whether the row is of a table, which has every key of a column in each of its objects.
+        """
         if self._convert and isinstance(content, dict):
             content = self._convert(content)
         if self._filter and isinstance(content, dict) and not self._filter(content):
             raise Dropped("filtered")
-        record = to_record(self._kind, content, self._names)
+        record = to_record(self._kind, content, self._names, self.notes, fills_nulls)
         if self._rules:
-            record, applied = strip_templates(record, self._rules)
-            for name in applied:
-                self.notes[f"template {name}"] += 1
+            record, notes = strip_templates(record, self._rules)
+            self.notes.update(notes)
+        if isinstance(record, PreferencePair) and record.has_equal_sides:
+            if not self._keeps_equal_sides:
+                raise Dropped("equal_sides")
+            self.notes["chosen and rejected are equal, the text is used"] += 1
         return record

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from megatron_mixcpt.data.reading.input_format import Row, Source
-from megatron_mixcpt.data.reading.readers import is_blank, parse, read_blocks, record_fields
+from megatron_mixcpt.data.reading.readers import is_blank, parse, read_blocks
 from megatron_mixcpt.data.reading.reading_settings import ReadingSettings
 from megatron_mixcpt.data.reading.record_maker import Dropped, RecordMaker
 from megatron_mixcpt.data.reading.record_settings import KindSettings
+from megatron_mixcpt.data.reading.rows.field_names import record_fields
 from megatron_mixcpt.data.records import BadRecord, Record
 from megatron_mixcpt.errors import DataError
 
@@ -44,8 +45,15 @@ class ReadCounts:
 class RecordReader:
     """Reads records of one kind."""
 
-    def __init__(self, kind: str, kind_settings: KindSettings, reading_settings: ReadingSettings):
-        self._maker = RecordMaker(kind, kind_settings, reading_settings.rules)
+    def __init__(
+        self,
+        kind: str,
+        kind_settings: KindSettings,
+        reading_settings: ReadingSettings,
+        keeps_equal_sides: bool = False,
+    ):
+        """``keeps_equal_sides``: pairs without a preference are records, too, for a user of the chosen text alone."""
+        self._maker = RecordMaker(kind, kind_settings, reading_settings.rules, keeps_equal_sides)
         self._fields = record_fields(kind, kind_settings.names) | self._maker.extra_fields
         self._stops = reading_settings.on_bad_record == "error"
         self._keeps_long = kind == "cpt" and not self._maker.extra_fields
@@ -88,7 +96,7 @@ class RecordReader:
         row, rows[place] = rows[place], b""  # nothing else holds the row while it becomes a record
         self.counts.records += 1
         try:
-            return self._maker.make(parse(source, row, self._keeps_long))
+            return self._maker.make(parse(source, row, self._keeps_long), source.format.fills_nulls)
         except (BadRecord, Dropped) as error:
             if self._stops and isinstance(error, BadRecord):
                 line += source.format.lines_before(source, start) if start else 0

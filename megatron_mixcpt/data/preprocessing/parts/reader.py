@@ -11,8 +11,9 @@ from megatron_mixcpt.data.preprocessing.sample_maker import Sample, SampleMaker
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.parts import Part, Segment
-from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks, record_fields
+from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks
 from megatron_mixcpt.data.reading.record_maker import Dropped
+from megatron_mixcpt.data.reading.rows.field_names import record_fields
 from megatron_mixcpt.data.records import BadRecord
 from megatron_mixcpt.errors import DataError
 
@@ -67,7 +68,7 @@ class PartReader:
         keep_long = source.kind == "cpt" and not maker.extra_fields
         for line, rows, place in self._rows(source, segment, counts, keep_long):
             try:
-                sample = maker.make(parse(source, _taken(rows, place), keep_long))
+                sample = maker.make(parse(source, _taken(rows, place), keep_long), source.format.fills_nulls)
             except (BadRecord, Dropped) as error:
                 self._reject(source, segment, index, line, error, rejects)
                 continue

@@ -11,6 +11,7 @@ class Arrow(InputFormat):
 
     name = "arrow"
     suffixes = (".arrow",)
+    fills_nulls = True
 
     def read(
         self, source: Source, fields: Set[str] | None, start: int, end: int | None, keep_long: bool

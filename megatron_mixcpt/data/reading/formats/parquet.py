@@ -14,6 +14,7 @@ class Parquet(InputFormat):
 
     name = "parquet"
     suffixes = (".parquet",)
+    fills_nulls = True
     is_packed = True
 
     def read(

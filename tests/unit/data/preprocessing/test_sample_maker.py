@@ -16,7 +16,8 @@ from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, Prepro
 from megatron_mixcpt.data.preprocessing.what_stays import REASONS, first_occurrences, limit, select
 from megatron_mixcpt.data.reading.presets import PRESETS, preset_for
 from megatron_mixcpt.data.reading.record_maker import Dropped
-from megatron_mixcpt.data.records import FIELDS_OF_KIND, REJECT_REASONS, BadRecord, FieldNames
+from megatron_mixcpt.data.reading.rows.field_names import FIELDS_OF_KIND, FieldNames
+from megatron_mixcpt.data.records import REJECT_REASONS, BadRecord
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError
 

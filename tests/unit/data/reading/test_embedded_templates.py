@@ -7,7 +7,9 @@ import pytest
 
 from megatron_mixcpt.data.preprocessing.unify import unified_text
 from megatron_mixcpt.data.reading.embedded_templates import BUILT_IN_RULES, choose_rules, read_rules, strip_templates
-from megatron_mixcpt.data.records import Conversation, FieldNames, Message, to_record
+from megatron_mixcpt.data.reading.rows.field_names import FieldNames
+from megatron_mixcpt.data.reading.rows.make_record import to_record
+from megatron_mixcpt.data.records import Conversation, Message
 from megatron_mixcpt.errors import ConfigError
 
 ALPACA = "Below is an instruction that describes a task{}. Write a response that completes the request.\n\n"
@@ -15,8 +17,8 @@ ALPACA = "Below is an instruction that describes a task{}. Write a response that
 
 def stripped(prompt: str, response: str = "R") -> tuple[str, set[str]]:
     record = Conversation((Message("user", prompt), Message("assistant", response)))
-    record, applied = strip_templates(record, choose_rules(None))
-    return unified_text(record), applied
+    record, notes = strip_templates(record, choose_rules(None))
+    return unified_text(record), {note.removeprefix("template ") for note in notes}
 
 
 @pytest.mark.parametrize(
@@ -54,9 +56,63 @@ def test_rendered_templates_are_taken_off(prompt: str, expected: str, rule: str)
     assert stripped(prompt) == (expected, {rule})
 
 
-@pytest.mark.parametrize("end", ["</s>", "<|im_end|>", " <|eot_id|>\n", "<|endoftext|>"])
-def test_end_of_turn_is_taken_off_a_response(end: str) -> None:
-    assert stripped("Q", f"An answer.{end}") == ("Q\nAn answer.", {"end-of-turn"})
+@pytest.mark.parametrize(
+    ("prompt", "end"),
+    [
+        ("[INST] Q [/INST]", "</s>"),
+        ("USER: Q ASSISTANT:", " </s>\n"),
+        ("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+        ("<|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>", " <|eot_id|>\n"),
+        ("### Instruction:\nQ\n\n### Response:", "<|endoftext|>"),
+    ],
+)
+def test_end_of_turn_of_the_prompts_template_is_taken_off_a_response(prompt: str, end: str) -> None:
+    text, applied = stripped(prompt, f"An answer.{end}")
+    assert text == "Q\nAn answer." and "end-of-turn" in applied and len(applied) == 2
+    assert stripped("Q", f"An answer.{end}")[0] == f"Q\nAn answer.{end}"
+
+
+def test_ends_that_are_kept_are_counted() -> None:
+    kept = {"</s> at the end of a response kept, for its prompt is in no template that ends so"}
+    assert stripped("Q", "An answer.</s>") == ("Q\nAn answer.</s>", kept)
+
+
+STRIKE = "The tag for strike-through is <s>text</s>"
+
+
+@pytest.mark.parametrize("prompt", ["Q", "[INST] Q [/INST]", "### Instruction:\nQ\n\n### Response:"])
+@pytest.mark.parametrize(
+    "response",
+    [
+        STRIKE,
+        "Human: hi\nAssistant: hello",
+        "USER: a ASSISTANT: b",
+        "[INST] Hi [/INST] Ho",
+        "### Instruction:\nDo it\n\n### Response:\nDone",
+        "### Human: Hi\n### Assistant: Ho",
+    ],
+)
+def test_a_response_that_looks_like_a_template_stays(prompt: str, response: str) -> None:
+    text, applied = stripped(prompt, response)
+    assert text == f"Q\n{response}" and len(applied) == (prompt != "Q")
+
+
+def test_templates_around_each_message_are_taken_off() -> None:
+    record = Conversation(
+        (
+            Message("user", "<|im_start|>user\nQ<|im_end|>"),
+            Message("assistant", "<|im_start|>assistant\nA<|im_end|>", reasoning="because"),
+        )
+    )
+    found, notes = strip_templates(record, choose_rules(None))
+    assert found == Conversation((Message("user", "Q"), Message("assistant", "A", reasoning="because")))
+    assert notes == ["template chatml"]
+
+
+def test_a_record_of_which_only_some_questions_look_like_a_template_stays() -> None:
+    talk = ("[INST] Hi [/INST]", "A", "Why did I write [INST]?", "B</s>")
+    record = Conversation(tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(talk)))
+    assert strip_templates(record, choose_rules(None, ()))[0] == record
 
 
 @pytest.mark.parametrize(
@@ -78,10 +134,10 @@ def test_text_about_templates_stays(text: str) -> None:
 def test_preferences_are_stripped_too_and_documents_are_not() -> None:
     row = {"prompt": "[INST] Hi [/INST]", "chosen": "A</s>", "rejected": "B</s>"}
     record, applied = strip_templates(to_record("dpo", row, FieldNames()), BUILT_IN_RULES)
-    assert (unified_text(record), applied) == ("Hi\nA", {"llama2", "end-of-turn"})
+    assert (unified_text(record), applied) == ("Hi\nA", ["template end-of-turn", "template llama2"])
     assert [message.content for message in record.rejected] == ["B"]
     document = to_record("cpt", {"text": "[INST] Hi [/INST]"}, FieldNames())
-    assert strip_templates(document, BUILT_IN_RULES) == (document, set())
+    assert strip_templates(document, BUILT_IN_RULES) == (document, [])
 
 
 def test_rules_can_be_kept_out_and_added(tmp_path: Path) -> None:
@@ -92,7 +148,12 @@ def test_rules_can_be_kept_out_and_added(tmp_path: Path) -> None:
     path = tmp_path / "rules.json"
     rule = {"name": "mine", "about": "Q and A", "marker": "[USR]", "turn": r"\[USR\](?P<content>.*?)\[BOT\]"}
     path.write_text(json.dumps([rule]))
-    assert choose_rules(None, read_rules(path))[0].apply("[USR]Hi[BOT][USR]Ho[BOT]") == "Hi\nHo"
+    rules = choose_rules(None, read_rules(path))
+    assert rules[0].apply("[USR]Hi[BOT][USR]Ho[BOT]") == "Hi\nHo"
+    record = Conversation((Message("user", "Q"), Message("assistant", "[USR]Hi[BOT]")))
+    assert strip_templates(record, rules)[0].messages[1].content == "Hi"
+    path.write_text(json.dumps([rule | {"everywhere": False}]))
+    assert strip_templates(record, choose_rules(None, read_rules(path))) == (record, [])
 
 
 @pytest.mark.parametrize("change", [{"turn": "("}, {"turn": "no group"}, {"turn": 3}, {"unknown": 1}])

@@ -1,0 +1,1 @@
+"""A row of a data file becomes a record: which fields are read, and what is refused."""
