@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.data.reading.readers import read_records
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames
 from megatron_mixcpt.data.records import Document
 from megatron_mixcpt.errors import CheckpointError, DataError
 from megatron_mixcpt.evaluation.settings import PerplexitySettings

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames
+from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.evaluation.suites import BenchmarkTask, choose_tasks, listing
 from megatron_mixcpt.flags import setting

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
+from megatron_mixcpt.data.reading.field_names import record_fields
 from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks
 from megatron_mixcpt.data.reading.record_maker import Dropped, RecordMaker
-from megatron_mixcpt.data.reading.rows.field_names import record_fields
 from megatron_mixcpt.data.records import BadRecord, Conversation, PreferencePair
 from megatron_mixcpt.data.sample_id import sample_id, to_row
 from megatron_mixcpt.selection.fas import Encoded

@@ -34,7 +34,7 @@ SFT[5] = {
 SFT[3] = {"prompt": "Q", "response": "  "}  # rejected: empty
 SFT[9] = {"prompt": "Q", "response": words(1, 300)}  # rejected: too long
 SFT[11] = {"messages": [{"role": "user", "content": "Q"}, {"role": "tool", "content": "x"}]}  # rejected: no response
-REJECTED = {4: "empty", 10: "too_long", 12: "no_assistant_turn"}
+REJECTED = {4: "empty", 10: "too_long", 12: "bad_messages"}
 DPO = [
     {"prompt": words(n, 2 + n), "chosen": words(n + 9, 1 + n % 8), "rejected": words(n + 4, 2 + n % 5)}
     for n in range(12)

@@ -50,6 +50,7 @@ ROOMS = {
     "models": _room("layers without Transformer Engine", takes="engine core"),
     "data": _room("records: documents, conversations, preferences"),
     "data/reading": _room("files become records", "flags"),
+    "data/reading/rows": _room("a row becomes a record of a kind", "data"),
     "data/reading/formats": _room("one file for each input format, and their registry", "data"),
     "data/chat": _room("chat templates and the tokens of a conversation"),
     "data/tokens": _room("texts become token ids", "terminal"),

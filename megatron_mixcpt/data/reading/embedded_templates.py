@@ -159,11 +159,12 @@ def strip_templates(record: Record, rules: tuple[TemplateRule, ...]) -> tuple[Re
     if isinstance(record, Document) or not rules:
         return record, []
     stripper = _Stripper(record.messages if isinstance(record, Conversation) else record.prompt, rules)
+    take_off = stripper.stripped
     if isinstance(record, Conversation):
-        found: Record = replace(record, messages=stripper.stripped(record.messages))
+        found: Record = replace(record, messages=take_off(record.messages))
     else:
-        sides = {name: stripper.stripped(getattr(record, name)) for name in ("prompt", "chosen", "rejected")}
-        found = replace(record, **sides)
+        prompt, chosen, rejected = take_off(record.prompt), take_off(record.chosen), take_off(record.rejected)
+        found = replace(record, prompt=prompt, chosen=chosen, rejected=rejected)
     return found, sorted(stripper.notes)
 
 

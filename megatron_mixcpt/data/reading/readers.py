@@ -10,8 +10,8 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
+from megatron_mixcpt.data.reading.field_names import FieldNames, record_fields
 from megatron_mixcpt.data.reading.input_format import Row, Source
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames, record_fields
 from megatron_mixcpt.data.reading.rows.make_record import to_record
 from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.records import BadRecord, Record

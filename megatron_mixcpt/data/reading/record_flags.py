@@ -4,10 +4,10 @@ import argparse
 from dataclasses import replace
 
 from megatron_mixcpt import flags
+from megatron_mixcpt.data.reading.field_names import FIELDS_OF_KIND, FieldNames
 from megatron_mixcpt.data.reading.presets import preset_for
 from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.data.reading.row_filter import RowFilter
-from megatron_mixcpt.data.reading.rows.field_names import FIELDS_OF_KIND, FieldNames
 
 KIND_HELP = {
     "cpt": "documents of the domain",

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from megatron_mixcpt.data.reading.field_names import record_fields
 from megatron_mixcpt.data.reading.input_format import Row, Source
 from megatron_mixcpt.data.reading.readers import is_blank, parse, read_blocks
 from megatron_mixcpt.data.reading.reading_settings import ReadingSettings
 from megatron_mixcpt.data.reading.record_maker import Dropped, RecordMaker
 from megatron_mixcpt.data.reading.record_settings import KindSettings
-from megatron_mixcpt.data.reading.rows.field_names import record_fields
 from megatron_mixcpt.data.records import BadRecord, Record
 from megatron_mixcpt.errors import DataError
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_mixcpt import flags
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames
+from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.flags import setting
 
 

@@ -18,7 +18,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron_mixcpt.data.reading.rows.field_names import lookup
+from megatron_mixcpt.data.reading.field_names import lookup
 from megatron_mixcpt.errors import ConfigError
 
 CONSTANTS = {"true": True, "false": False, "null": None}

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames
+from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.data.reading.rows.make_record import to_record
 from megatron_mixcpt.data.records import BadRecord
 from megatron_mixcpt.data.sample_id import sample_id, to_row

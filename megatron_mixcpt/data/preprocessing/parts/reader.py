@@ -9,11 +9,11 @@ from megatron_mixcpt.data.preprocessing.decontaminate import read_test_sets
 from megatron_mixcpt.data.preprocessing.parts.files import SegmentCounts
 from megatron_mixcpt.data.preprocessing.sample_maker import Sample, SampleMaker
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
+from megatron_mixcpt.data.reading.field_names import record_fields
 from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.parts import Part, Segment
 from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks
 from megatron_mixcpt.data.reading.record_maker import Dropped
-from megatron_mixcpt.data.reading.rows.field_names import record_fields
 from megatron_mixcpt.data.records import BadRecord
 from megatron_mixcpt.errors import DataError
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_mixcpt.data.long_text import LongText
+from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.data.reading.rows.conversations import conversation
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames
 from megatron_mixcpt.data.reading.rows.preferences import preference_pair
 from megatron_mixcpt.data.reading.rows.row_fields import RowFields, type_name
 from megatron_mixcpt.data.records import BadRecord, Document, Record

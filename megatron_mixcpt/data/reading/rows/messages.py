@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_mixcpt.data.reading.rows.field_names import lookup, names_of
+from megatron_mixcpt.data.reading.field_names import lookup, names_of
 from megatron_mixcpt.data.reading.rows.row_fields import RowFields, type_name
 from megatron_mixcpt.data.reading.rows.tool_calls import read_calls
 from megatron_mixcpt.data.records import ROLES, BadRecord, Message, ToolCall

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames, lookup, names_of
+from megatron_mixcpt.data.reading.field_names import FieldNames, lookup, names_of
 from megatron_mixcpt.data.records import BadRecord
 
 COUNTED_IF_UNUSED = ("system", "history", "input", "tools", "reasoning")

@@ -14,9 +14,9 @@ from megatron_mixcpt.data.preprocessing.parts.files import SAMPLE_TYPE
 from megatron_mixcpt.data.preprocessing.sample_maker import SampleMaker
 from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings
 from megatron_mixcpt.data.preprocessing.what_stays import REASONS, first_occurrences, limit, select
+from megatron_mixcpt.data.reading.field_names import FIELDS_OF_KIND, FieldNames
 from megatron_mixcpt.data.reading.presets import PRESETS, preset_for
 from megatron_mixcpt.data.reading.record_maker import Dropped
-from megatron_mixcpt.data.reading.rows.field_names import FIELDS_OF_KIND, FieldNames
 from megatron_mixcpt.data.records import REJECT_REASONS, BadRecord
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError

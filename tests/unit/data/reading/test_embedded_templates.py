@@ -7,7 +7,7 @@ import pytest
 
 from megatron_mixcpt.data.preprocessing.unify import unified_text
 from megatron_mixcpt.data.reading.embedded_templates import BUILT_IN_RULES, choose_rules, read_rules, strip_templates
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames
+from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.data.reading.rows.make_record import to_record
 from megatron_mixcpt.data.records import Conversation, Message
 from megatron_mixcpt.errors import ConfigError

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_mixcpt.data.preprocessing.unify import unified_text
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames
+from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.data.reading.rows.make_record import to_record
 from megatron_mixcpt.data.records import BadRecord, Message, PreferencePair
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames
+from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.data.reading.rows.make_record import to_record
 from megatron_mixcpt.data.records import BadRecord, Conversation, Message, ToolCall
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.data.reading.reading_settings import ReadingSettings
 from megatron_mixcpt.data.reading.record_reader import RecordReader
 from megatron_mixcpt.data.reading.record_settings import KindSettings
-from megatron_mixcpt.data.reading.rows.field_names import FieldNames
 from megatron_mixcpt.data.reading.rows.make_record import to_record
 from megatron_mixcpt.data.reading.sources import find_sources
 from megatron_mixcpt.data.records import BadRecord, Conversation, ToolCall
