@@ -1,9 +1,10 @@
 """The engine's datasets for a :class:`~megatron_mixcpt.data.mixture.plan.MixturePlan`.
 
-Each dataset of the mixture becomes a ``GPTDataset`` over its training split with exactly as many sequences as the plan
-says, and an *exhaustive* ``BlendedDataset`` draws each of them once, interleaved in proportion (``size=None`` with
-whole-number weights; megatron/core/datasets/blended_dataset.py). The engine's usual way, weights plus a size, asks each
-for half a percent more than its share, which starts another pass and repeats some sequences while others stay unseen.
+Each dataset of the mixture becomes a :class:`PassesDataset` over its training split with exactly as many sequences as
+the plan says, and an *exhaustive* ``BlendedDataset`` draws each of them once, interleaved in proportion (``size=None``
+with whole-number weights; megatron/core/datasets/blended_dataset.py). The engine's usual way, weights plus a size, asks
+each for half a percent more than its share, which starts another pass and repeats some sequences while others stay
+unseen.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
+from megatron_mixcpt.data.datasets.passes import PassesDataset
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.mixture.plan import (
     MixturePlan,
@@ -136,9 +138,9 @@ def _gpt_dataset(
 ) -> GPTDataset | None:
     """``num_sequences`` of the samples that ``parts`` gives to ``split``; of all samples where it is None."""
     prefix = manifest.prefix(name)
-    documents = GPTDataset.build_low_level_dataset(prefix, config)
+    documents = PassesDataset.build_low_level_dataset(prefix, config)
     everything = np.arange(len(documents), dtype=np.int32)
     chosen = everything if parts is None else split_documents(len(documents), parts)[split.value]
     return BlendedMegatronDatasetBuilder.build_generic_dataset(
-        GPTDataset, is_built_on_rank, True, documents, prefix, chosen, num_sequences, split, config
+        PassesDataset, is_built_on_rank, True, documents, prefix, chosen, num_sequences, split, config
     )

@@ -223,6 +223,24 @@ REGISTER = (
         "forward and backward messages have different shapes, which both sides know",
     ),
     Entry(
+        "megatron.core.datasets.gpt_dataset.GPTDataset._build_document_sample_shuffle_indices",
+        OVERRIDDEN,
+        "data/datasets/passes.py",
+        "it shuffles several passes over the data together",
+    ),
+    Entry(
+        "megatron.core.datasets.gpt_dataset.GPTDataset._get_num_tokens_per_epoch",
+        READ,
+        "data/datasets/passes.py",
+        "the tokens of one pass",
+    ),
+    Entry(
+        "megatron.core.datasets.gpt_dataset.GPTDataset._get_num_epochs",
+        READ,
+        "data/datasets/passes.py",
+        "the passes that the wanted sequences take",
+    ),
+    Entry(
         "megatron.training.initialize._initialize_distributed",
         READ,
         "training/engine/launch.py",
