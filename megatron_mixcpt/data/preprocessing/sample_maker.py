@@ -1,20 +1,19 @@
-"""A row becomes the text of a sample, or the reason why it does not: convert, filter, take templates off, unify, draw.
+"""A record becomes the text of a sample, or the reason why it does not.
 
-What a row passes, in this order: the preset's conversion and the filter, the record's shape, the chat templates, the
-unified format, the drawn fraction, the test sets. Duplicates and limits on tokens come when all samples are there.
+What a row passes, in this order: the preset's conversion and the filter, the record's shape and the chat templates (all
+of it in ``reading/``); the unified format, the drawn fraction, the test sets (here). Duplicates and limits on tokens
+come when all samples are there.
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
-from megatron_mixcpt.data.dataset_names import kind_of
 from megatron_mixcpt.data.long_text import LongText, slices
 from megatron_mixcpt.data.preprocessing.decontaminate import TestSets
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.unify import unified_text
-from megatron_mixcpt.data.reading.record_maker import Dropped, RecordMaker
-from megatron_mixcpt.data.records import BadRecord
+from megatron_mixcpt.data.reading.record_maker import Dropped
+from megatron_mixcpt.data.records import BadRecord, Record
 
 ASCII_SPACE = " \t\n\r\x0b\x0c"
 HASHED_AT_ONCE = 1 << 20  # characters
@@ -29,21 +28,14 @@ class Sample:
 
 
 class SampleMaker:
-    """Makes samples of one dataset; ``notes`` counts what was done to them, by name."""
+    """Makes samples of one dataset."""
 
     def __init__(self, dataset: str, settings: PreprocessSettings, test_sets: TestSets | None):
-        chosen = settings.datasets[dataset]
-        rules = settings.reading.rules
-        self._records = RecordMaker(kind_of(dataset), chosen, rules, keeps_equal_sides=True)
-        self._below = round(chosen.fraction * 2**64)
+        self._below = round(settings.datasets[dataset].fraction * 2**64)
         self._test_sets = test_sets
-        self.notes = self._records.notes
-        self.extra_fields = self._records.extra_fields
-        """Columns needed beyond those of the record itself."""
 
-    def make(self, content: Any, fills_nulls: bool = False) -> Sample:
-        """The sample of a parsed row. Takes and raises what :meth:`RecordMaker.make` does."""
-        record = self._records.make(content, fills_nulls)
+    def make(self, record: Record) -> Sample:
+        """The sample of a record. Raises BadRecord where its text cannot be used, Dropped where it is not wanted."""
         text = unified_text(record)
         digest = self._digest(text)
         if int.from_bytes(digest[16:24], "little") >= self._below:

@@ -31,6 +31,8 @@ class Reject(NamedTuple):
 class ReadCounts:
     """What became of rows; counts of several workers are added."""
 
+    lines: int = 0
+    """Rows, blank ones included."""
     records: int = 0
     """Rows that are not blank, those that gave no record included."""
     rejects: Counter[str] = field(default_factory=Counter)
@@ -39,7 +41,12 @@ class ReadCounts:
     """What was done to records that are used, by name."""
 
     def __add__(self, other: "ReadCounts") -> "ReadCounts":
-        return ReadCounts(self.records + other.records, self.rejects + other.rejects, self.notes + other.notes)
+        return ReadCounts(
+            self.lines + other.lines,
+            self.records + other.records,
+            self.rejects + other.rejects,
+            self.notes + other.notes,
+        )
 
 
 class RecordReader:
@@ -82,6 +89,7 @@ class RecordReader:
         for rows in read_blocks(source, self._fields, start, end, self._keeps_long):
             for place in range(len(rows)):
                 line += 1
+                self.counts.lines += 1
                 if not is_blank(source, rows[place]):
                     yield line, self._record(source, start, line, rows, place)
 
@@ -98,9 +106,16 @@ class RecordReader:
         try:
             return self._maker.make(parse(source, row, self._keeps_long), source.format.fills_nulls)
         except (BadRecord, Dropped) as error:
-            if self._stops and isinstance(error, BadRecord):
-                line += source.format.lines_before(source, start) if start else 0
-                way_out = "fix it, or continue without such records with --on-bad-record skip"
-                raise DataError(f"{source.path}:{line}: {error.detail}; {way_out}") from error
-            self.counts.rejects[error.reason] += 1
-            return Reject(error.reason, error.detail)
+            return self.reject(source, start, line, error)
+
+    def reject(self, source: Source, start: int, line: int, error: BadRecord | Dropped) -> Reject:
+        """Count a row that gives no record that can be used; ``line`` is that in the range from ``start``.
+
+        Raises DataError, naming file and line, for a bad one where ``--on-bad-record`` says so.
+        """
+        if self._stops and isinstance(error, BadRecord):
+            line += source.format.lines_before(source, start) if start else 0
+            way_out = "fix it, or continue without such records with --on-bad-record skip"
+            raise DataError(f"{source.path}:{line}: {error.detail}; {way_out}") from error
+        self.counts.rejects[error.reason] += 1
+        return Reject(error.reason, error.detail)

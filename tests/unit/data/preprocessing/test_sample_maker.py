@@ -1,7 +1,9 @@
 """What a row passes on its way to a sample: presets, filters, fraction, test sets; then what selects samples."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,12 @@ from hypothesis import strategies as st
 from megatron_mixcpt.data.preprocessing.decontaminate import TestSets, read_test_sets
 from megatron_mixcpt.data.preprocessing.near_duplicates import find_near_duplicates, signature
 from megatron_mixcpt.data.preprocessing.parts.files import SAMPLE_TYPE
-from megatron_mixcpt.data.preprocessing.sample_maker import SampleMaker
+from megatron_mixcpt.data.preprocessing.sample_maker import Sample, SampleMaker
 from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings
 from megatron_mixcpt.data.preprocessing.what_stays import REASONS, first_occurrences, limit, select
 from megatron_mixcpt.data.reading.field_names import FIELDS_OF_KIND, FieldNames
 from megatron_mixcpt.data.reading.presets import PRESETS, preset_for
-from megatron_mixcpt.data.reading.record_maker import Dropped
+from megatron_mixcpt.data.reading.record_maker import Dropped, RecordMaker
 from megatron_mixcpt.data.records import REJECT_REASONS, BadRecord
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from megatron_mixcpt.errors import ConfigError
@@ -31,10 +33,17 @@ def settings_for(kind: str = "cpt", **options) -> PreprocessSettings:
     return PreprocessSettings(datasets={kind: KeptKindSettings(**options)}, tokenizer=TOKENIZER, **common)
 
 
-def outcome(maker: SampleMaker, row: dict) -> str:
+def maker_of(kind: str, settings: PreprocessSettings, sets: TestSets | None = None) -> Callable[[Any], Sample]:
+    """Makes samples of rows, as a reader of parts does."""
+    records = RecordMaker(kind, settings.datasets[kind], settings.reading.rules, keeps_equal_sides=True)
+    samples = SampleMaker(kind, settings, sets)
+    return lambda row: samples.make(records.make(row))
+
+
+def outcome(maker: Callable[[Any], Sample], row: dict) -> str:
     """The sample's text, or why there is none."""
     try:
-        return maker.make(row).text
+        return maker(row).text
     except Dropped as dropped:
         return dropped.reason
 
@@ -42,7 +51,7 @@ def outcome(maker: SampleMaker, row: dict) -> str:
 def with_preset(name: str, *rows: dict) -> list[str]:
     preset = PRESETS[name]
     chosen = settings_for(preset.kind, preset=name, names=FieldNames(**preset.names))
-    maker = SampleMaker(preset.kind, chosen, None)
+    maker = maker_of(preset.kind, chosen)
     return [outcome(maker, row) for row in rows]
 
 
@@ -72,17 +81,17 @@ def test_presets_are_of_a_kind() -> None:
 
 
 def test_filter_comes_before_the_shape() -> None:
-    maker = SampleMaker("cpt", settings_for(filter="score > 1"), None)
+    maker = maker_of("cpt", settings_for(filter="score > 1"))
     assert outcome(maker, {"score": 0}) == "filtered"
     assert outcome(maker, {"score": 2, "text": "a"}) == "a"
-    assert maker.extra_fields == {"score"}
+    assert RecordMaker("cpt", KeptKindSettings(filter="score > 1"), ()).extra_fields == {"score"}
 
 
 def test_fraction_is_drawn_by_content_alone() -> None:
     texts = [f"text {number}" for number in range(2000)]
     drawn = {}
     for fraction in (0.1, 0.3):
-        maker = SampleMaker("cpt", settings_for(fraction=fraction), None)
+        maker = maker_of("cpt", settings_for(fraction=fraction))
         drawn[fraction] = {text for text in texts if outcome(maker, {"text": text}) == text}
         # Three standard deviations of a binomial draw.
         assert abs(len(drawn[fraction]) - 2000 * fraction) < 3 * (2000 * fraction * (1 - fraction)) ** 0.5
@@ -101,7 +110,7 @@ def test_contaminated_samples_are_found() -> None:
         assert sets.shared_words(text)
     for text in ("Natalia sold clips to 48 of her friends in March, and then she sold half of them", "too short", ""):
         assert sets.shared_words(text) is None
-    maker = SampleMaker("cpt", settings_for(), sets)
+    maker = maker_of("cpt", settings_for(), sets)
     assert [outcome(maker, {"text": text}) for text in (item, "fine")] == ["contaminated", "fine"]
 
 
@@ -173,7 +182,7 @@ def test_any_record_is_a_sample_or_refused_by_name(kind: str, data: st.DataObjec
     fields = st.dictionaries(st.sampled_from([*FIELDS_OF_KIND[kind], "other"]), ANYTHING, max_size=5)
     row = data.draw(fields | ANYTHING)
     try:
-        sample = SampleMaker(kind, settings_for(kind), None).make(row)
+        sample = maker_of(kind, settings_for(kind))(row)
     except BadRecord as error:
         assert error.reason in REJECT_REASONS and error.detail
     else:
