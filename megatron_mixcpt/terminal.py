@@ -21,3 +21,13 @@ def set_terminal(stream: TextIO | None) -> None:
     """Take ``stream`` for the terminal; None: standard output is the terminal."""
     global _terminal
     _terminal = stream
+
+
+def stream() -> TextIO:
+    """Where a bar that moves is drawn: the terminal where one is set, else standard error."""
+    return _terminal or sys.stderr
+
+
+def is_apart() -> bool:
+    """Whether the terminal is another stream than standard output."""
+    return _terminal is not None

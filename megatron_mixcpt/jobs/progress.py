@@ -1,25 +1,41 @@
-"""Progress of a long job: a bar on a terminal, a plain line every ten seconds in a log."""
+"""Progress of a long job: a bar on a terminal, a plain line every ten seconds in a log.
+
+Inside a trainer the terminal is what :mod:`~megatron_mixcpt.terminal` says, and the lines are in the rank's log too;
+elsewhere it is standard error.
+"""
 
 import sys
 import time
 from types import TracebackType
 
+from megatron_mixcpt import terminal
+
 LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Counts bytes of input done, and shows them with rate and remaining time. A context manager."""
+    """Counts what is done, and shows it with rate and remaining time. A context manager.
 
-    def __init__(self, total_bytes: int, label: str):
-        self._total = total_bytes
+    Args:
+        total: how much there is to do.
+        label: what is done.
+        unit: ``bytes``, shown in MB, or what is counted: ``samples``.
+        done: how much of ``total`` was done before.
+    """
+
+    def __init__(self, total: int, label: str, unit: str = "bytes", done: int = 0):
+        self._total = total
         self._label = label
-        self._done = 0
+        self._unit = unit
+        self._done = self._before = done
         self._started = self._reported = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        stream = terminal.stream()
+        if stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total_bytes, desc=label, unit="B", unit_scale=True, file=sys.stderr)
+            name = "B" if unit == "bytes" else f" {unit}"
+            self._bar = tqdm(total=total, initial=done, desc=label, unit=name, unit_scale=True, file=stream)
 
     def __enter__(self) -> "Progress":
         return self
@@ -30,17 +46,28 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def add(self, num_bytes: int) -> None:
-        """Count ``num_bytes`` more as done."""
-        self._done += num_bytes
+    def add(self, amount: int) -> None:
+        """Count so much more as done."""
+        self._done += amount
         if self._bar is not None:
-            self._bar.update(num_bytes)
-        elif time.monotonic() - self._reported >= LOG_SECONDS:
+            self._bar.update(amount)
+        if time.monotonic() - self._reported >= LOG_SECONDS:
             self._reported = time.monotonic()
-            print(f"{self._label}: {self._line()}", file=sys.stderr, flush=True)
+            self._show(f"{self._label}: {self._line()}")
+
+    def _show(self, line: str) -> None:
+        if not terminal.is_apart():
+            if self._bar is None:
+                print(line, file=sys.stderr, flush=True)
+        elif self._bar is None:
+            terminal.say(line)
+        else:
+            print(line, flush=True)  # the rank's log
 
     def _line(self) -> str:
-        rate = self._done / max(time.monotonic() - self._started, 1e-9)
+        rate = (self._done - self._before) / max(time.monotonic() - self._started, 1e-9)
         left = max(self._total - self._done, 0) / max(rate, 1e-9)
         share = self._done / max(self._total, 1)
-        return f"{share:.0%} of {self._total / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s, {left:,.0f} s left"
+        if self._unit == "bytes":
+            return f"{share:.0%} of {self._total / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s, {left:,.0f} s left"
+        return f"{share:.0%} of {self._total:,} {self._unit}, {rate:,.1f} a second, {left:,.0f} s left"
