@@ -23,6 +23,7 @@ cpu_emulation.install()  # before Megatron is imported
 
 from megatron_mixcpt import flags  # noqa: E402
 from megatron_mixcpt.config import DPOConfig, MixCPTConfig, SFTConfig  # noqa: E402
+from megatron_mixcpt.data.reading.record_flags import add_record_flags  # noqa: E402
 from megatron_mixcpt.training.alignment import arguments as alignment  # noqa: E402
 from megatron_mixcpt.training.engine import arguments as engine  # noqa: E402
 from megatron_mixcpt.training.engine.refused_flags import REFUSED, flag_of  # noqa: E402
@@ -67,10 +68,17 @@ def page() -> str:
     """The page."""
     parts = [HEAD]
     for tool, source in TOOLS.items():
-        parser = flags.build_parser(None, source) if isinstance(source, type) else _parser_of(source)
+        parser = _trainers_parser(source) if isinstance(source, type) else _parser_of(source)
         parts += [f"## {tool}\n", _purpose(parser, tool), *_tables(parser)]
     parts += ["## Megatron's flags\n", *_engine_tables()]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _trainers_parser(settings: type) -> argparse.ArgumentParser:
+    parser = flags.build_parser(None, settings)
+    if kind := getattr(settings, "kind", None):
+        add_record_flags(parser, kind)
+    return parser
 
 
 def _parser_of(module: str) -> argparse.ArgumentParser:

@@ -4,8 +4,9 @@ The field docstrings are the help texts; see ``flags.py``. The options of the lo
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from megatron_mixcpt.data.reading.reading_settings import ReadingSettings
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import setting
 from megatron_mixcpt.objective import Objective
@@ -126,6 +127,9 @@ class MixCPTConfig(RunConfig):
 class AlignmentConfig(RunConfig):
     """What both trainers of format alignment share (Mix-CPT section 2.3)."""
 
+    kind: ClassVar[str]
+    """Of the records: ``sft`` or ``dpo``."""
+
     data: list[str] = setting(default_factory=list, is_flag=False)  # the flag is that of the kind of record
 
     hf_model: str | None = None
@@ -135,11 +139,17 @@ class AlignmentConfig(RunConfig):
     chat_template: str | None = None
     """llama3, chatml, zephyr or a Jinja file. Default: the tokenizer's template. It is saved with the model."""
 
+    reading: ReadingSettings = setting(default_factory=ReadingSettings)
+
+    workers: int | None = None
+    """Number of processes that encode the samples, once, into --data-cache-path (default: SAVE/cache). Default: as many
+    as the processor cores that the first rank may use."""
+
     epochs: int = 2
     """Passes over the samples, each in a different order (the paper's appendix uses 2)."""
 
     packing: bool = True
-    """Pack the samples of each batch into rows of the sequence length: the same batches and steps, less padding."""
+    """Lay several samples of a batch into each row: the same batches and steps, less padding."""
 
     held_out: float = 0.0
     """Fraction of the samples that is held out for validation, chosen by content and measured before the first step
@@ -150,6 +160,8 @@ class AlignmentConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers {self.workers}: must be at least 1")
         if self.epochs < 1:
             raise ConfigError(f"--epochs {self.epochs}: must be greater than 0, the number of passes over the samples")
         if not 0.0 <= self.held_out < 1.0:
@@ -160,8 +172,13 @@ class AlignmentConfig(RunConfig):
 class SFTConfig(AlignmentConfig):
     """Supervised fine-tuning on the tokens of the assistant's turns (Eq. 10)."""
 
+    kind: ClassVar[str] = "sft"
+
     data: list[str] = setting(default_factory=list, flag="--sft", metavar="PATH")
     """Required. Files of conversations, in any format that preprocessing reads, or as written by selection."""
+
+    supervise: Literal["all", "last"] = "all"
+    """Turns of the assistant to learn: all, or the last of each conversation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,6 +189,8 @@ class SFTConfig(AlignmentConfig):
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig(AlignmentConfig):
     """Direct preference optimization against the model that training starts from (Eq. 11)."""
+
+    kind: ClassVar[str] = "dpo"
 
     data: list[str] = setting(default_factory=list, flag="--dpo", metavar="PATH")
     """Required. Files of preference pairs, in any format that preprocessing reads, or as written by selection."""

@@ -133,7 +133,6 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
         "give the model with either --hf-model": ["--load", str(world / "llama")],
         "--train-iters is not used here (--epochs and": ["--train-iters", "3"],
         "is of a run with --epochs 3, this one has 4": ["--save", str(tmp_path / "save"), "--epochs", "4"],
-        "rows in a batch 2, this one has 3": ["--save", str(tmp_path / "save"), "--micro-batch-size", "3"],
     }
     argvs = [[*flags(world, "sft"), *argv] for argv in wrong.values()]
     run_distributed(refusals_of, 1, argvs, str(messages), cpu_emulation=True)
@@ -148,13 +147,14 @@ def refusals_of(argvs: list[list[str]], output: str) -> None:
 
     from megatron_mixcpt.config import SFTConfig
     from megatron_mixcpt.errors import MixCPTError
-    from megatron_mixcpt.training.alignment.arguments import parse_alignment_run
-    from megatron_mixcpt.training.alignment.sft import DEFAULTS, encode
+    from megatron_mixcpt.training.alignment.arguments import parse_alignment_flags
+    from megatron_mixcpt.training.alignment.prepare import prepare_run
+    from megatron_mixcpt.training.alignment.sft import DEFAULTS
 
     said = []
     for argv in argvs:
         with pytest.raises(MixCPTError) as caught:
-            parse_alignment_run(argv, SFTConfig, kind="sft", encode=encode, defaults=DEFAULTS)
+            prepare_run(parse_alignment_flags(argv, SFTConfig, DEFAULTS))
         said.append(str(caught.value))
         destroy_global_vars()
         destroy_num_microbatches_calculator()

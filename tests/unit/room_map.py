@@ -41,11 +41,13 @@ ROOMS = {
     "parallel_sizes": _room("how a run's ranks are divided, checked as the engine would", "flags"),
     "log_names": _room("names of the curves that training writes and the report reads"),
     "objective": _room("the options of the loss", "flags"),
-    "config": _room("settings of each training stage", "flags objective"),
+    "config": _room("settings of each training stage", "flags objective data/reading"),
     "training_log": _room("the curves of a run, read from TensorBoard files"),
     "nvidia_driver": _room("whether there is an NVIDIA device, and why CUDA does not work on it"),
     "cpu_emulation": _room("the engine on machines without a GPU", "nvidia_driver", "torch"),
-    "jobs": _room("complete outputs, resumable folders, digests, progress, ranks, worker processes", takes="torch"),
+    "jobs": _room(
+        "complete outputs, resumable folders, digests, progress, ranks, worker processes", "terminal", takes="torch"
+    ),
     "losses": _room("mathematics over a sharded vocabulary", "objective", "torch"),
     "models": _room("layers without Transformer Engine", takes="engine core"),
     "data": _room("records: documents, conversations, preferences"),
@@ -87,8 +89,8 @@ ROOMS = {
     "training": _room("what all trainings share: batches, the model, recipes", "distillation models", "engine"),
     "training/engine": _room(
         "what wraps the engine's training loop",
-        "config flags parallel_sizes conversion conversion/architectures distillation models terminal torchrun_report "
-        "rank_exit",
+        "config flags parallel_sizes conversion conversion/architectures data/reading distillation models terminal "
+        "torchrun_report rank_exit",
         "engine",
     ),
     "training/pretraining": _room(
@@ -101,7 +103,7 @@ ROOMS = {
     "training/alignment": _room(
         "SFT and DPO",
         "training/engine config flags jobs log_names parallel_sizes conversion inference distillation losses data "
-        "data/reading data/chat data/tokens data/datasets rank_exit",
+        "data/reading data/chat data/tokens data/datasets rank_exit terminal",
         "engine",
     ),
     "testing": _room("gloo ranks for the tests", takes="engine"),

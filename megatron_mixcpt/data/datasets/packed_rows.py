@@ -1,35 +1,27 @@
-"""Rows of packed samples for the engine's data loader: conversations (SFT) and preference pairs (DPO).
+"""Microbatches of packed rows for the data loader: conversations (SFT) and preference pairs (DPO).
 
-A sample is one or two *documents*: a conversation, or the chosen and the rejected end of a pair, each with its prompt.
-Every document has its own positions and attends to nothing outside it. What no document fills attends to itself and
-counts in no loss, by the loss mask alone: a padding token that is also the end of sequence does no harm.
+Every document of a sample has its own positions and attends to nothing outside it. What no document fills attends to
+itself and counts in no loss, by the loss mask alone: a padding token that is also the end of sequence does no harm.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
-from megatron.core.datasets.utils import Split
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from megatron_mixcpt.data.chat.encoding import EncodedConversation, EncodedPair
-from megatron_mixcpt.data.datasets.packing import PackedBatches
+from megatron_mixcpt.data.datasets.encoded_samples import Document, Sample
+from megatron_mixcpt.data.datasets.row_plan import RowPlan
 
 
-class Document(NamedTuple):
-    """``tokens``: int32 [n]; ``loss_mask``: bool [n], True where the token is to be predicted (the first never is)."""
+class Samples(Protocol):
+    """Samples by number, such as :class:`EncodedSamples`."""
 
-    tokens: np.ndarray
-    loss_mask: np.ndarray
-
-    @property
-    def num_positions(self) -> int:
-        """Places in a row: of n tokens the first n - 1 predict the last n - 1."""
-        return len(self.tokens) - 1
-
-
-Sample = tuple[Document, ...]
+    def __getitem__(self, index: int) -> Sample:
+        """A sample."""
 
 
 def conversation_sample(encoded: EncodedConversation) -> Sample:
@@ -51,38 +43,45 @@ def num_positions(sample: Sample) -> int:
     return sum(document.num_positions for document in sample)
 
 
-class PackedRows(Dataset):
-    """All rows of a run, in the order of its batches. Items hold, for a row of s positions:
+class PackedMicrobatches(Dataset):
+    """The microbatches of one data parallel rank, by (batch, microbatch). Items hold, for b rows of s positions:
 
-    ``tokens``, ``labels``, ``position_ids``: int64 [s]. ``loss_mask``: float32 [s]. ``document``: int64 [s], the
-    position's document, counted in the row; ``max_documents`` where none is supervised there. ``sample``: int64
-    [max_documents], each document's sample, -1 for none. ``cu_seqlens``: int32 [max_documents + 2], where documents
-    begin, then s as often as it takes. ``max_seqlen``: int32 scalar. ``sample_index``: the row.
+    ``tokens``, ``labels``, ``position_ids``: int64 [b, s]. ``loss_mask``: float32 [b, s]. ``document``: int64 [b, s],
+    the position's document, counted in the row; n where none is supervised there. ``sample``: int64 [b, n], each
+    document's sample, -1 for none. ``cu_seqlens``: int32 [b, n + 2], where documents begin, then s as often as it
+    takes. ``max_seqlen``: int32 [b]. ``sample_index``: int64, all samples of the microbatch. s and n, which is at least
+    2 and the most documents of a row, differ from microbatch to microbatch.
 
     Args:
-        samples: every sample of the run.
-        batches: which of them lie in which row.
-        row_length: s.
+        samples: the samples that ``plan`` speaks of.
+        plan: which of them lie in which row.
+        rank: among the data parallel ranks.
         pad_id: a token of the vocabulary, to fill up with.
-        split: by which the engine picks the sampler.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], batches: PackedBatches, row_length: int, *, pad_id: int, split: Split
-    ) -> None:
+    def __init__(self, samples: Samples, plan: RowPlan, rank: int, *, pad_id: int) -> None:
         self.samples = samples
-        self.batches = batches
-        self.row_length = row_length
+        self.plan = plan
+        self.rank = rank
         self.pad_id = pad_id
-        self.split = split
-        rows = (row for batch in batches.batches for row in batch)
-        self.max_documents = max((sum(len(samples[index]) for index in row) for row in rows), default=1)
 
-    def __len__(self) -> int:
-        return self.batches.num_batches * self.batches.num_rows
+    def keys(self, first_batch: int = 0) -> Iterator[tuple[int, int]]:
+        """(batch, microbatch) of every microbatch from a batch on, in order."""
+        for batch in range(first_batch, self.plan.order.num_batches):
+            for number in range(self.plan.num_microbatches(batch)):
+                yield batch, number
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
-        length, most = self.row_length, self.max_documents
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        batch, number = key
+        rank = self.plan.batch(batch).ranks[self.rank]
+        names, length = rank.microbatches[number], rank.lengths[number]
+        rows = [[(name, document) for name in row for document in self.samples[name]] for row in names]
+        most = max(2, *(len(row) for row in rows)) if rows else 2
+        laid = [self._row(row, length, most) for row in rows]
+        item = {field: torch.as_tensor(np.stack([row[field] for row in laid])) for field in laid[0]}
+        return item | {"sample_index": torch.tensor([name for row in names for name in row], dtype=torch.int64)}
+
+    def _row(self, documents: list[tuple[int, Document]], length: int, most: int) -> dict[str, np.ndarray]:
         row: dict[str, np.ndarray] = {
             "tokens": np.full(length, self.pad_id, np.int64),
             "labels": np.full(length, self.pad_id, np.int64),
@@ -91,7 +90,6 @@ class PackedRows(Dataset):
             "document": np.full(length, most, np.int64),
         }
         sample_of, starts, position = np.full(most, -1, np.int64), [], 0
-        documents = [(name, document) for name in self.batches.row(index) for document in self.samples[name]]
         for number, (name, document) in enumerate(documents):
             place = slice(position, position + document.num_positions)
             supervised = document.loss_mask[1:]
@@ -106,5 +104,4 @@ class PackedRows(Dataset):
         row["position_ids"][position:] = np.arange(length - position)
         boundaries = np.full(most + 2, length, np.int32)
         boundaries[: len(starts) + 1] = [*starts, position]
-        row |= {"sample": sample_of, "cu_seqlens": boundaries, "max_seqlen": np.diff(boundaries).max()}
-        return {key: torch.as_tensor(value) for key, value in row.items()} | {"sample_index": index}
+        return row | {"sample": sample_of, "cu_seqlens": boundaries, "max_seqlen": np.diff(boundaries).max()}

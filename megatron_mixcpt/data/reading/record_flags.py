@@ -37,6 +37,6 @@ def record_settings[S: KindSettings](
     preset = preset_for(kind, settings.preset)
     if settings.filter:
         RowFilter(settings.filter, f"--{kind}-filter")  # refused here rather than in a worker
-    given = {name: getattr(arguments, f"{kind}_{name}_field") for name in FIELDS_OF_KIND[kind]}
+    given = {name: getattr(arguments, f"{kind}_{name}_field", None) for name in FIELDS_OF_KIND[kind]}
     names = preset.names | {name: value for name, value in given.items() if value is not None}
     return replace(settings, paths=tuple(getattr(arguments, kind)), names=FieldNames(**names))

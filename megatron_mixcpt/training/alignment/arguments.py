@@ -1,34 +1,33 @@
-"""From the command line of SFT and DPO to the engine's arguments and the rows that they train on.
+"""From the command line of SFT and DPO to the engine's arguments: all that is checked before any sample is encoded.
 
 The model comes from ``--hf-model`` or, weights only, from ``--load``; training resumes from ``--save`` where that has a
-checkpoint. A global batch is ``--global-batch-size`` samples, which to the engine are as many rows as they take.
+checkpoint.
 """
 
 import argparse
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.core.datasets.utils import Split
-from tqdm import tqdm
-
-from megatron_mixcpt.config import AlignmentConfig, DPOConfig
+from megatron_mixcpt.config import AlignmentConfig, SFTConfig
 from megatron_mixcpt.conversion.hf_model_folder import refuse_contradictions
-from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.data.chat.encoding import ChatEncoder
 from megatron_mixcpt.data.chat.templates import choose_template
-from megatron_mixcpt.data.datasets.packed_rows import PackedRows, Sample, num_positions
-from megatron_mixcpt.data.datasets.packing import PackedBatches, pack_batches
-from megatron_mixcpt.data.reading.readers import read_records
-from megatron_mixcpt.data.records import Record
-from megatron_mixcpt.data.sample_id import sample_id
-from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
-from megatron_mixcpt.errors import ConfigError, DataError
+from megatron_mixcpt.data.datasets.packing import RowShape, length_step
+from megatron_mixcpt.data.reading.record_flags import record_settings
+from megatron_mixcpt.data.reading.sources import find_sources
+from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer, tokenizer_digest
+from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import settings_from
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.parallel_sizes import ParallelSizes, check_layout
+from megatron_mixcpt.training.alignment.sample_recipe import SampleRecipe
+from megatron_mixcpt.training.alignment.template_date import date_of_first_start
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
@@ -40,7 +39,6 @@ from megatron_mixcpt.training.engine.arguments import (
     without_flags,
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
-from megatron_mixcpt.training.engine.run_record import build_record, check_resumes, files_digest
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 
@@ -63,55 +61,47 @@ DECIDED_ELSEWHERE = {
     "split": "--held-out says what is held out",
     "train_iters": "--epochs and --global-batch-size decide it",
     "train_samples": "--epochs decides it",
+    "step_batch_size_schedule": "--global-batch-size is that of the whole run",
     "eval_iters": "every held-out sample is measured",
     "tokenizer_type": "the tokenizer is the model's",
     "tokenizer_model": "the tokenizer is the model's",
     "pretrained_checkpoint": "--load names the checkpoint to start from, --save the one to resume",
     "dataloader_inter_document_masking": "every sample attends to itself alone",
+    "dataloader_type": "each epoch has an order of its own, which --seed decides",
 }
 
 
 @dataclass(frozen=True)
-class AlignmentRun[Config: AlignmentConfig]:
-    """What a run of SFT or DPO was asked to do, all checked against one another."""
+class AlignmentFlags[Config: AlignmentConfig]:
+    """A command line of SFT or DPO, all checked that can be without the samples."""
 
     args: argparse.Namespace
+    """The engine's. Its batches are ``--global-batch-size`` samples of one row each; what is handed to its schedule is
+    another matter (``batch_steps.py``). ``train_iters`` is not known yet."""
     config: Config
     sizes: ParallelSizes
     source: ModelSource
-    encoder: ChatEncoder
-    samples: list[Sample]
-    """The training samples, then the held-out ones."""
-    sample_ids: list[str]
-    """The id of each, see ``data/sample_id.py``."""
-    num_held_out: int
-    global_batch_size: int
-    """Samples of a batch; ``args.global_batch_size`` is its rows."""
-    train: PackedRows
-    valid: PackedRows | None
-    refused: Counter[str]
-    """How many records gave no sample, by reason."""
+    recipe: SampleRecipe
+    """Without digests of the sources."""
+    shape: RowShape
+    resumed: MegatronCheckpoint | None
+    """The checkpoint in ``--save``."""
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of encoded samples; None: none that lasts."""
+        given = self.args.data_cache_path or (self.args.save and os.path.join(self.args.save, "cache"))
+        return Path(given) if given else None
 
 
-type Encode[R: Record] = Callable[[ChatEncoder, R], Sample | Refusal]
-"""Makes a record a sample, or says why not."""
-
-
-def parse_alignment_run[Config: AlignmentConfig, R: Record](
-    argv: Sequence[str],
-    config_class: type[Config],
-    *,
-    kind: str,
-    encode: Encode[R],
-    defaults: dict[str, Any],
-) -> AlignmentRun[Config]:
-    """Read the command line, the model's settings and the samples, and set the engine's global arguments.
+def parse_alignment_flags[Config: AlignmentConfig](
+    argv: Sequence[str], config_class: type[Config], defaults: dict[str, Any]
+) -> AlignmentFlags[Config]:
+    """Read the command line and the model's settings, and set the engine's global arguments.
 
     Args:
         argv: the command line.
         config_class: settings of the stage.
-        kind: ``sft`` or ``dpo``, the kind of record.
-        encode: makes a record of that kind a sample.
         defaults: engine arguments of the stage that hold unless a flag says otherwise.
 
     Raises:
@@ -124,29 +114,30 @@ def parse_alignment_run[Config: AlignmentConfig, R: Record](
     refuse_contradictions(explicit, source.plan)
     tokenizer = load_tokenizer(source.plan.folder)
     check_vocabulary(source.plan, len(tokenizer))
-    settings = RECIPE_DEFAULTS | defaults | engine_defaults(source.plan, tokenizer.eos_token_id) | explicit
+    settings = _recipe_defaults(explicit) | defaults | engine_defaults(source.plan, tokenizer.eos_token_id) | explicit
     check_transformer_engine(explicit, settings)
-    if kind == "dpo" and settings.get("fp8"):
-        raise ConfigError(
-            f"--fp8-format {settings['fp8']}: DPO compares the policy's log-probabilities with the reference's, which "
-            "the rounding of one of the two would bias; remove it"
-        )
+    _check_precision(config, settings)
     sizes = parallel_sizes(settings)
     _check_layout(sizes, settings)
-    encoder = ChatEncoder(tokenizer, choose_template(tokenizer, config.chat_template), settings["seq_length"])
-    train, held_out, refused = _read_samples(config, kind, encode, encoder)
-    ids, samples = [name for name, _ in train + held_out], [sample for _, sample in train + held_out]
-    batches = _pack(config, samples[: len(train)], settings, sizes)
-    rows = _rows(samples, batches, encoder, settings, Split.train)
-    valid = _held_out_rows(len(train), samples, encoder, settings) if held_out else None
     resumed = resumable(settings.get("save"), settings.get("ckpt_step"))
-    engine_settings = settings | _engine_batches(batches, valid is not None, sizes)
-    engine_settings["load"] = settings["save"] if resumed else None
-    args = parse_engine_args(without_flags(argv, ("--load", "--global-batch-size")), config_class, engine_settings)
-    record = build_record(args, config, _contents(config, settings, source, batches, samples))
-    check_resumes(args, resumed, record, source.plan.engine_arguments, allow=config.resume_with_changes)
-    size = settings["global_batch_size"]
-    return AlignmentRun(args, config, sizes, source, encoder, samples, ids, len(held_out), size, rows, valid, refused)
+    template = choose_template(tokenizer, config.chat_template, date_of_first_start(resumed, settings.get("save")))
+    recipe = SampleRecipe(
+        kind=config.kind,
+        records=record_settings(config.kind, argparse.Namespace(**explicit | {config.kind: config.data})),
+        reading=config.reading,
+        sources=tuple(find_sources(config.kind, config.data)),
+        tokenizer_digest=_tokenizer_digest(source.plan.folder, tokenizer),
+        encoder=ChatEncoder(tokenizer, template, settings["seq_length"]),
+        supervise=config.supervise if isinstance(config, SFTConfig) else "all",
+    )
+    args = _engine_args(argv, config_class, settings, sizes, config, resumed)
+    return AlignmentFlags(args, config, sizes, source, recipe, _row_shape(config, settings, sizes), resumed)
+
+
+def _recipe_defaults(explicit: dict[str, Any]) -> dict[str, Any]:
+    """Without the warm-up where the user gives another kind of it."""
+    replaced = {"lr_warmup_fraction"} if {"lr_warmup_iters", "lr_warmup_samples"} & explicit.keys() else set()
+    return {name: value for name, value in RECIPE_DEFAULTS.items() if name not in replaced}
 
 
 def _open_source(config: AlignmentConfig, explicit: dict[str, Any]) -> ModelSource:
@@ -158,6 +149,14 @@ def _open_source(config: AlignmentConfig, explicit: dict[str, Any]) -> ModelSour
     )
 
 
+def _check_precision(config: AlignmentConfig, settings: dict[str, Any]) -> None:
+    if config.kind == "dpo" and settings.get("fp8"):
+        raise ConfigError(
+            f"--fp8-format {settings['fp8']}: DPO compares the policy's log-probabilities with the reference's, which "
+            "the rounding of one of the two would bias; remove it"
+        )
+
+
 def _check_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> None:
     if sizes.context > 1:
         raise ConfigError(
@@ -166,85 +165,49 @@ def _check_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> None:
         )
     check_layout(sizes, settings)
     check_packed_rows(settings)
+    if settings["global_batch_size"] % sizes.data:
+        raise ConfigError(
+            f"--global-batch-size {settings['global_batch_size']} is not a multiple of the {sizes.data} data parallel "
+            "ranks: change one of them"
+        )
 
 
-def _read_samples(
-    config: AlignmentConfig, kind: str, encode: Encode[Any], encoder: ChatEncoder
-) -> tuple[list[tuple[str, Sample]], list[tuple[str, Sample]], Counter[str]]:
-    """Samples to train on and samples held out, each with its id, and how many records gave none."""
-    train: list[tuple[str, Sample]] = []
-    held_out: list[tuple[str, Sample]] = []
-    refused: Counter[str] = Counter()
-    below = round(config.held_out * 2**32)
-    for record in tqdm(read_records(kind, config.data), desc="encode", unit="sample", disable=None, mininterval=1):
-        sample = encode(encoder, record)
-        if isinstance(sample, Refusal):
-            refused[sample.reason] += 1
-            continue
-        name = sample_id(record)
-        (held_out if int(name[:8], 16) < below else train).append((name, sample))
-    if not train:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in refused.items()) or "no record"
-        paths = " ".join(config.data)
-        raise DataError(f"{paths}: no sample to train on ({reasons}); give others, or a longer --seq-length")
-    return train, held_out, refused
-
-
-def _pack(
-    config: AlignmentConfig, samples: list[Sample], settings: dict[str, Any], sizes: ParallelSizes
-) -> PackedBatches:
-    return pack_batches(
-        [num_positions(sample) for sample in samples],
+def _row_shape(config: AlignmentConfig, settings: dict[str, Any], sizes: ParallelSizes) -> RowShape:
+    """What this layout asks of rows: 8-bit kernels want multiples of 16 tokens on each rank."""
+    divisor = sizes.tensor if settings.get("sequence_parallel") else 1
+    return RowShape(
         row_length=settings["seq_length"],
-        global_batch_size=settings["global_batch_size"],
-        epochs=config.epochs,
-        seed=settings.get("seed", 1234),
+        micro_batch_size=settings["micro_batch_size"],
+        data_parallel_size=sizes.data,
+        microbatches_multiple=sizes.microbatches_multiple,
+        length_step=length_step(settings["seq_length"], divisor * (16 if settings.get("fp8") else 1)),
+        is_uniform=sizes.pipeline > 1,
         packing=config.packing,
-        rows_multiple=settings["micro_batch_size"] * sizes.data * sizes.microbatches_multiple,
     )
 
 
-def _rows(
-    samples: list[Sample], batches: PackedBatches, encoder: ChatEncoder, settings: dict[str, Any], split: Split
-) -> PackedRows:
-    return PackedRows(samples, batches, settings["seq_length"], pad_id=encoder.eos_id, split=split)
-
-
-def _held_out_rows(start: int, samples: list[Sample], encoder: ChatEncoder, settings: dict[str, Any]) -> PackedRows:
-    """The samples from ``start`` on, once, as rows of one great batch."""
-    lengths = [num_positions(sample) for sample in samples[start:]]
-    shape = {"row_length": settings["seq_length"], "global_batch_size": len(lengths), "epochs": 1, "seed": 0}
-    batches = pack_batches(lengths, packing=True, **shape)
-    moved = tuple(tuple(tuple(index + start for index in row) for row in batch) for batch in batches.batches)
-    return _rows(samples, PackedBatches(batches.num_rows, moved), encoder, settings, Split.valid)
-
-
-def _engine_batches(batches: PackedBatches, validates: bool, sizes: ParallelSizes) -> dict[str, Any]:
-    """The run in the engine's terms: its samples are our rows."""
-    validation = validation_settings(["held-out"], pipeline_size=sizes.pipeline, data_parallel_size=sizes.data)
-    return {
-        "global_batch_size": batches.num_rows,
-        "train_iters": batches.num_batches,
-        **(validation if validates else {"eval_iters": 0}),  # the engine would make a missing set up
-    }
-
-
-def _contents(
-    config: AlignmentConfig,
+def _engine_args(
+    argv: Sequence[str],
+    config_class: type[AlignmentConfig],
     settings: dict[str, Any],
-    source: ModelSource,
-    batches: PackedBatches,
-    samples: list[Sample],
-) -> dict[str, Any]:
-    """What SFT and DPO train on, beyond their flags; see ``engine/run_record.py``."""
-    digest = hashlib.sha256()
-    for document in (document for sample in samples for document in sample):
-        digest.update(document.tokens.tobytes() + document.loss_mask.tobytes())
-    weights = [path for path in source.weights.iterdir() if path.suffix in (".safetensors", ".distcp")]
-    return {
-        "--global-batch-size": settings["global_batch_size"],
-        "rows in a batch": batches.num_rows,
-        "the samples": digest.hexdigest()[:16],
-        # SFT that resumes needs the model that it started from no more.
-        **({"the reference": files_digest(weights)} if isinstance(config, DPOConfig) else {}),
+    sizes: ParallelSizes,
+    config: AlignmentConfig,
+    resumed: MegatronCheckpoint | None,
+) -> argparse.Namespace:
+    """The engine's arguments, in which a sample is a row: it then counts samples, whatever rows they lie in."""
+    validation = validation_settings(["held-out"], pipeline_size=sizes.pipeline, data_parallel_size=sizes.data)
+    engine_settings = settings | {
+        "micro_batch_size": 1,
+        "train_iters": 1,
+        "dataloader_type": "external",
+        "load": settings["save"] if resumed else None,
+        **(validation if config.held_out else {"eval_iters": 0}),  # the engine would make a missing set up
     }
+    return parse_engine_args(without_flags(argv, ("--load", "--micro-batch-size")), config_class, engine_settings)
+
+
+def _tokenizer_digest(folder: Path, tokenizer: Any) -> str:
+    """Of the tokenizer's files and of what its other settings decide: special tokens and the end of sequence."""
+    special = sorted((number, token.content, token.special) for number, token in tokenizer.added_tokens_decoder.items())
+    content = json.dumps([tokenizer_digest(folder), tokenizer.eos_token_id, special])
+    return hashlib.sha256(content.encode("utf-8")).hexdigest()

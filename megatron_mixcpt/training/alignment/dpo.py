@@ -5,17 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from megatron_mixcpt.config import DPOConfig
-from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
-from megatron_mixcpt.data.datasets.packed_rows import Sample, num_positions, pair_sample
-from megatron_mixcpt.data.records import PreferencePair
 from megatron_mixcpt.rank_exit import exit_as_rank
-from megatron_mixcpt.training.alignment.arguments import AlignmentRun, parse_alignment_run
 from megatron_mixcpt.training.alignment.loss import LossFunc, dpo_loss_func
+from megatron_mixcpt.training.alignment.prepare import AlignmentRun
 from megatron_mixcpt.training.alignment.reference import ReferenceSums, precompute_reference
-from megatron_mixcpt.training.alignment.run import Rows, train_alignment
-from megatron_mixcpt.training.alignment.summary import describe
-from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
-from megatron_mixcpt.training.engine.launch import prepare_environment, start_distributed
+from megatron_mixcpt.training.alignment.run import Rows, start_alignment, train_alignment
+from megatron_mixcpt.training.engine.console import quiet_terminal
 
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 1e-7. Both ends of a pair share a row.
 DEFAULTS = {"lr": 5e-7, "seq_length": 4096}
@@ -30,28 +25,13 @@ OUT_OF_MEMORY = (
 @quiet_terminal
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`DPOConfig`."""
-    prepare_environment()
-    argv = sys.argv[1:] if argv is None else argv
-    run = parse_alignment_run(argv, DPOConfig, kind="dpo", encode=encode, defaults=DEFAULTS)
-    show_start(run.args, run.config, describe(run))
-    if run.config.dry_run:
+    started = start_alignment(sys.argv[1:] if argv is None else argv, DPOConfig, DEFAULTS)
+    if started is None:
         return
-    groups = start_distributed()
+    run, groups = started
     reference = precompute_reference(run, groups) if run.config.precompute_reference else None
     loss_func = functools.partial(_loss_func, run, reference)
     train_alignment(run, groups, loss_func, runs_reference=reference is None)
-
-
-def encode(encoder: ChatEncoder, record: PreferencePair) -> Sample | Refusal:
-    """A pair as a sample, or why not. Both ends lie in one row, so that no microbatch has one without the other."""
-    (encoded,) = encoder.encode_pairs([record])
-    if isinstance(encoded, Refusal):
-        return encoded
-    sample = pair_sample(encoded)
-    if encoder.seq_length is not None and num_positions(sample) > encoder.seq_length:
-        both = f"{num_positions(sample)} tokens of both ends together, the sequence length is {encoder.seq_length}"
-        return Refusal("too_long", both)
-    return sample
 
 
 def _loss_func(run: AlignmentRun[DPOConfig], reference: ReferenceSums | None, rows: Rows) -> LossFunc:

@@ -1,7 +1,7 @@
 """The DPO reference's log-probabilities, computed once before training and looked up in it.
 
-With ``--save`` they are kept as ``SAVE/reference.npz``, so that a restarted run does not compute them again. A digest
-of the model's files and of the samples goes with them; where either is another, they are computed anew.
+They are computed some pairs at a time, and kept beside the encoded samples, in a folder whose name tells the model's
+files: a restarted run does not compute them again, and a killed one goes on where it stopped.
 """
 
 import hashlib
@@ -11,15 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from megatron_mixcpt.data.datasets.packed_rows import Document
+from megatron_mixcpt.data.datasets.encoded_samples import Document
 from megatron_mixcpt.inference.batches import ScoredSequence
 from megatron_mixcpt.inference.runner import ForwardRunner
+from megatron_mixcpt.jobs.agreement import agreement
+from megatron_mixcpt.jobs.progress import Progress
 from megatron_mixcpt.jobs.whole_outputs import open_whole
-from megatron_mixcpt.training.alignment.arguments import AlignmentRun
+from megatron_mixcpt.terminal import say
+from megatron_mixcpt.training.alignment.prepare import AlignmentRun
+
+PART_PAIRS = 1024
+"""Pairs that are computed and kept together, and that are lost where the run is killed."""
 
 
 class ReferenceSums(NamedTuple):
@@ -38,26 +43,45 @@ def precompute_reference(run: AlignmentRun, groups: ProcessGroupCollection) -> R
     """Run the model that training starts from over every pair, forward only, and let go of it. Every rank must call.
 
     Args:
-        run: the checked command line.
+        run: the run.
         groups: from ``engine.start_distributed``.
     """
-    args = run.args
-    cache = Path(args.save) / "reference.npz" if args.save else None
-    digest = _digest(run)
-    kept = _read(cache, digest) if cache and args.rank == 0 else None
-    everywhere = [kept]
-    dist.broadcast_object_list(everywhere, src=0)
-    if everywhere[0] is not None:
-        return ReferenceSums(torch.from_numpy(everywhere[0]))
-    runner = ForwardRunner(run.source, dtype=args.params_dtype)
-    sequences = [_scored(document) for sample in run.samples for document in sample]
-    sums = runner.sequence_log_probs(sequences, batch_tokens=args.micro_batch_size * args.seq_length)
-    sums = sums.float().view(-1, 2)
-    if cache and args.rank == 0:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with open_whole(cache) as file:
-            np.savez(file, digest=np.array(digest), sums=sums.numpy())
-    return ReferenceSums(sums)
+    folder = run.cache.with_name(f"{run.cache.name}-reference-{_digest(run)}") if run.cache else None
+    starts = range(0, len(run.samples), PART_PAIRS)
+    with agreement() as ranks:
+        kept = ranks.from_first(lambda: _read(folder, starts, len(run.samples)) if folder else {})
+    if len(kept) < len(starts):
+        kept |= _compute(run, [start for start in starts if start not in kept], folder)
+    return ReferenceSums(torch.from_numpy(np.concatenate([kept[start] for start in starts])))
+
+
+def _compute(run: AlignmentRun, starts: list[int], folder: Path | None) -> dict[int, np.ndarray]:
+    """The sums of the parts that begin at ``starts``, each written by the first rank once it is known."""
+    args, is_first = run.args, run.args.rank == 0
+    num_pairs = len(run.samples)
+    parts = {start: range(start, min(start + PART_PAIRS, num_pairs)) for start in starts}
+    if is_first:
+        say(f"computing the reference's log-probabilities of {sum(map(len, parts.values())):,} pairs ...")
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+    runner = ForwardRunner(run.flags.source, dtype=args.params_dtype)
+    batch_tokens = run.flags.shape.micro_batch_size * args.seq_length
+    done = num_pairs - sum(map(len, parts.values()))
+    computed = {}
+    progress = Progress(num_pairs, "reference", "pairs", done) if is_first else None
+    for start, pairs in parts.items():
+        sequences = [_scored(document) for pair in pairs for document in run.samples[pair]]
+        sums = runner.sequence_log_probs(sequences, batch_tokens=batch_tokens).float().view(-1, 2).numpy()
+        computed[start] = sums
+        if is_first and folder:
+            with open_whole(folder / _name(start)) as file:
+                np.save(file, sums)
+        if progress:
+            progress.add(len(pairs))
+    if progress:
+        progress.__exit__(None, None, None)
+        say("reference's log-probabilities computed")
+    return computed
 
 
 def _scored(document: Document) -> ScoredSequence:
@@ -66,16 +90,17 @@ def _scored(document: Document) -> ScoredSequence:
 
 
 def _digest(run: AlignmentRun) -> str:
-    """Of the model's files and of every sample, in order."""
-    digest = hashlib.sha256(json.dumps(run.source.described()).encode())
-    for sample in run.samples:
-        for document in sample:
-            digest.update(document.tokens.tobytes() + document.loss_mask.tobytes())
-    return digest.hexdigest()
+    """Of the model's files and the precision; that of the samples is in the name before it."""
+    described = [run.flags.source.described(), str(run.args.params_dtype)]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
 
-def _read(cache: Path, digest: str) -> np.ndarray | None:
-    if not cache.exists():
-        return None
-    with np.load(cache) as content:
-        return content["sums"] if str(content["digest"]) == digest else None
+def _read(folder: Path, starts: range, num_pairs: int) -> dict[int, np.ndarray]:
+    """The parts that are there, by their first pair."""
+    kept = {start: np.load(folder / _name(start)) for start in starts if (folder / _name(start)).is_file()}
+    sizes = {start: (min(PART_PAIRS, num_pairs - start), 2) for start in starts}
+    return {start: sums for start, sums in kept.items() if sums.shape == sizes[start]}
+
+
+def _name(start: int) -> str:
+    return f"pairs-{start:09d}.npy"

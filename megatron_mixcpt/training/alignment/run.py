@@ -5,7 +5,7 @@ alone; see ``distillation/wrapper.py``.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,15 +14,19 @@ from megatron.training import get_timers
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from megatron_mixcpt.config import AlignmentConfig
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
-from megatron_mixcpt.data.datasets.packed_rows import PackedRows
 from megatron_mixcpt.distillation.log_probs_head import AlignmentTargets, LogProbsHead
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
-from megatron_mixcpt.training.alignment.arguments import AlignmentRun
+from megatron_mixcpt.training.alignment.arguments import parse_alignment_flags
+from megatron_mixcpt.training.alignment.batch_steps import BatchSteps
+from megatron_mixcpt.training.alignment.loader import dataset_provider
 from megatron_mixcpt.training.alignment.loss import LossFunc
+from megatron_mixcpt.training.alignment.prepare import AlignmentRun, prepare_run
+from megatron_mixcpt.training.alignment.summary import describe
 from megatron_mixcpt.training.batch import Batch, get_batch, to_device
-from megatron_mixcpt.training.engine.launch import build_model_config, train
-from megatron_mixcpt.training.engine.whole_validation import PaddedSamples
+from megatron_mixcpt.training.engine.console import show_plan, show_where
+from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
 
 
 class Rows(NamedTuple):
@@ -30,12 +34,35 @@ class Rows(NamedTuple):
 
     batch: Batch
     document: Tensor
-    """int64 [b, s], see :class:`PackedRows`."""
+    """int64 [b, s], see :class:`PackedMicrobatches`."""
     sample: Tensor
-    """int64 [b, max_documents], on the host."""
+    """int64 [b, documents], on the host."""
 
 
 MakeLossFunc = Callable[[Rows], LossFunc]
+
+
+def start_alignment[Config: AlignmentConfig](
+    argv: Sequence[str], config_class: type[Config], defaults: dict[str, Any]
+) -> tuple[AlignmentRun[Config], ProcessGroupCollection] | None:
+    """Check a command line, start the ranks, open the samples, and show what the run is about to do.
+
+    Args:
+        argv: the command line.
+        config_class: settings of the stage.
+        defaults: engine arguments of the stage.
+
+    Returns:
+        The run and its process groups; None where it is a dry run, which ends here.
+    """
+    prepare_environment()
+    flags = parse_alignment_flags(argv, config_class, defaults)
+    show_where(flags.args, flags.config)
+    dry_run = flags.config.dry_run
+    groups = start_distributed() if flags.args.world_size > 1 or not dry_run else None
+    run = prepare_run(flags)
+    show_plan(flags.args, flags.config, describe(run) if flags.args.rank == 0 else "")
+    return None if dry_run or groups is None else (run, groups)
 
 
 def train_alignment(
@@ -53,33 +80,37 @@ def train_alignment(
     model_config = build_model_config(
         args,
         holds_teacher=runs_reference,
-        build_head=lambda groups: LogProbsHead(run.source.plan.vocab_size, groups.tp),
+        build_head=lambda groups: LogProbsHead(run.flags.source.plan.vocab_size, groups.tp),
         load_weights=lambda chunks: _load_weights(run, chunks),
     )
     if args.save and args.rank == 0:
         copy_hf_metadata(
-            run.source.plan.folder,
+            run.flags.source.plan.folder,
             args.save,
-            run.source.plan,
+            run.flags.source.plan,
             chat_template=run.encoder.template.text,
             stop_token_ids=run.encoder.stop_token_ids(),
         )
     forward_step = _forward_step_func(run, groups, make_loss_func, runs_reference)
+    rank = groups.dp.rank()
+    steps = BatchSteps(args, run.train, run.valid, rank)
     train(
         args,
         run.config,
         model_config,
         groups,
-        _dataset_provider(run),
+        dataset_provider(run, rank),
         forward_step,
-        functools.partial(_describe_row, run),
+        functools.partial(_describe_sample, run),
         runs_teacher=runs_reference,
+        engine_changes=steps.changes(),
+        tokens_of=steps.num_tokens,
     )
 
 
-def _describe_row(run: AlignmentRun, rows: PackedRows, index: int) -> str:
-    """The ids of a row's samples, as scoring and selection write them."""
-    return ", ".join(f"sample {run.sample_ids[number]}" for number in rows.batches.row(index)) or "no sample"
+def _describe_sample(run: AlignmentRun, dataset: Dataset, index: int) -> str:
+    """Its id, as scoring and selection write it."""
+    return f"sample {run.samples.id(index)}"
 
 
 def _load_weights(run: AlignmentRun, chunks: list[StudentTeacherModel]) -> list[StudentTeacherModel]:
@@ -87,21 +118,8 @@ def _load_weights(run: AlignmentRun, chunks: list[StudentTeacherModel]) -> list[
     for chunk in chunks:
         for model in (None if run.args.load else chunk.module, chunk.teacher):
             if model is not None:
-                run.source.load_into(model)
+                run.flags.source.load_into(model)
     return chunks
-
-
-def _dataset_provider(run: AlignmentRun) -> Callable:
-    """What ``pretrain()`` calls for the training, validation and test datasets, on every rank."""
-
-    def provide(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Any, ...]:
-        valid: list[Dataset] | None = None
-        if run.valid is not None:
-            valid = [PaddedSamples(run.valid, run.args.eval_global_batch_size)]
-        return run.train, valid, None
-
-    provide.is_distributed = True  # type: ignore[attr-defined] # the engine's word for "build on every rank"
-    return provide
 
 
 def _forward_step_func(

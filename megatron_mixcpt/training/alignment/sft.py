@@ -5,16 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from megatron_mixcpt.config import SFTConfig
-from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
-from megatron_mixcpt.data.datasets.packed_rows import Sample, conversation_sample
-from megatron_mixcpt.data.records import Conversation
 from megatron_mixcpt.rank_exit import exit_as_rank
-from megatron_mixcpt.training.alignment.arguments import parse_alignment_run
 from megatron_mixcpt.training.alignment.loss import LossFunc, sft_loss_func
-from megatron_mixcpt.training.alignment.run import Rows, train_alignment
-from megatron_mixcpt.training.alignment.summary import describe
-from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
-from megatron_mixcpt.training.engine.launch import prepare_environment, start_distributed
+from megatron_mixcpt.training.alignment.run import Rows, start_alignment, train_alignment
+from megatron_mixcpt.training.engine.console import quiet_terminal
 
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 5e-7.
 DEFAULTS = {"lr": 5e-6}
@@ -26,18 +20,9 @@ OUT_OF_MEMORY = "try a smaller --micro-batch-size, --recompute-granularity, or m
 @quiet_terminal
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`SFTConfig`."""
-    prepare_environment()
-    argv = sys.argv[1:] if argv is None else argv
-    run = parse_alignment_run(argv, SFTConfig, kind="sft", encode=encode, defaults=DEFAULTS)
-    show_start(run.args, run.config, describe(run))
-    if not run.config.dry_run:
-        train_alignment(run, start_distributed(), _loss_func, runs_reference=False)
-
-
-def encode(encoder: ChatEncoder, record: Conversation) -> Sample | Refusal:
-    """A conversation as a sample, or why not."""
-    (encoded,) = encoder.encode_conversations([record])
-    return encoded if isinstance(encoded, Refusal) else conversation_sample(encoded)
+    started = start_alignment(sys.argv[1:] if argv is None else argv, SFTConfig, DEFAULTS)
+    if started is not None:
+        train_alignment(*started, _loss_func, runs_reference=False)
 
 
 def _loss_func(rows: Rows) -> LossFunc:

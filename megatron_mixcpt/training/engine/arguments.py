@@ -16,6 +16,7 @@ from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
 
 from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
+from megatron_mixcpt.data.reading.record_flags import add_record_flags
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import Parser, add_flags, flag_name, repeated_flags
 from megatron_mixcpt.parallel_sizes import ParallelSizes
@@ -37,6 +38,8 @@ def _add_flags(parser: argparse.ArgumentParser, config_class: type) -> argparse.
     """Add the flags of a settings dataclass to the engine's; changes and returns ``parser``."""
     parser.conflict_handler = "resolve"  # the engine has an --sft too, a switch
     add_flags(parser, config_class, grouped=True)
+    if kind := getattr(config_class, "kind", None):
+        add_record_flags(parser, kind)
     return parser
 
 

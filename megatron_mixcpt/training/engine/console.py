@@ -45,10 +45,22 @@ def show_start(args: argparse.Namespace, config: RunConfig, plan: str) -> None:
         config: what all trainings share of our settings.
         plan: the run's summary; a dry run shows nothing else.
     """
+    show_where(args, config)
+    show_plan(args, config, plan)
+
+
+def show_where(args: argparse.Namespace, config: RunConfig) -> None:
+    """Open this rank's log, and show where the training runs."""
     dry_run = getattr(config, "dry_run", False)
     keep_rank_log(None if dry_run else args.save, args.rank, verbose=config.verbose and not dry_run)
+    if args.rank == 0 and not dry_run:
+        say(_where(args))
+
+
+def show_plan(args: argparse.Namespace, config: RunConfig, plan: str) -> None:
+    """Show what the training is about to do; a dry run ends with it."""
     if args.rank == 0:
-        say(f"\n{plan}\n" if dry_run else f"{_where(args)}\n\n{plan}\n")
+        say(f"\n{plan}\n")
 
 
 def _where(args: argparse.Namespace) -> str:
@@ -80,14 +92,17 @@ def phase(start: str, end: str) -> Iterator[None]:
         say(f"{end}: {time.monotonic() - began_s:.1f} s")
 
 
-def shown_training(args: argparse.Namespace, *, shows_evaluations: bool) -> list[Change]:
+def shown_training(
+    args: argparse.Namespace, tokens_of: Callable[[int], int], *, shows_evaluations: bool
+) -> list[Change]:
     """Changes to the engine for which it shows its phases, a line for each interval, evaluations and checkpoints.
 
     Args:
         args: the engine's arguments.
+        tokens_of: from an iteration, counted from 1, to the tokens of its batch.
         shows_evaluations: show the figures of each evaluation as a table; False where something else shows them.
     """
-    interval, table = Interval(args.seq_length * args.global_batch_size), EvaluationTable()
+    interval, table = Interval(), EvaluationTable()
     changes: dict[str, Callable[[Any], Any]] = {
         "megatron.training.training.setup_model_and_optimizer": lambda function: _as_phase(
             function, "loading weights", "weights loaded"
@@ -96,7 +111,7 @@ def shown_training(args: argparse.Namespace, *, shows_evaluations: bool) -> list
             function, "building datasets", "datasets built"
         ),
         "megatron.training.training.train": lambda function: _starting(function, interval),
-        "megatron.training.training.training_log": lambda function: _with_line(function, interval),
+        "megatron.training.training.training_log": lambda function: _with_line(function, interval, tokens_of),
         "megatron.training.training.save_checkpoint": lambda function: _showing_saves(function, interval),
         "megatron.training.checkpointing.schedule_async_save": _showing_ends_of_saves,
         "megatron.training.training.evaluate": table.collecting,
@@ -127,7 +142,7 @@ def _starting(train: Callable, interval: Interval) -> Callable:
     return starting
 
 
-def _with_line(training_log: Callable, interval: Interval) -> Callable:
+def _with_line(training_log: Callable, interval: Interval, tokens_of: Callable[[int], int]) -> Callable:
     """The engine's ``training_log``, whose line goes to the log; the last rank has the losses and shows ours."""
     signature = inspect.signature(training_log)
 
@@ -138,7 +153,7 @@ def _with_line(training_log: Callable, interval: Interval) -> Callable:
         call.apply_defaults()
         of = call.arguments
         if is_last_rank():
-            interval.add(of["loss_dict"], skipped=bool(of["skipped_iter"]))
+            interval.add(of["loss_dict"], num_tokens=tokens_of(of["iteration"]), skipped=bool(of["skipped_iter"]))
             if of["is_first_iteration"]:
                 say(f"first step done: {interval.seconds_since_start():.1f} s")
             if of["is_first_iteration"] or of["iteration"] % get_args().log_interval == 0:

@@ -30,15 +30,13 @@ class Interval:
     """Collects the figures of iterations, on their device until they are taken.
 
     Args:
-        tokens_per_iteration: for ``tokens per second`` where the losses have no such figure; 0: leave it out.
         now: seconds on a clock.
     """
 
-    def __init__(self, tokens_per_iteration: int = 0, now: Callable[[], float] = time.monotonic) -> None:
-        self._tokens_per_iteration = tokens_per_iteration
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._sums: dict[str, Tensor] = {}
-        self._num_added = self._num_skipped = 0
+        self._num_added = self._num_skipped = self._num_tokens = 0
         self._first: tuple[int, float] | None = None
         self._began_s = self._line_s = now()
 
@@ -54,12 +52,16 @@ class Interval:
         """Not count these seconds, which were not spent on training, in ``tokens per second``."""
         self._line_s += seconds
 
-    def add(self, figures: Mapping[str, Tensor], *, skipped: bool) -> None:
-        """Add an iteration's figures, scalars on any device; those of a skipped iteration do not count."""
+    def add(self, figures: Mapping[str, Tensor], *, num_tokens: int = 0, skipped: bool) -> None:
+        """Add an iteration's figures, scalars on any device; those of a skipped iteration do not count.
+
+        ``num_tokens`` of its batch make ``tokens per second`` where the losses have no such figure; 0: leave it out.
+        """
         if skipped:
             self._num_skipped += 1
             return
         self._num_added += 1
+        self._num_tokens += num_tokens
         for key in _SHOWN:
             if key in figures:
                 self._sums[key] = self._sums[key] + figures[key] if key in self._sums else figures[key]
@@ -68,13 +70,13 @@ class Interval:
         """The line after ``iteration`` iterations of ``total``; the next one starts from here."""
         now_s = self._now()
         figures = {key: float(summed) / self._num_added for key, summed in self._sums.items()}
-        if TOKENS_PER_SECOND not in figures and self._tokens_per_iteration:
-            done = self._num_added * self._tokens_per_iteration
-            figures[TOKENS_PER_SECOND] = done / max(now_s - self._line_s, 1e-9)
+        if TOKENS_PER_SECOND not in figures and self._num_tokens:
+            figures[TOKENS_PER_SECOND] = self._num_tokens / max(now_s - self._line_s, 1e-9)
         if self._num_skipped:
             figures["skipped iterations"] = self._num_skipped
         line = interval_line(iteration, total, figures, self._seconds_left(iteration, total, now_s))
-        self._sums, self._num_added, self._num_skipped, self._line_s = {}, 0, 0, now_s
+        self._sums, self._line_s = {}, now_s
+        self._num_added = self._num_skipped = self._num_tokens = 0
         return line
 
     def _seconds_left(self, iteration: int, total: int, now_s: float) -> float:

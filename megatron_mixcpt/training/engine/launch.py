@@ -89,6 +89,7 @@ def train(
     *,
     runs_teacher: bool,
     engine_changes: Iterable[Change] = (),
+    tokens_of: Callable[[int], int] | None = None,
 ) -> None:
     """Run the engine's training loop.
 
@@ -102,6 +103,7 @@ def train(
         describe_sample: names a sample of the training dataset in reports.
         runs_teacher: whether the teacher's activations travel between stages.
         engine_changes: changes to the engine beside those that every training makes.
+        tokens_of: from an iteration, counted from 1, to the tokens of its batch; None: sequences are full.
 
     Raises:
         ConfigError: a resumed run's flags contradict its checkpoint.
@@ -116,7 +118,8 @@ def train(
     watch = LossWatch(args, config.loss_spike_sigma, describe_sample)
     changes = [*_changes(args, config, watch), *engine_changes]
     takes_evaluations = any(change.name == "megatron.training.training.evaluate" for change in engine_changes)
-    change_engine([*changes, *shown_training(args, shows_evaluations=not takes_evaluations)])
+    tokens_of = tokens_of or (lambda iteration: args.seq_length * args.global_batch_size)
+    change_engine([*changes, *shown_training(args, tokens_of, shows_evaluations=not takes_evaluations)])
     container = pretrain_cfg_container_from_args(args, model_config)
     if args.rank == 0:
         settle_checkpoints(args)

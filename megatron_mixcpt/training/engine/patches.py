@@ -103,6 +103,24 @@ REGISTER = (
         "--iterations-to-skip passes over a batch on every rank, not only on the first of a tensor parallel group",
     ),
     Entry(
+        "megatron.training.training.dummy_train_step",
+        REPLACED,
+        "training/alignment/batch_steps.py",
+        "likewise in SFT and DPO, whose batches differ in their number of microbatches",
+    ),
+    Entry(
+        "megatron.training.training.get_forward_backward_func",
+        WRAPPED,
+        "training/alignment/batch_steps.py",
+        "SFT and DPO tell the schedule how many microbatches each batch is, and of which length",
+    ),
+    Entry(
+        "megatron.training.training.consume_seqlen_stats_in_iteration",
+        REPLACED,
+        "training/alignment/batch_steps.py",
+        "the throughput of SFT and DPO counts the tokens that a batch holds, which the host knows",
+    ),
+    Entry(
         "megatron.training.training.evaluate",
         WRAPPED,
         "training/engine/console.py",

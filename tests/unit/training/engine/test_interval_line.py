@@ -86,10 +86,10 @@ def test_time_left_of_a_resumed_run_counts_its_own_iterations() -> None:
 
 def test_tokens_per_second_without_evaluations_where_the_losses_have_none() -> None:
     clock = Clock()
-    interval = Interval(tokens_per_iteration=500, now=clock)
+    interval = Interval(now=clock)
     interval.start()
-    for _ in range(2):
-        interval.add(figures(loss=1.0), skipped=False)
+    for num_tokens in (300, 700):
+        interval.add(figures(loss=1.0), num_tokens=num_tokens, skipped=False)
     clock.seconds = 10.0
     interval.leave_out(8.0)
     assert " | tokens per second: 500 | " in interval.take(2, 4)
