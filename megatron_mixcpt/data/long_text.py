@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from megatron_mixcpt.data.strict_json import load_json
+
 LONG_BYTES = 1 << 20
 """JSON strings and plain texts of more bytes than this become long texts."""
 
@@ -19,18 +21,6 @@ JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 # Ends at no place inside an escape, nor between the escapes of a pair of surrogates.
 JSON_PIECE = re.compile(rb"(?:[^\\]{1,64}+|\\u[dD][89abAB]..(?:\\u....)?|\\u....|\\[^u]){1,4096}+", re.DOTALL)
 PLAIN_PIECE_BYTES = 1 << 18
-
-
-def load_json(line: bytes | bytearray) -> Any:
-    """The value of one line of JSON. Raises ValueError or RecursionError.
-
-    orjson is the fast and strict way. What it refuses gets a second try with Python's own parser, which takes what
-    Python has always taken (NaN, huge integers, lone surrogates; the last are found and rejected later).
-    """
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return json.loads(line.rstrip().decode("utf-8-sig"))
 
 
 class LongText:
@@ -49,6 +39,13 @@ class LongText:
     def __len__(self) -> int:
         """The number of characters."""
         return self._length
+
+    @property
+    def has_crlf(self) -> bool:
+        """Whether a line of it ends in a carriage return."""
+        return (
+            re.compile(rb"\\r\\n" if self._is_json else b"\r\n").search(self._data, self._start, self._end) is not None
+        )
 
     def pieces(self) -> Iterator[str]:
         """The text in pieces of some 256 kB, cut anywhere between two characters."""

@@ -37,6 +37,7 @@ ROLES = {
 REJECT_REASONS = {
     "invalid_json": "not a JSON object",
     "not_utf8": "not UTF-8",
+    "repeated_key": "a key stands twice in one object",
     "missing_field": "a field is missing",
     "not_text": "a field is not text",
     "empty": "nothing but white space",

@@ -161,7 +161,8 @@ def strip_templates(record: Record, rules: tuple[TemplateRule, ...]) -> tuple[Re
     stripper = _Stripper(record.messages if isinstance(record, Conversation) else record.prompt, rules)
     take_off = stripper.stripped
     if isinstance(record, Conversation):
-        found: Record = replace(record, messages=take_off(record.messages))
+        messages = take_off(record.messages)
+        found: Record = record if messages is record.messages else replace(record, messages=messages)
     else:
         prompt, chosen, rejected = take_off(record.prompt), take_off(record.chosen), take_off(record.rejected)
         found = replace(record, prompt=prompt, chosen=chosen, rejected=rejected)
@@ -181,7 +182,8 @@ class _Stripper:
 
     def stripped(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """The messages without the template."""
-        return tuple(self._message(message) for message in messages)
+        found = tuple(self._message(message) for message in messages)
+        return messages if all(one is other for one, other in zip(found, messages, strict=True)) else found
 
     def _message(self, message: Message) -> Message:
         content = message.content

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -24,6 +25,15 @@ class FieldNames:
     system: str = "system"
     history: str = "history"
     tools: str = "tools"
+
+    @cached_property
+    def alternatives(self) -> Mapping[str, tuple[str, ...]]:
+        """The names under which each field is looked for, in order."""
+        return {
+            field: (name, *OTHER_NAMES.get(field, ())) if name == getattr(FieldNames, field) else (name,)
+            for field, name in vars(self).items()
+            if field != "alternatives"
+        }
 
 
 FIELDS_OF_KIND = {
@@ -50,15 +60,9 @@ OTHER_NAMES = {
 """What a field may be called as well, where no flag names it and a row has none of its first name."""
 
 
-def names_of(names: FieldNames, field: str) -> tuple[str, ...]:
-    """The names under which a field is looked for, in order."""
-    name = getattr(names, field)
-    return (name, *OTHER_NAMES.get(field, ())) if name == getattr(FieldNames, field) else (name,)
-
-
 def record_fields(kind: str, names: FieldNames) -> frozenset[str]:
     """The top-level fields that a record of ``kind`` may use."""
-    used = {name for field in FIELDS_OF_KIND[kind] for name in names_of(names, field)}
+    used = {name for field in FIELDS_OF_KIND[kind] for name in names.alternatives[field]}
     return frozenset(used | {name.partition(".")[0] for name in used})
 
 

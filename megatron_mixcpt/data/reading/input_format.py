@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_mixcpt.data.dataset_names import dataset_name
-from megatron_mixcpt.data.records import KINDS
+from megatron_mixcpt.data.records import KINDS, BadRecord
 
-Row = bytes | bytearray | dict[str, Any]
-"""What a file holds for one record, not yet checked: a line's bytes, a text file's contents, a table's row."""
+Row = bytes | bytearray | dict[str, Any] | BadRecord
+"""What a file holds for one record, not yet checked: a line's bytes, a text file's contents, a table's row, or why the
+table's row cannot be read."""
 
 COMPRESSION_RATIO = 4
 """About how many bytes one byte of a compressed file stands for."""
@@ -92,6 +93,8 @@ class InputFormat:
 
     def parse(self, row: Row, keep_long: bool) -> Any:
         """The object that a row holds. Raises BadRecord."""
+        if isinstance(row, BadRecord):
+            raise row
         return row
 
     def is_blank(self, row: Row) -> bool:

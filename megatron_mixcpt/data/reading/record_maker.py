@@ -3,12 +3,13 @@
 from collections import Counter
 from typing import Any
 
+from megatron_mixcpt.data.long_text import LongText
 from megatron_mixcpt.data.reading.embedded_templates import TemplateRule, strip_templates
 from megatron_mixcpt.data.reading.presets import preset_for
 from megatron_mixcpt.data.reading.record_settings import KindSettings
 from megatron_mixcpt.data.reading.row_filter import RowFilter
 from megatron_mixcpt.data.reading.rows.make_record import to_record
-from megatron_mixcpt.data.records import PreferencePair, Record
+from megatron_mixcpt.data.records import Conversation, Document, PreferencePair, Record
 
 DROP_REASONS = {
     "equal_sides": "chosen and rejected say the same",
@@ -65,12 +66,23 @@ class RecordMaker:
             content = self._convert(content)
         if self._filter and isinstance(content, dict) and not self._filter(content):
             raise Dropped("filtered")
-        record = to_record(self._kind, content, self._names, self.notes, fills_nulls)
-        if self._rules:
-            record, notes = strip_templates(record, self._rules)
-            self.notes.update(notes)
+        notes: list[str] = []
+        record = to_record(self._kind, content, self._names, notes, fills_nulls)
+        record, of_templates = strip_templates(record, self._rules)
+        notes += of_templates
         if isinstance(record, PreferencePair) and record.has_equal_sides:
             if not self._keeps_equal_sides:
                 raise Dropped("equal_sides")
-            self.notes["chosen and rejected are equal, the text is used"] += 1
+            notes.append("chosen and rejected are equal, the text is used")
+        if _has_crlf(record):
+            notes.append("lines that end in a carriage return, kept as they are")
+        if notes:
+            self.notes.update(notes)
         return record
+
+
+def _has_crlf(record: Record) -> bool:
+    if isinstance(record, Document):
+        return record.text.has_crlf if isinstance(record.text, LongText) else "\r\n" in record.text
+    messages = record.messages if isinstance(record, Conversation) else record.prompt + record.chosen + record.rejected
+    return any("\r\n" in message.content for message in messages)

@@ -6,14 +6,17 @@ from collections.abc import Iterator, Set
 from itertools import accumulate
 from typing import Any, BinaryIO, cast
 
-from megatron_mixcpt.data.long_text import LONG_BYTES, load_json, load_json_keeping_long
+from megatron_mixcpt.data.long_text import LONG_BYTES, load_json_keeping_long
 from megatron_mixcpt.data.reading.formats.compression import open_unpacked
+from megatron_mixcpt.data.reading.formats.text_encoding import UTF8_MARK, recoding, wide_encoding
 from megatron_mixcpt.data.reading.input_format import FileRange, InputFormat, Row, Source
 from megatron_mixcpt.data.records import BadRecord
+from megatron_mixcpt.data.strict_json import RepeatedKey, load_json
 from megatron_mixcpt.errors import DataError
 
 BLOCK_BYTES = 1 << 16  # small enough that what is read is still in the cache when it is parsed
-UTF8_MARK = b"\xef\xbb\xbf"
+# Line ends of a carriage return alone, or a file that ends without one before the byte order mark of the next.
+SEVERAL_RECORDS = re.compile(rb"}\s*\r\s*{|}\xef\xbb\xbf{")
 WIKIEXTRACTOR_NAME = re.compile(r"wiki_\d+")
 
 
@@ -37,12 +40,12 @@ class JsonLines(InputFormat):
 
     def parse(self, row: Row, keep_long: bool) -> Any:
         """The value of a line. Raises BadRecord."""
-        assert not isinstance(row, dict)
+        assert isinstance(row, bytes | bytearray)
         return parse_json(row, keep_long)
 
     def is_blank(self, row: Row) -> bool:
         """Whether a line is empty but for white space."""
-        assert not isinstance(row, dict)
+        assert isinstance(row, bytes | bytearray)
         return not row or row.isspace()
 
     def ranges(self, source: Source, range_bytes: int) -> list[FileRange]:
@@ -69,7 +72,12 @@ def parse_json(line: bytes | bytearray, keep_long: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise BadRecord("not_utf8", f"byte {error.start + 1} is not UTF-8") from error
     except json.JSONDecodeError as error:
-        raise BadRecord("invalid_json", f"invalid JSON at column {error.colno} ({error.msg})") from error
+        detail = f"invalid JSON at column {error.colno} ({error.msg})"
+        if SEVERAL_RECORDS.search(line):
+            detail += "; there are several records in the line, without a line feed between them"
+        raise BadRecord("invalid_json", detail) from error
+    except RepeatedKey as error:
+        raise BadRecord("repeated_key", f"the key {error.args[0]!r} stands twice in one object") from error
     except (RecursionError, ValueError) as error:
         raise BadRecord("invalid_json", f"invalid JSON ({error})") from error
 
@@ -82,6 +90,8 @@ def _line_blocks(source: Source, file: BinaryIO, start: int, end: int | None) ->
     for lines in _read_lines(file):
         sizes = [len(line) + 1 for line in lines]
         if position == 0:
+            if encoding := wide_encoding(lines[0]):
+                raise DataError(f"{source.path}: {recoding(encoding)}")
             if lines[0].startswith(UTF8_MARK):
                 lines[0] = lines[0].removeprefix(UTF8_MARK)
             if lines[0][:BLOCK_BYTES].lstrip().startswith(b"[") and ".json" in source.path.suffixes:

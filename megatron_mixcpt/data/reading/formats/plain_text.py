@@ -5,11 +5,11 @@ from typing import Any
 
 from megatron_mixcpt.data.long_text import LONG_BYTES, LongText
 from megatron_mixcpt.data.reading.formats.compression import open_unpacked
+from megatron_mixcpt.data.reading.formats.text_encoding import UTF8_MARK, recoding, wide_encoding
 from megatron_mixcpt.data.reading.input_format import InputFormat, Row, Source
 from megatron_mixcpt.data.records import BadRecord
 
 BLOCK_BYTES = 1 << 16
-UTF8_MARK = b"\xef\xbb\xbf"
 
 
 class PlainText(InputFormat):
@@ -32,7 +32,9 @@ class PlainText(InputFormat):
 
     def parse(self, row: Row, keep_long: bool) -> Any:
         """The contents as the field ``text``. Raises BadRecord where they are not UTF-8."""
-        assert not isinstance(row, dict)
+        assert isinstance(row, bytes | bytearray)
+        if encoding := wide_encoding(row):
+            raise BadRecord("not_utf8", recoding(encoding))
         start = len(UTF8_MARK) if row.startswith(UTF8_MARK) else 0
         try:
             if keep_long and len(row) > LONG_BYTES:

@@ -11,7 +11,6 @@ dpo    ``{"prompt", "chosen", "rejected"}``: each a string or a list of messages
 =====  ==========================================================================================================
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ from megatron_mixcpt.data.records import BadRecord, Document, Record
 
 
 def to_record(
-    kind: str, row: Any, names: FieldNames, notes: Counter[str] | None = None, fills_nulls: bool = False
+    kind: str, row: Any, names: FieldNames, notes: list[str] | None = None, fills_nulls: bool = False
 ) -> Record:
     """Make a record of ``kind`` from a parsed row. Raises BadRecord.
 
@@ -32,7 +31,7 @@ def to_record(
         kind: ``cpt``, ``sft`` or ``dpo``.
         row: an object of JSON, or a table's row.
         names: what the fields are called.
-        notes: counts, by name, what of the row is not used although it says something. Changed in place.
+        notes: gets the names of what is done to the record, and of what the row says and is not used.
         fills_nulls: whether the row is of a table, see ``tool_calls.py``.
     """
     if not isinstance(row, Mapping):
@@ -42,7 +41,7 @@ def to_record(
         "sft": conversation,
         "dpo": preference_pair,
     }
-    fields = RowFields(row, names, Counter() if notes is None else notes, fills_nulls)
+    fields = RowFields(row, names, [] if notes is None else notes, fills_nulls)
     record = makers[kind](fields)
     if kind != "cpt":
         fields.note_unused()

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_mixcpt.data.reading.field_names import lookup, names_of
+from megatron_mixcpt.data.reading.field_names import lookup
 from megatron_mixcpt.data.reading.rows.row_fields import RowFields, type_name
 from megatron_mixcpt.data.reading.rows.tool_calls import read_calls
 from megatron_mixcpt.data.records import ROLES, BadRecord, Message, ToolCall
@@ -36,7 +36,7 @@ def read_messages(value: Any, name: str, fields: RowFields, tools: tuple[str, ..
         value = [value]
     if not isinstance(value, list):
         raise BadRecord("bad_messages", f'"{name}" is {type_name(value)}, expected a list of messages')
-    plain = {*names_of(fields.names, "role"), *names_of(fields.names, "content")}
+    plain = {*fields.names.alternatives["role"], *fields.names.alternatives["content"]}
     messages = []
     for number, item in enumerate(value, start=1):
         if not isinstance(item, Mapping):
@@ -83,7 +83,7 @@ class _Turn:
 
     def _field(self, field: str) -> tuple[str, Any]:
         """A field's name in this message, and its value or None."""
-        names = names_of(self._fields.names, field)
+        names = self._fields.names.alternatives[field]
         for name in names:
             if (value := lookup(self._item, name)) is not None:
                 return name, value
@@ -129,7 +129,7 @@ class _Turn:
         return read_calls(value, self._where, self._tools, self._fields)
 
     def _reasoning(self, role: str) -> str:
-        names = names_of(self._fields.names, "reasoning")
+        names = self._fields.names.alternatives["reasoning"]
         found = {name: value for name in names if (value := lookup(self._item, name))}
         for name, value in found.items():
             if not isinstance(value, str):

@@ -1,10 +1,9 @@
 """The fields of one row, as what makes a record of it asks for them, and what it notes on the way."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_mixcpt.data.reading.field_names import FieldNames, lookup, names_of
+from megatron_mixcpt.data.reading.field_names import FieldNames, lookup
 from megatron_mixcpt.data.records import BadRecord
 
 COUNTED_IF_UNUSED = ("system", "history", "input", "tools", "reasoning")
@@ -14,7 +13,7 @@ COUNTED_IF_UNUSED = ("system", "history", "input", "tools", "reasoning")
 class RowFields:
     """Fields by what they are for (the fields of ``FieldNames``); remembers which were asked for."""
 
-    def __init__(self, row: Mapping[str, Any], names: FieldNames, notes: Counter[str], fills_nulls: bool):
+    def __init__(self, row: Mapping[str, Any], names: FieldNames, notes: list[str], fills_nulls: bool):
         """``fills_nulls``: the row is of a table, which has every key of a column in each of its objects."""
         self.row = row
         self.names = names
@@ -24,19 +23,19 @@ class RowFields:
 
     def note(self, name: str) -> None:
         """Count something that is done to a record that is used all the same."""
-        self._notes[name] += 1
+        self._notes.append(name)
 
     def value(self, field: str) -> Any:
         """The value of a field; None where the row has none."""
         self._used.add(field)
-        for name in names_of(self.names, field):
+        for name in self.names.alternatives[field]:
             if (value := lookup(self.row, name)) is not None:
                 return value
         return None
 
     def name(self, field: str) -> str:
         """The name under which the row has a field, for messages."""
-        names = names_of(self.names, field)
+        names = self.names.alternatives[field]
         return next((name for name in names if lookup(self.row, name) is not None), names[0])
 
     def text(self, field: str) -> str:
@@ -55,8 +54,8 @@ class RowFields:
     def note_unused(self) -> None:
         """Count the fields that say something and were not asked for."""
         for field in COUNTED_IF_UNUSED:
-            if field not in self._used and lookup(self.row, getattr(self.names, field)):
-                self.note(f'field "{getattr(self.names, field)}" not used')
+            if field not in self._used and lookup(self.row, name := getattr(self.names, field)):
+                self.note(f'field "{name}" not used')
 
     def listed(self) -> str:
         """The names of the row's fields, for messages."""

@@ -13,7 +13,7 @@ def turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(contents)]
 
 
-def messages_of(row: dict, notes: Counter[str] | None = None) -> list[tuple[str, str]]:
+def messages_of(row: dict, notes: list[str] | None = None) -> list[tuple[str, str]]:
     record = to_record("sft", row, FieldNames(), notes)
     return [(message.role[0], message.content) for message in record.messages]
 
@@ -59,7 +59,7 @@ def test_reasoning_beside_a_response() -> None:
 
 
 def test_fields_that_say_something_and_are_not_used_are_counted() -> None:
-    notes = Counter[str]()
+    notes: list[str] = []
     row = {
         "messages": turns("q", "a"),
         "history": [["q0", "a0"]],
@@ -68,7 +68,7 @@ def test_fields_that_say_something_and_are_not_used_are_counted() -> None:
         "prompt": "q",
     }
     assert messages_of(row, notes) == [("u", "q"), ("a", "a")]
-    assert notes == {f'field "{name}" not used': 1 for name in ("history", "input", "reasoning_content")}
+    assert Counter(notes) == {f'field "{name}" not used': 1 for name in ("history", "input", "reasoning_content")}
     notes.clear()
     messages_of({"messages": turns("q", "a"), "history": [], "input": "", "system": None}, notes)
     assert not notes

@@ -12,13 +12,13 @@ Q = {"role": "user", "content": "q"}
 A = {"role": "assistant", "content": "a"}
 
 
-def conversation(row: dict, notes: Counter[str] | None = None) -> Conversation:
+def conversation(row: dict, notes: list[str] | None = None) -> Conversation:
     record = to_record("sft", row, FieldNames(), notes)
     assert isinstance(record, Conversation)
     return record
 
 
-def turn(item: dict, notes: Counter[str] | None = None) -> Message:
+def turn(item: dict, notes: list[str] | None = None) -> Message:
     """The answer that a message becomes."""
     return conversation({"messages": [Q, A | item]}, notes).messages[1]
 
@@ -125,10 +125,10 @@ def test_what_no_stage_has_is_refused() -> None:
 
 
 def test_what_is_not_used_is_counted() -> None:
-    notes = Counter[str]()
+    notes: list[str] = []
     user = Q | {"thinking": "x", "name": "Ann", "train": True, "images": ["p.png"]}
     assert conversation({"messages": [user, A]}, notes).messages == (Message("user", "q"), Message("assistant", "a"))
-    assert notes == {
+    assert Counter(notes) == {
         "reasoning in a turn of the user not used": 1,
         '"name" in a turn of the user not used': 1,
         "a turn of the user marked as to be learned, which is context here": 1,
