@@ -95,3 +95,18 @@ def test_a_manifest_of_another_name_is_damaged(tokenizer_dir: Path, inputs: dict
     path.write_text(path.read_text().replace('"cpt.law": {', '"cpt./../law": {'))
     with pytest.raises(DataError, match=r"a dataset cannot be called 'cpt./../law'"):
         MixtureManifest.load(tmp_path / "out")
+
+
+def test_files_held_out_by_their_names_are_named_in_the_plan(
+    tokenizer_dir: Path, inputs: dict[str, Path], tmp_path: Path, capsys
+) -> None:
+    inputs["replay"].rename(tmp_path / "replay-test.jsonl")
+    line = (
+        f"cpt: 1 file(s) left out, held out by their names: {tmp_path}/replay-test.jsonl; name a file itself, or give"
+    )
+    flags = ["--cpt", str(tmp_path), "--cpt-filter", "text != null"]
+    arguments = [*flags, "--tokenizer", str(tokenizer_dir), "--output", str(tmp_path / "out")]
+    assert line in describe_plan(preprocess_settings(build_parser().parse_args(arguments)), tmp_path / "out")
+    assert run(tokenizer_dir, tmp_path / "out", *flags).datasets["cpt"].samples == 30
+    assert line in capsys.readouterr().out
+    assert run(tokenizer_dir, tmp_path / "all", *flags, "--include-held-out-splits").datasets["cpt"].samples == 40

@@ -30,6 +30,7 @@ TESTED_IN = {
     "data/reading/parts.py": "unit/data/reading/formats/test_registry.py integration/test_preprocess_options.py",
     "data/reading/field_names.py": "unit/data/reading/rows/test_make_record.py",
     "data/reading/rows/row_fields.py": "unit/data/reading/rows/test_make_record.py",
+    "data/reading/held_out_names.py": "unit/data/reading/test_sources.py",
     "data/reading/formats/": "unit/data/reading/test_readers.py",
     "distillation/": "distributed/test_pretrain.py distributed/test_alignment_training.py",
     "errors.py": "distributed/test_refusals.py",

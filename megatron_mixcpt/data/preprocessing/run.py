@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_mixcpt import __version__
 from megatron_mixcpt.data.dataset_names import kind_of, of_kind
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, DatasetSummary, MixtureManifest, TokenizerIdentity
-from megatron_mixcpt.data.preprocessing.inputs import find_inputs
+from megatron_mixcpt.data.preprocessing.inputs import find_inputs, held_out_lines
 from megatron_mixcpt.data.preprocessing.merge import merge_dataset, what_stays
 from megatron_mixcpt.data.preprocessing.parts.encode import encode_parts
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
@@ -36,6 +36,8 @@ def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1)
     folder holds another mixture or another run is writing it; no file has a final name before all of them are complete.
     """
     sources = find_inputs(settings)
+    for line in held_out_lines(settings):
+        print(line, flush=True)
     try:
         output.mkdir(parents=True, exist_ok=True)
         with lock(output), one_encoder_thread():

@@ -78,6 +78,80 @@ def test_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     assert texts_of(tmp_path) == [*TEXTS, "plain"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_wide_encodings_are_named(tmp_path: Path, encoding: str) -> None:
+    expected = f"the file is {encoding[:6].upper()}, not UTF-8; convert it, for example with: iconv -f"
+    for name, text in (("a.jsonl", JSONL.decode()), ("a.txt", "plain text")):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        with pytest.raises(DataError, match=f"{tmp_path / name}.*{expected}"):
+            texts_of(tmp_path / name)
+
+
+def test_files_with_byte_order_marks_may_be_joined(tmp_path: Path) -> None:
+    marked = b"\xef\xbb\xbf" + JSONL
+    (tmp_path / "a.jsonl").write_bytes(marked + marked)
+    assert texts_of(tmp_path) == TEXTS * 2
+
+
+@pytest.mark.parametrize("between", [b"\r", b"\xef\xbb\xbf"])
+def test_records_without_a_line_feed_between_them_are_named(tmp_path: Path, between: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(between.join(JSONL.splitlines()))
+    with pytest.raises(DataError, match="several records in the line, without a line feed between them"):
+        texts_of(tmp_path)
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "first", "text": "second"}\n')
+    with pytest.raises(DataError, match=f"{path}:2: the key 'text' stands twice in one object"):
+        texts_of(path)
+
+
+ARGUMENTS = [[("city", "X"), ("unit", None)], []]
+COLUMNS = {
+    "binary": pa.array([b"a", "\u00e9".encode()], pa.binary()),
+    "large": pa.array([b"a", "\u00e9".encode()], pa.large_binary()),
+    "dictionary": pa.array(["a", "\u00e9"]).dictionary_encode(),
+    "nested": pa.array([{"x": {"text": [b"a"]}}, None], pa.struct({"x": pa.struct({"text": pa.list_(pa.binary())})})),
+    "map": pa.array(ARGUMENTS, pa.map_(pa.string(), pa.string())),
+    "maps": pa.array([ARGUMENTS, []], pa.list_(pa.map_(pa.string(), pa.string()))),
+}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("keep_long", [False, True])
+def test_columns_of_every_type_become_plain_values(tmp_path: Path, suffix: str, keep_long: bool, monkeypatch) -> None:
+    monkeypatch.setattr("megatron_mixcpt.data.reading.formats.table_rows.LONG_BYTES", 64)
+    table, path = pa.table(COLUMNS), tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    [source] = find_sources("cpt", [str(path)])
+    first, second = [row for rows in read_blocks(source, keep_long=keep_long) for row in rows]
+    assert first == {
+        "binary": "a",
+        "large": "a",
+        "dictionary": "a",
+        "nested": {"x": {"text": ["a"]}},
+        "map": {"city": "X", "unit": None},
+        "maps": [{"city": "X", "unit": None}, {}],
+    }
+    assert [second[name] for name in ("binary", "dictionary", "nested", "map")] == ["\u00e9", "\u00e9", None, {}]
+
+
+def test_rows_of_a_table_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([b"a", b"\xff"])}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a.parquet:2: byte 1 of a string is not UTF-8"):
+        texts_of(tmp_path / "a.parquet")
+    maps = pa.array([[("text", "a")], [("text", "a"), ("text", "b")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"text": ["a", "b"], "m": maps}), tmp_path / "b.parquet")
+    [source] = find_sources("cpt", [str(tmp_path / "b.parquet")])
+    rows = [row for rows in read_blocks(source) for row in rows]
+    assert rows[0] == {"text": "a", "m": {"text": "a"}} and rows[1].reason == "repeated_key"
+
+
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
 def test_cut_compressed_file_is_named(tmp_path: Path, suffix: str) -> None:
     packed = gzip.compress(JSONL) if suffix == "gz" else zstandard.compress(JSONL)

@@ -66,3 +66,25 @@ def test_too_many_rejects_fail() -> None:
 def test_rules_that_cannot_be_read_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="--keep-templates none: no such rule"):
         ReadingSettings(keep_templates=("none",))
+
+
+def test_texts_with_carriage_returns_are_counted_and_kept(tmp_path: Path) -> None:
+    rows = [{"text": "a\r\nb"}, {"text": "a\nb"}, {"text": "a\r\n" * (1 << 19)}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\r\n" for row in rows))
+    (tmp_path / "b.txt").write_bytes(b"a\r\nb")
+    read = RecordReader("cpt", KindSettings(), ReadingSettings())
+    texts = [record.text for *_, record in read.records(find_sources("cpt", [str(tmp_path)]))]
+    assert [len(text) for text in texts] == [4, 3, 3 << 19, 4]
+    assert read.counts.notes == {"lines that end in a carriage return, kept as they are": 3}
+
+
+def test_pairs_without_a_preference_are_left_out_by_name(tmp_path: Path) -> None:
+    pairs = [{"prompt": "Q", "chosen": "A", "rejected": "A"}] * 9 + [{"prompt": "Q", "chosen": "A", "rejected": "B"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    sources = find_sources("dpo", [str(tmp_path)])
+    read = RecordReader("dpo", KindSettings(), ReadingSettings())
+    assert sum(not isinstance(record, Reject) for *_, record in read.records(sources)) == 1
+    assert read.counts.rejects == {"equal_sides": 9} and not read.counts.notes
+    read = RecordReader("dpo", KindSettings(), ReadingSettings(), keeps_equal_sides=True)
+    assert sum(not isinstance(record, Reject) for *_, record in read.records(sources)) == 10
+    assert read.counts.notes == {"chosen and rejected are equal, the text is used": 9}
