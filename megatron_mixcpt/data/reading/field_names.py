@@ -1,7 +1,7 @@
 """What the fields of a row are called, by what they are for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,8 +31,7 @@ class FieldNames:
         """The names under which each field is looked for, in order."""
         return {
             field: (name, *OTHER_NAMES.get(field, ())) if name == getattr(FieldNames, field) else (name,)
-            for field, name in vars(self).items()
-            if field != "alternatives"
+            for field, name in asdict(self).items()
         }
 
 

@@ -1,6 +1,6 @@
 """What the user asks of the records of one kind, as far as it decides which records there are."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_mixcpt import flags
@@ -26,7 +26,7 @@ def described_kind(kind: str, settings: KindSettings) -> dict[str, Any]:
     defaults = flags.described(type(settings)(), kind)
     given = flags.described(settings, kind)
     described = {flag: value for flag, value in given.items() if value != defaults[flag]}
-    for name, value in vars(settings.names).items():
+    for name, value in asdict(settings.names).items():
         if value != getattr(FieldNames, name):
             described[f"--{kind}-{name}-field"] = value
     return described
