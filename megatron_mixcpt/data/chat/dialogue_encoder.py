@@ -33,6 +33,8 @@ class EncodedDialogue(NamedTuple):
     """A dialogue as token ids."""
 
     turns: list[TurnIds]
+    is_rewritten: bool
+    """Whether the template rewrites turns before the last, so that ``turns`` holds that one alone."""
     notes: tuple[str, ...]
 
     @property
@@ -46,6 +48,7 @@ class _Cut(NamedTuple):
     """A rendered dialogue, cut."""
 
     turns: list[Turn]
+    is_rewritten: bool
     mark: str
     notes: tuple[str, ...]
 
@@ -67,7 +70,10 @@ class DialogueEncoder:
         return [
             sides
             if isinstance(sides, Refusal)
-            else [EncodedDialogue([self._ids(turn, ids) for turn in side.turns], side.notes) for side in sides]
+            else [
+                EncodedDialogue([self._ids(turn, ids) for turn in side.turns], side.is_rewritten, side.notes)
+                for side in sides
+            ]
             for sides in cuts
         ]
 
@@ -116,10 +122,9 @@ class DialogueEncoder:
             notes = what_is_lost(dialogue, given, whole)
             if isinstance(notes, Refusal):
                 return notes
-            if len(borders.starts) < len(dialogue.turns):
-                notes = ("last_turn_only", *notes)
             contents = [given.value(dialogue.messages[place].content) for place in dialogue.turns]
-            cuts.append(_Cut(cut(whole, borders, contents, self._special), mark, notes))
+            turns = cut(whole, borders, contents, self._special)
+            cuts.append(_Cut(turns, len(turns) < len(dialogue.turns), mark, notes))
         return cuts
 
 

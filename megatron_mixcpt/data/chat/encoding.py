@@ -126,7 +126,8 @@ class ChatEncoder:
             mask += [False, is_learned, is_learned]
         tokens = _array(*parts)
         loss_mask = np.repeat(mask, list(map(len, parts)))
-        return self._too_long(len(tokens)) or EncodedConversation(tokens, loss_mask, found.notes)
+        rewritten = ("last_turn_only",) if found.is_rewritten and supervise == "all" else ()
+        return self._too_long(len(tokens)) or EncodedConversation(tokens, loss_mask, rewritten + found.notes)
 
     def _query_response(self, found: EncodedDialogue) -> EncodedResponse | Refusal:
         last = found.turns[-1]
@@ -162,6 +163,8 @@ def _group_of_pair(pair: PreferencePair) -> Group | Refusal:
     for answer in (pair.chosen, pair.rejected):
         if [message.role for message in answer] != ["assistant"]:
             return refusal("several_turns")
+        if not answer[0].is_supervised:
+            return refusal("not_supervised")
         dialogue = dialogue_of((*pair.prompt, *answer), pair.tools)
         if isinstance(dialogue, Refusal):
             return dialogue

@@ -7,7 +7,7 @@ text, such a piece is encoded with a character before it, whose tokens are taken
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron_mixcpt.data.chat.special_tokens import SpecialTokens, without_mark
 
@@ -32,7 +32,7 @@ class PieceEncoder:
     """Encodes pieces with one tokenizer."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", special: SpecialTokens):
-        self._tokenizer = tokenizer
+        self._backend: Any = tokenizer.backend_tokenizer
         self._special = special
         self._eos = tokenizer.eos_token
         self._probes = [(probe, ids) for probe in PROBES if (ids := self._ids([probe], is_text=True)[0])]
@@ -90,13 +90,11 @@ class PieceEncoder:
         """``is_text``: special tokens' strings are text."""
         if not texts:
             return []
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is None:  # a tokenizer written in Python
-            return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=is_text)["input_ids"]
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = is_text
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        # Set anew each time, as transformers does, which shares the tokenizer.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = is_text
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class _Part(NamedTuple):

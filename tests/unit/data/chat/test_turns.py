@@ -45,9 +45,9 @@ def test_a_rewritten_conversation_is_learned_in_its_last_turn(tokenizer, templat
     assert learned == ("<think>\n" if template is QWEN3 else "") + f"\n</think>\n\nyes{END}"
     scored = response(chat, TWO_TURNS)
     np.testing.assert_array_equal(encoded.tokens, np.concatenate([scored.query_tokens, scored.response_tokens]))
-    assert scored.notes == ("last_turn_only",)
     # With one turn, nothing is rewritten; nor is it a note where the last turn alone was asked for.
-    assert conversation(chat, ONE_TURN).notes == ()
+    for found in (scored, conversation(chat, ONE_TURN), conversation(chat, TWO_TURNS, supervise="last")):
+        assert found.notes == ()
 
 
 @pytest.mark.parametrize("template", [QWEN3, QWEN35])
@@ -90,6 +90,12 @@ def test_a_pair_of_which_one_side_reasons(tokenizer) -> None:
     (found,) = encoder(tokenizer, QWEN3).encode_pairs([pair])
     assert tokenizer.decode(found.chosen_tokens) == f"<think>\nhm\n</think>\n\n4{END}"
     assert tokenizer.decode(found.rejected_tokens) == f"<think>\n\n</think>\n\n4{END}"
+
+
+def test_a_side_of_a_pair_that_is_not_to_be_learned(tokenizer) -> None:
+    side = Message("assistant", "4", is_supervised=False)
+    (found,) = encoder(tokenizer, "chatml").encode_pairs([PreferencePair(tuple(TWO_TURNS[:3]), (side,), (side,))])
+    assert isinstance(found, Refusal) and found.reason == "not_supervised"
 
 
 def test_turns_that_are_not_to_be_learned_are_context(tokenizer) -> None:
