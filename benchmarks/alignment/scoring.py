@@ -29,14 +29,14 @@ import torch  # noqa: E402
 
 from megatron_mixcpt.data.chat.encoding import ChatEncoder  # noqa: E402
 from megatron_mixcpt.data.chat.templates import choose_template  # noqa: E402
-from megatron_mixcpt.data.reading.record_maker import RecordMaker  # noqa: E402
+from megatron_mixcpt.data.reading.record_reader import RecordReader  # noqa: E402
 from megatron_mixcpt.data.reading.sources import find_sources  # noqa: E402
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer  # noqa: E402
 from megatron_mixcpt.inference.batches import ScoredSequence  # noqa: E402
 from megatron_mixcpt.inference.model_source import ModelSource  # noqa: E402
 from megatron_mixcpt.inference.runner import ForwardRunner  # noqa: E402
 from megatron_mixcpt.selection.fas import sequences_of  # noqa: E402
-from megatron_mixcpt.selection.samples import NumberedRow, make_sample, read_parts  # noqa: E402
+from megatron_mixcpt.selection.samples import NumberedRecord, make_samples, read_parts  # noqa: E402
 from megatron_mixcpt.selection.score import score_part  # noqa: E402
 from megatron_mixcpt.selection.score_tool import build_parser, settings_of  # noqa: E402
 
@@ -52,22 +52,22 @@ def main() -> None:
     source = ModelSource.open(hf_model=settings.hf_model, load=settings.load)
     tokenizer = load_tokenizer(source.plan.folder)
     encoder = ChatEncoder(tokenizer, choose_template(tokenizer, settings.chat_template), settings.seq_length)
-    makers = {kind: RecordMaker(kind, chosen, settings.rules) for kind, chosen in settings.kinds.items()}
+    readers = {kind: RecordReader(kind, chosen, settings.reading) for kind, chosen in settings.kinds.items()}
     sizes = {
         "tp_size": settings.layout.tensor_model_parallel_size,
         "pp_size": settings.layout.pipeline_model_parallel_size,
     }
     runner = ForwardRunner.start(source, dtype=getattr(torch, settings.layout.dtype), **sizes)
 
-    def read() -> list[NumberedRow]:
-        rows: list[NumberedRow] = []
+    def read() -> list[NumberedRecord]:
+        rows: list[NumberedRecord] = []
         for kind, chosen in settings.kinds.items():
-            parts = read_parts(find_sources(kind, list(chosen.paths)), makers, settings)
+            parts = read_parts(find_sources(kind, list(chosen.paths)), readers)
             rows += islice((row for part in parts for row in part), arguments.num_samples)
         return rows
 
     def encode() -> list:
-        return [make_sample(row, makers[row.source.kind], encoder) for row in read()]
+        return make_samples(read(), encoder)
 
     def score() -> None:
         scores, _ = score_part(encode(), runner, encoder.eos_id, settings.layout.batch_tokens)

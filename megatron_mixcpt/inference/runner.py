@@ -30,7 +30,8 @@ class ForwardRunner:
         self._tp_group = parallel_state.get_tensor_model_parallel_group()
         self._tp_rank = parallel_state.get_tensor_model_parallel_rank()
         self._dp_rank = parallel_state.get_data_parallel_rank()
-        self._dp_size = parallel_state.get_data_parallel_world_size()
+        self.dp_size = parallel_state.get_data_parallel_world_size()
+        """How many ranks share the batches."""
         self.num_tokens = 0
         """Tokens of all sequences run so far, over all ranks."""
         self.num_places = 0
@@ -86,7 +87,7 @@ class ForwardRunner:
         self.num_tokens += sum(sequence.num_inputs for sequence in sequences)
         self.num_places += sum(len(places) * padded_length(sequences[places[0]].num_inputs) for places in plan)
         sums = torch.zeros(len(sequences), dtype=torch.float64, device=self._device)
-        share = (make_batch(sequences, places) for places in plan[self._dp_rank :: self._dp_size])
+        share = (make_batch(sequences, places) for places in plan[self._dp_rank :: self.dp_size])
         for batch, log_probs in self.token_log_probs(share):
             # Tensor-parallel ranks have the same values: one of them counts.
             if log_probs is not None and self._tp_rank == 0:

@@ -1,9 +1,9 @@
 """The format alignment score of a sample (Mix-CPT, Eq. 8 and 9) from the log-probabilities of its responses' tokens.
 
-L is the mean of next-token prediction over a response's tokens, its end of turn included; q^ is the query in the chat
-template, with its generation prompt. An instruction sample has L(r | q^) / L(r), a preference sample
-L(r+ | q^) / L(r- | q^): high is hard. L(r) conditions on the end of sequence alone, which is how a document starts in
-training. Both losses of an instruction sample are over the same response tokens.
+L is the mean of next-token prediction over the response's own tokens, the paper's r: the end of turn belongs to the
+template and is left out. q^ is the query in the chat template, with its generation prompt. An instruction sample has
+L(r | q^) / L(r), a preference sample L(r+ | q^) / L(r- | q^): high is hard. L(r) conditions on the end of sequence
+alone, which is how a document starts in training. Both losses of an instruction sample are over the same tokens.
 """
 
 import math
@@ -19,20 +19,26 @@ Encoded = EncodedResponse | EncodedPair
 def sequences_of(encoded: Encoded, eos_id: int) -> tuple[ScoredSequence, ScoredSequence]:
     """The two sequences whose losses make the score: numerator and denominator."""
     if isinstance(encoded, EncodedPair):
-        return (
-            _after(encoded.prompt_tokens, encoded.chosen_tokens),
-            _after(encoded.prompt_tokens, encoded.rejected_tokens),
-        )
-    alone = np.array([eos_id], np.int32)
-    return _after(encoded.query_tokens, encoded.response_tokens), _after(alone, encoded.response_tokens)
+        responses = (encoded.chosen_tokens, encoded.rejected_tokens)
+        contexts = (encoded.prompt_tokens, encoded.prompt_tokens)
+        num_end_tokens = encoded.num_end_tokens
+    else:
+        responses = (encoded.response_tokens, encoded.response_tokens)
+        contexts = (encoded.query_tokens, np.array([eos_id], np.int32))
+        num_end_tokens = (encoded.num_end_tokens, encoded.num_end_tokens)
+    first, second = map(_own_tokens, contexts, responses, num_end_tokens)
+    return first, second
 
 
-def _after(context: np.ndarray, response: np.ndarray) -> ScoredSequence:
-    return ScoredSequence(np.concatenate([context, response]), len(response))
+def _own_tokens(context: np.ndarray, response: np.ndarray, num_end_tokens: int) -> ScoredSequence:
+    own = response[: len(response) - num_end_tokens]
+    return ScoredSequence(np.concatenate([context, own]), len(own))
 
 
 def figures(encoded: Encoded, first_log_prob: float, second_log_prob: float) -> dict[str, float | int] | None:
     """The score, losses (nats per token), perplexity of the (chosen) response after its query, and token counts.
+
+    The end of turn counts in none of them.
 
     Args:
         encoded: the sample.

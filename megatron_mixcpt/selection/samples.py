@@ -1,30 +1,28 @@
-"""Rows of data files become samples to score, or a reason why not; in the order of the input, in parts."""
+"""Records become samples to score, or a reason why not; in the order of the input, in parts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
-from megatron_mixcpt.data.reading.field_names import record_fields
 from megatron_mixcpt.data.reading.input_format import Source
-from megatron_mixcpt.data.reading.readers import Row, is_blank, parse, read_blocks
-from megatron_mixcpt.data.reading.record_maker import Dropped, RecordMaker
-from megatron_mixcpt.data.records import BadRecord, Conversation, PreferencePair
+from megatron_mixcpt.data.reading.readers import is_blank, read_blocks
+from megatron_mixcpt.data.reading.record_reader import RecordReader, Reject
+from megatron_mixcpt.data.records import Conversation, PreferencePair, Record
 from megatron_mixcpt.data.sample_id import sample_id, to_row
 from megatron_mixcpt.selection.fas import Encoded
-from megatron_mixcpt.selection.settings import ScoreSettings
 
 PART_SAMPLES = 512
 """Rows that are read and scored together: a killed run repeats at most one part, and batches are formed within one."""
 
 
-@dataclass(frozen=True)
-class NumberedRow:
-    """A row and its place in the input."""
+class NumberedRecord(NamedTuple):
+    """A row that became a record, or did not, and its place in the input."""
 
     source: Source
     line: int
-    row: Row
+    found: Record | Reject
 
 
 @dataclass(frozen=True)
@@ -45,19 +43,26 @@ class CandidateSample:
         return {"kind": self.kind, "source": self.source, "line": self.line}
 
 
-def read_parts(
-    sources: list[Source], makers: dict[str, RecordMaker], settings: ScoreSettings
-) -> Iterator[list[NumberedRow]]:
-    """Lists of at most ``PART_SAMPLES`` :class:`NumberedRow`, in the order of the input, without blank lines."""
-    part: list[NumberedRow] = []
-    for source in sources:
-        names = settings.kinds[source.kind].names
-        fields = record_fields(source.kind, names) | makers[source.kind].extra_fields
-        rows = (row for block in read_blocks(source, fields) for row in block)
-        for line, row in enumerate(rows, start=1):
-            if is_blank(source, row):
-                continue
-            part.append(NumberedRow(source, line, row))
+def count_rows(sources: Sequence[Source]) -> int:
+    """Rows of the input that are not blank; reads all of it without looking into the rows."""
+    blocks = ((source, block) for source in sources for block in read_blocks(source, frozenset()))
+    return sum(not is_blank(source, row) for source, block in blocks for row in block)
+
+
+def rows_of_parts(numbers: Iterable[int], num_rows: int) -> int:
+    """How many of the rows of the input lie in parts of these numbers."""
+    return sum(min(PART_SAMPLES, num_rows - number * PART_SAMPLES) for number in numbers)
+
+
+def read_parts(sources: Sequence[Source], readers: Mapping[str, RecordReader]) -> Iterator[list[NumberedRecord]]:
+    """Lists of at most ``PART_SAMPLES`` rows, in the order of the input, without blank lines.
+
+    Raises DataError, naming file and line, at a bad record where ``--on-bad-record`` says so.
+    """
+    part: list[NumberedRecord] = []
+    for kind, group in groupby(sources, key=lambda source: source.kind):
+        for numbered in readers[kind].records(group):
+            part.append(NumberedRecord(*numbered))
             if len(part) == PART_SAMPLES:
                 yield part
                 part = []
@@ -65,20 +70,22 @@ def read_parts(
         yield part
 
 
-def make_sample(item: NumberedRow, maker: RecordMaker, encoder: ChatEncoder) -> CandidateSample:
-    """Convert, check and encode one row."""
+def make_samples(part: Sequence[NumberedRecord], encoder: ChatEncoder) -> list[CandidateSample]:
+    """Encode a part."""
+    found: dict[int, Encoded | Refusal] = {}
+    conversations = {place: item.found for place, item in enumerate(part) if isinstance(item.found, Conversation)}
+    pairs = {place: item.found for place, item in enumerate(part) if isinstance(item.found, PreferencePair)}
+    found |= zip(conversations, encoder.encode_query_responses(list(conversations.values())), strict=True)
+    found |= zip(pairs, encoder.encode_pairs(list(pairs.values())), strict=True)
+    return [_sample(item, found.get(place)) for place, item in enumerate(part)]
+
+
+def _sample(item: NumberedRecord, encoded: Encoded | Refusal | None) -> CandidateSample:
     where = (item.source.kind, str(item.source.path), item.line)
-    try:
-        record = maker.make(parse(item.source, item.row), item.source.format.fills_nulls)
-        assert isinstance(record, Conversation | PreferencePair)
-        identity = sample_id(record)
-    except (BadRecord, Dropped) as error:
-        return CandidateSample(*where, refusal=Refusal(error.reason, error.detail))
-    encoded: Encoded | Refusal = (
-        encoder.encode_query_responses([record])[0]
-        if isinstance(record, Conversation)
-        else encoder.encode_pairs([record])[0]
-    )
+    if isinstance(item.found, Reject):
+        return CandidateSample(*where, refusal=Refusal(item.found.reason, item.found.detail))
+    assert isinstance(item.found, Conversation | PreferencePair)
+    identity = sample_id(item.found)
     if isinstance(encoded, Refusal):
         return CandidateSample(*where, id=identity, refusal=encoded)
-    return CandidateSample(*where, encoded=encoded, id=identity, row=to_row(record))
+    return CandidateSample(*where, encoded=encoded, id=identity, row=to_row(item.found))

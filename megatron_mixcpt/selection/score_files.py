@@ -38,6 +38,13 @@ class ScoreFiles:
                 f"--output {self.output}: the folder {self.output.parent} does not exist; create it first"
             )
 
+    def planned(self, name: str) -> Any:
+        """A setting of the run that left its work here; None where there is none."""
+        try:
+            return orjson.loads((self.work / "plan.json").read_bytes())["settings"].get(name)
+        except (OSError, ValueError, KeyError):
+            return None
+
     def finished(self) -> set[int]:
         """Numbers of the parts that are finished."""
         return {int(path.stem.removeprefix("part-")) for path in self.work.glob("part-*.scores")}
@@ -77,3 +84,10 @@ def count_lines(path: Path, *names: str) -> Counter[tuple]:
     """The number of lines of a JSONL file for each combination of values of the fields ``names``."""
     with open(path, "rb") as file:
         return Counter(tuple(map(orjson.loads(line).get, names)) for line in file)
+
+
+def count_notes(path: Path) -> Counter[tuple[str, str]]:
+    """The number of lines of a scores file for each kind and note."""
+    with open(path, "rb") as file:
+        lines = map(orjson.loads, file)
+        return Counter((line["kind"], note) for line in lines for note in line.get("notes", ()))

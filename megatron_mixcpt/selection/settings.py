@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_mixcpt import flags
-from megatron_mixcpt.data.reading.embedded_templates import TemplateRule, choose_rules, read_rules
+from megatron_mixcpt.data.reading.reading_settings import ReadingSettings
 from megatron_mixcpt.data.reading.record_settings import KindSettings, described_kind
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import setting
@@ -43,10 +42,7 @@ class ScoreSettings(ModelSettings):
     """Chat template: llama3, chatml, zephyr, or a Jinja file. Default: the tokenizer's own."""
     seq_length: int = 2048
     """Maximum length of a query with its response, in tokens; longer samples are not scored."""
-    keep_templates: tuple[str, ...] | None = setting(default=None, nargs="*", metavar="NAME", decides=False)
-    """Do not remove these chat templates from the text of the data (without a name: none is removed)."""
-    template_rules: Path | None = setting(default=None, metavar="FILE", decides=False)
-    """JSON file with further chat templates to remove."""
+    reading: ReadingSettings = setting(default_factory=ReadingSettings)
     layout: ScoreLayoutSettings = setting(default_factory=ScoreLayoutSettings)
     kinds: Mapping[str, KindSettings] = setting(default_factory=dict, is_flag=False)
     """``sft``, ``dpo`` or both: which records, and what their fields are called."""
@@ -57,19 +53,13 @@ class ScoreSettings(ModelSettings):
             raise ConfigError("nothing to score: give --sft, --dpo or both")
         if self.seq_length < 2:
             raise ConfigError(f"--seq-length {self.seq_length}: must be at least 2")
-        _ = self.rules
-
-    @cached_property
-    def rules(self) -> tuple[TemplateRule, ...]:
-        """Chat templates to remove from the text of the data. Raises ConfigError where they cannot be read."""
-        return choose_rules(self.keep_templates, read_rules(self.template_rules) if self.template_rules else ())
 
     def described(self) -> dict[str, Any]:
-        """The settings by their flags, to tell one run from another."""
-        described = flags.described(self)
+        """The settings by their flags, to tell one run from another: whatever decides the lines of a part."""
+        described = flags.described(self) | self.reading.described()
         for kind, settings in self.kinds.items():
             described |= described_kind(kind, settings)
-        return described | {"template rules": {rule.name: rule.turn for rule in self.rules}}
+        return {flag: value for flag, value in described.items() if flag not in ("--on-bad-record", "--max-rejects")}
 
 
 @dataclass(frozen=True, kw_only=True)

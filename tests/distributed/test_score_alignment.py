@@ -82,7 +82,7 @@ def expected(world: Path) -> dict[tuple[str, int], tuple[float, float]]:
             for message in messages:
                 query += [start, *text(message["role"] + "\n" + message["content"]), end, *text("\n")]
             query += [start, *text("assistant\n")]
-            encoded = [text(response) + [end] for response in responses]
+            encoded = [text(response) for response in responses]  # the end of turn is no token of the response's own
             second = loss(query, encoded[1]) if kind == "dpo" else loss([eos], encoded[0])
             losses[kind, line] = (loss(query, encoded[0]), second)
     return losses
@@ -91,6 +91,7 @@ def expected(world: Path) -> dict[tuple[str, int], tuple[float, float]]:
 def arguments(world: Path, output: Path, *more: str) -> list[str]:
     files = ("--sft", str(world / "sft.jsonl"), "--dpo", str(world / "dpo.jsonl"), "--output", str(output))
     options = ("--chat-template", "chatml", "--dtype", "float32", "--seq-length", str(SEQ_LENGTH))
+    options += ("--on-bad-record", "skip")
     return ["--hf-model", str(world / "hf"), *files, *options, *more]
 
 
@@ -152,6 +153,7 @@ def check_four_ranks(world: str, folder: str) -> None:
     convert_from_hf(world / "hf", folder / "checkpoint")
     samples.PART_SAMPLES = 9
     megatron = ["--load", str(folder / "checkpoint"), *arguments(world, folder / "whole.jsonl", *tp)[2:]]
+    megatron[megatron.index("chatml")] = str(dated_template(folder))
     score(megatron)
     resumed = [flag.replace("whole.jsonl", "resumed.jsonl") for flag in megatron]
     check_interrupted(resumed, folder)
@@ -159,6 +161,15 @@ def check_four_ranks(world: str, folder: str) -> None:
     check_refusals(resumed, world)
     num_parts = count_parts_scored(resumed)
     assert num_parts == 3, num_parts  # of 5, for 40 rows
+
+
+def dated_template(folder: Path) -> Path:
+    """ChatML in a file that asks for the date, but writes it in no year that is near."""
+    from megatron_mixcpt.data.chat.templates import BUILT_IN_TEMPLATES
+
+    path = folder / "dated.jinja"
+    path.write_text("{% if strftime_now('%Y') == '1999' %}past{% endif %}" + BUILT_IN_TEMPLATES["chatml"])
+    return path
 
 
 def score(argv: list[str]) -> None:
@@ -215,13 +226,20 @@ def check_refusals(argv: list[str], world: Path) -> None:
 
 
 def count_parts_scored(argv: list[str]) -> int:
-    """Score, and say for how many parts the model ran."""
+    """Score on another day than the run began, and say for how many parts the model ran.
+
+    The date is the first start's: another would be another chat template, which is refused.
+    """
     from unittest import mock
 
+    from megatron_mixcpt.data.chat import templates
     from megatron_mixcpt.inference.runner import ForwardRunner
 
     whole = ForwardRunner.sequence_log_probs
-    with mock.patch.object(ForwardRunner, "sequence_log_probs", autospec=True, side_effect=whole) as run:
+    with (
+        mock.patch.object(ForwardRunner, "sequence_log_probs", autospec=True, side_effect=whole) as run,
+        mock.patch.object(templates, "_present", lambda: "2040-01-01T00:00:00"),
+    ):
         score(argv)
     return run.call_count
 

@@ -21,7 +21,8 @@ def score_settings(*flags: str) -> ScoreSettings:
 
 def test_the_record_of_a_scoring_run_is_of_what_decides() -> None:
     """Ranks, model and output do not tell runs apart here: the model's files have entries of their own."""
-    data = ["--sft", "a", "b", "--sft-filter", "n > 1", "--sft-prompt-field", "q"]
+    reading = ["--on-bad-record", "skip", "--max-rejects", "1%"]  # decides whether a run ends, not what parts hold
+    data = [*reading, "--sft", "a", "b", "--sft-filter", "n > 1", "--sft-prompt-field", "q"]
     record = score_settings(*MODEL, "--tensor-model-parallel-size", "2", *data).described()
     rules = record.pop("template rules")
     assert "chatml" in rules and isinstance(rules["chatml"], str)
@@ -42,7 +43,7 @@ def test_templates_that_stay_and_rules_that_are_added(tmp_path: Path) -> None:
     (tmp_path / "rules.json").write_text(json.dumps([rule]))
     made = score_settings(*MODEL, "--dpo", "x", "--template-rules", str(tmp_path / "rules.json"))
     assert made.described()["template rules"]["ours"] == rule["turn"]
-    assert score_settings(*MODEL, "--dpo", "x", "--keep-templates").rules == ()
+    assert score_settings(*MODEL, "--dpo", "x", "--keep-templates").reading.rules == ()
     with pytest.raises(ConfigError, match="--keep-templates nothing: no such rule"):
         score_settings(*MODEL, "--dpo", "x", "--keep-templates", "nothing")
 
