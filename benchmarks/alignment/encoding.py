@@ -44,7 +44,7 @@ def main() -> None:
     backend = tokenizer.backend_tokenizer
 
     def bare() -> int:
-        batches = batched(texts, arguments.batch, strict=False)
+        batches = batched(texts, arguments.batch)
         return sum(
             len(encoding.ids)
             for batch in batches
@@ -52,7 +52,7 @@ def main() -> None:
         )
 
     def ours() -> int:
-        batches = batched(records, arguments.batch, strict=False)
+        batches = batched(records, arguments.batch)
         found = [sample for batch in batches for sample in encoder.encode_conversations(batch)]
         return sum(len(sample.tokens) for sample in found if not isinstance(sample, Refusal))
 
