@@ -13,6 +13,9 @@ from megatron_mixcpt import __version__
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.jobs.whole_outputs import write_whole
 
+PLAN_NAME = "plan.json"
+"""In a work folder: what the run is that works there."""
+
 
 @contextmanager
 def lock(output: Path) -> Iterator[None]:
@@ -32,7 +35,7 @@ def start_or_resume(work: Path, settings: dict[str, Any], inputs: list[list[Any]
 
     ``settings`` are the run's settings by flag; ``inputs`` are the stamps of its input files.
     """
-    plan_path = work / "plan.json"
+    plan_path = work / PLAN_NAME
     plan = {"tool version": __version__, "settings": settings, "sources": inputs}
     if plan_path.exists():
         refuse_other(json.loads(plan_path.read_text(encoding="utf-8")), plan, output)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_mixcpt.data.preprocessing.parts.encode import WhoWorks
 from megatron_mixcpt.data.preprocessing.run import preprocess
 from megatron_mixcpt.data.preprocessing.tool import build_parser, preprocess_settings
 from megatron_mixcpt.data.reading import parts
@@ -46,9 +47,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(arguments: list[str], output: Path, num_workers: int = 1) -> None:
-    preprocess(
-        preprocess_settings(build_parser().parse_args([*arguments, "--output", str(output)])), output, num_workers
-    )
+    settings = preprocess_settings(build_parser().parse_args([*arguments, "--output", str(output)]))
+    preprocess(settings, output, WhoWorks(num_workers))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

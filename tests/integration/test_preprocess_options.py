@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
+from megatron_mixcpt.data.preprocessing.parts.encode import WhoWorks
 from megatron_mixcpt.data.preprocessing.run import preprocess
 from megatron_mixcpt.data.preprocessing.tool import build_parser, preprocess_settings
 from megatron_mixcpt.data.reading import parts
@@ -28,7 +29,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(tokenizer_dir: Path, output: Path, *flags: object, workers: int = 1) -> MixtureManifest:
     arguments = [*map(str, flags), "--tokenizer", str(tokenizer_dir), "--output", str(output)]
-    preprocess(preprocess_settings(build_parser().parse_args(arguments)), output, workers)
+    preprocess(preprocess_settings(build_parser().parse_args(arguments)), output, WhoWorks(workers))
     return MixtureManifest.load(output)
 
 

@@ -14,7 +14,7 @@ from megatron_mixcpt.data.dataset_names import kind_of, of_kind
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, DatasetSummary, MixtureManifest, TokenizerIdentity
 from megatron_mixcpt.data.preprocessing.inputs import find_inputs, held_out_lines
 from megatron_mixcpt.data.preprocessing.merge import merge_dataset, what_stays
-from megatron_mixcpt.data.preprocessing.parts.encode import encode_parts
+from megatron_mixcpt.data.preprocessing.parts.encode import THIS_PROCESS, WhoWorks, encode_parts
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts, open_part
 from megatron_mixcpt.data.reading.input_format import Source
@@ -22,6 +22,7 @@ from megatron_mixcpt.data.reading.parts import Part, plan_parts
 from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, one_encoder_thread
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.digests import file_digest
+from megatron_mixcpt.jobs.ray_workers import refuse_relative
 from megatron_mixcpt.jobs.whole_outputs import publish
 from megatron_mixcpt.jobs.work_folder import lock, refuse_other, start_or_resume
 
@@ -29,13 +30,15 @@ WORK_NAME = ".work"
 REJECTS_NAME = "rejects.jsonl.gz"
 
 
-def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1) -> MixtureManifest:
+def preprocess(settings: PreprocessSettings, output: Path, who: WhoWorks = THIS_PROCESS) -> MixtureManifest:
     """Write the mixture that ``settings`` describe into folder ``output`` and return its manifest.
 
     A folder that holds it already is left as it is. Raises DataError on bad input, on a full disk, and where the
     folder holds another mixture or another run is writing it; no file has a final name before all of them are complete.
     """
     sources = find_inputs(settings)
+    if who.ray:
+        refuse_relative([output, *(source.path for source in sources)])
     for line in held_out_lines(settings):
         print(line, flush=True)
     try:
@@ -43,7 +46,7 @@ def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1)
         with lock(output), one_encoder_thread():
             if (output / MANIFEST_NAME).exists():
                 return _finished_before(settings, sources, output)
-            return _run(settings, sources, output, num_workers)
+            return _run(settings, sources, output, who)
     except OSError as error:
         what = error.strerror or error
         raise DataError(
@@ -51,16 +54,16 @@ def preprocess(settings: PreprocessSettings, output: Path, num_workers: int = 1)
         ) from error
 
 
-def _run(settings: PreprocessSettings, sources: list[Source], output: Path, num_workers: int) -> MixtureManifest:
+def _run(settings: PreprocessSettings, sources: list[Source], output: Path, who: WhoWorks) -> MixtureManifest:
     work = output / WORK_NAME
     start_or_resume(work, settings.described(), [source.stamp() for source in sources], output)
     parts = plan_parts(sources)
     try:
-        encoded = encode_parts(settings, sources, parts, work, num_workers, use_fast=not (work / "exact").exists())
+        encoded = encode_parts(settings, sources, parts, work, who, use_fast=not (work / "exact").exists())
     except EncoderMismatch as mismatch:
         print(f"{mismatch} differs from the Hugging Face tokenizer on this text: starting again without it", flush=True)
         restart_without_fast(work)
-        encoded = encode_parts(settings, sources, parts, work, num_workers, use_fast=False)
+        encoded = encode_parts(settings, sources, parts, work, who, use_fast=False)
     datasets, finished = _merge(settings, sources, encoded.digests, parts, work)
     _check_rejects(settings, datasets)
     identity = _identity(settings, finished, encoded.num_compared_later)

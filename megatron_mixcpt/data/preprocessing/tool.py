@@ -21,6 +21,7 @@ from megatron_mixcpt.data.mixture.shares import parse_epochs, parse_weights
 from megatron_mixcpt.data.preprocessing.decontaminate import test_sets_digest
 from megatron_mixcpt.data.preprocessing.inputs import describe_plan
 from megatron_mixcpt.data.preprocessing.named_sources import read_sources
+from megatron_mixcpt.data.preprocessing.parts.encode import WhoWorks
 from megatron_mixcpt.data.preprocessing.run import preprocess
 from megatron_mixcpt.data.preprocessing.settings import KeptKindSettings, PreprocessSettings, SampleSettings
 from megatron_mixcpt.data.reading.embedded_templates import BUILT_IN_RULES
@@ -52,12 +53,17 @@ class RunSettings:
     """Folder to write."""
     workers: int = 1
     """Number of processes that encode."""
+    ray: str | None = setting(default=None, metavar="ADDRESS")
+    """Have the nodes of a running Ray cluster encode: auto, or its address. Every node needs this package, and must
+    see inputs and output under the same absolute paths. Writes the same bytes as one machine."""
     dry_run: bool = False
     """Print what would be read and written, and stop."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ConfigError(f"--workers {self.workers}: must be at least 1")
+        if self.ray and self.workers > 1:
+            raise ConfigError(f"--workers {self.workers}: with --ray the cluster decides how many work; remove one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if run.dry_run:
         print(describe_plan(settings, run.output))
         return
-    print(preprocess(settings, run.output, run.workers).summary())
+    print(preprocess(settings, run.output, WhoWorks(run.workers, run.ray or "")).summary())
 
 
 def _listing(arguments: argparse.Namespace) -> str:

@@ -8,7 +8,11 @@ from megatron_mixcpt.data.preprocessing.parts.worker import NUM_COMPARED_FIRST, 
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.parts import Part
+from megatron_mixcpt.data.reading.sources import find_sources
+from megatron_mixcpt.data.tokens.encoder import ONE_THREAD
 from megatron_mixcpt.jobs.progress import Progress
+from megatron_mixcpt.jobs.ray_workers import RayWorkers
+from megatron_mixcpt.jobs.work_folder import PLAN_NAME
 from megatron_mixcpt.jobs.workers import Workers
 
 FILES_PER_CALL = 64
@@ -37,22 +41,40 @@ class _FirstSamples:
         return 0 if part.is_first else left
 
 
+@dataclass(frozen=True)
+class WhoWorks:
+    """Which processes do the work; nothing that is written depends on it."""
+
+    num_workers: int = 1
+    """Processes of this machine."""
+    ray: str = ""
+    """Address of the Ray cluster that works instead; empty: none."""
+
+
+THIS_PROCESS = WhoWorks()
+
+
 def encode_parts(
-    settings: PreprocessSettings, sources: list[Source], parts: list[Part], work: Path, num_workers: int, use_fast: bool
+    settings: PreprocessSettings, sources: list[Source], parts: list[Part], work: Path, who: WhoWorks, use_fast: bool
 ) -> EncodedParts:
     """Finish every part in folder ``work``.
 
     Errors come in the order of the parts, so that the first bad record is the one named. Raises EncoderMismatch.
     """
-    num_workers = min(num_workers, len(parts))
-    with (
-        Progress(sum(part.weight for part in parts), "encoding") as progress,
-        Workers(num_workers, PartWorker, settings, sources, work, use_fast) as workers,
-    ):
-        return _encode(workers, sources, parts, progress)
+    arguments = (PartWorker, settings, sources, work, use_fast)
+    with Progress(sum(part.weight for part in parts), "encoding") as progress:
+        if not who.ray:
+            with Workers(min(who.num_workers, len(parts)), *arguments) as workers:
+                return _encode(workers, sources, parts, progress)
+        with RayWorkers(who.ray, ONE_THREAD, *arguments) as nodes:
+            test_sets = find_sources("decontaminate", list(settings.decontaminate))
+            nodes.check_paths([work / PLAN_NAME, *(source.path for source in [*sources, *test_sets])])
+            return _encode(nodes, sources, parts, progress)
 
 
-def _encode(workers: Workers, sources: list[Source], parts: list[Part], progress: Progress) -> EncodedParts:
+def _encode(
+    workers: Workers | RayWorkers, sources: list[Source], parts: list[Part], progress: Progress
+) -> EncodedParts:
     first, comparing = _FirstSamples(), []
     running = [(part, workers.submit("run", part)) for part in parts]
     starts = range(0, len(sources), FILES_PER_CALL)

@@ -9,6 +9,7 @@ part-000012.json     counts (:class:`PartResult`); written last: a part that has
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -45,19 +46,26 @@ class PartFiles:
 
 @contextmanager
 def open_files(base: Path) -> Iterator[PartFiles]:
-    """Open the files of the part whose files' path is ``base``, without suffix; they are on the disk at the end."""
+    """Open the files of the part whose files' path is ``base``, without suffix; they are on the disk at the end.
+
+    They are written under names of this process and renamed: a machine that was given up may still be writing the
+    same part, which then cannot tear what another has finished.
+    """
     # On the disk before the part counts as finished: after a power failure the .json file may be there while the
     # content of files written before it is not, and the next run would take the part for complete.
+    aside = f"{base}-{socket.gethostname()}-{os.getpid()}"
     with (
-        open(f"{base}.bin", "wb") as tokens,
-        open(f"{base}.samples", "wb") as samples,
-        open(f"{base}.minhash", "wb") as signatures,
-        open(f"{base}.rejects", "w", encoding="utf-8") as rejects,
+        open(f"{aside}.bin", "wb") as tokens,
+        open(f"{aside}.samples", "wb") as samples,
+        open(f"{aside}.minhash", "wb") as signatures,
+        open(f"{aside}.rejects", "w", encoding="utf-8") as rejects,
     ):
         yield PartFiles(tokens, samples, signatures, rejects)
         for file in (tokens, samples, signatures, rejects):
             file.flush()
             os.fsync(file.fileno())
+    for suffix in ("bin", "samples", "minhash", "rejects"):
+        os.replace(f"{aside}.{suffix}", f"{base}.{suffix}")
 
 
 @dataclass
