@@ -110,6 +110,33 @@ def test_resumed_dpo_is_the_same_bit_for_bit(world: Path, tmp_path: Path) -> Non
     assert len(whole["accuracy validation-held-out"]) == 2  # before the first step and after the last
 
 
+def test_resumed_at_another_dp_takes_the_same_batches(world: Path, tmp_path: Path) -> None:
+    """Batches of 4 and 2 of the 6 samples: stopped in the second of three epochs, in the learning rate's warm-up."""
+    save = tmp_path / "save"
+    argv = [
+        *("--hf-model", str(world / "llama"), "--sft", str(world / "sft.jsonl"), "--chat-template", "zephyr"),
+        *("--seq-length", "160", "--global-batch-size", "4", "--epochs", "3", "--lr", str(LEARNING_RATE)),
+        *("--lr-warmup-iters", "4", "--num-workers", "0", "--save", str(save), "--save-interval", "3"),
+    ]
+    whole = train(1, "sft", argv, tmp_path / "whole")
+    assert whole["batch-size"] == [4.0] * 6
+    assert [_consumed(save, iteration) for iteration in (3, 6)] == [10, 18]
+    (save / "latest_checkpointed_iteration.txt").write_text("3")
+    resumed = train(2, "sft", argv, tmp_path / "resumed")
+    assert resumed["learning-rate"] == whole["learning-rate"][3:]
+    assert whole["learning-rate"][:4] == pytest.approx([LEARNING_RATE * part / 4 for part in (1, 2, 3, 4)])
+    # Sums in another order, which Adam amplifies; other batches differ from the first digits on.
+    assert resumed["loss"] == pytest.approx(whole["loss"][3:], rel=1e-4)
+    assert _consumed(save, 6) == 18
+
+
+def _consumed(save: Path, iteration: int) -> int:
+    """Samples that the checkpoint of an iteration says were trained on: what the model card shows."""
+    from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+
+    return MegatronCheckpoint(save, iteration).arguments()["consumed_train_samples"]
+
+
 def test_starts_from_a_checkpoint_and_carries_its_template(world: Path, tmp_path: Path) -> None:
     from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
 
@@ -132,6 +159,12 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
         "has no <|start_header_id|>": ["--chat-template", "llama3"],
         "give the model with either --hf-model": ["--load", str(world / "llama")],
         "--train-iters is not used here (--epochs and": ["--train-iters", "3"],
+        "--dataloader-type is not used here (each epoch has": ["--dataloader-type", "cyclic"],
+        # What can be known without the samples is said before any is encoded.
+        "--seq-length 200000 is longer than": ["--sft", str(no_answer), "--seq-length", "200000"],
+        "is of a run with the files": ["--save", str(tmp_path / "save"), "--sft", str(no_answer)],
+        "is of a run with --seed 1234, this one has 5": ["--save", str(tmp_path / "save"), "--seed", "5"],
+        "is of a run with --supervise all": ["--save", str(tmp_path / "save"), "--supervise", "last"],
         "is of a run with --epochs 3, this one has 4": ["--save", str(tmp_path / "save"), "--epochs", "4"],
     }
     argvs = [[*flags(world, "sft"), *argv] for argv in wrong.values()]

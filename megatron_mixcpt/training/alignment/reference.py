@@ -6,6 +6,7 @@ files: a restarted run does not compute them again, and a killed one goes on whe
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_mixcpt.data.datasets.encoded_samples import Document
+from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.inference.batches import ScoredSequence
 from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.agreement import agreement
@@ -57,31 +59,37 @@ def precompute_reference(run: AlignmentRun, groups: ProcessGroupCollection) -> R
 
 def _compute(run: AlignmentRun, starts: list[int], folder: Path | None) -> dict[int, np.ndarray]:
     """The sums of the parts that begin at ``starts``, each written by the first rank once it is known."""
-    args, is_first = run.args, run.args.rank == 0
-    num_pairs = len(run.samples)
+    is_first, num_pairs = run.args.rank == 0, len(run.samples)
     parts = {start: range(start, min(start + PART_PAIRS, num_pairs)) for start in starts}
+    num_left = sum(map(len, parts.values()))
     if is_first:
-        say(f"computing the reference's log-probabilities of {sum(map(len, parts.values())):,} pairs ...")
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-    runner = ForwardRunner(run.flags.source, dtype=args.params_dtype)
-    batch_tokens = run.flags.shape.micro_batch_size * args.seq_length
-    done = num_pairs - sum(map(len, parts.values()))
+        say(f"computing the reference's log-probabilities of {num_left:,} pairs ...")
+    runner = ForwardRunner(run.flags.source, dtype=run.args.params_dtype)
+    batch_tokens = run.flags.shape.micro_batch_size * run.args.seq_length
     computed = {}
-    progress = Progress(num_pairs, "reference", "pairs", done) if is_first else None
-    for start, pairs in parts.items():
-        sequences = [_scored(document) for pair in pairs for document in run.samples[pair]]
-        sums = runner.sequence_log_probs(sequences, batch_tokens=batch_tokens).float().view(-1, 2).numpy()
-        computed[start] = sums
-        if is_first and folder:
-            with open_whole(folder / _name(start)) as file:
-                np.save(file, sums)
-        if progress:
-            progress.add(len(pairs))
-    if progress:
-        progress.__exit__(None, None, None)
-        say("reference's log-probabilities computed")
+    with Progress(num_pairs, "reference", "pairs", num_pairs - num_left) if is_first else nullcontext() as progress:
+        for start, pairs in parts.items():
+            sequences = [_scored(document) for pair in pairs for document in run.samples[pair]]
+            sums = runner.sequence_log_probs(sequences, batch_tokens=batch_tokens)
+            computed[start] = sums.float().view(-1, 2).numpy()
+            if progress:
+                _write(folder, start, computed[start])
+                progress.add(len(pairs))
     return computed
+
+
+def _write(folder: Path | None, start: int, sums: np.ndarray) -> None:
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_whole(folder / _name(start)) as file:
+            np.save(file, sums)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the reference's log-probabilities could not be written ({error.strerror}); free some space, or "
+            "name another folder with --data-cache-path"
+        ) from error
 
 
 def _scored(document: Document) -> ScoredSequence:
