@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_mixcpt.errors import MixCPTError
+from megatron_mixcpt.errors import DataError, MixCPTError
 
 # The group's waits end when the process that is waited for ends; no job should run into this limit.
 _PATIENCE = timedelta(days=7)
@@ -27,7 +27,8 @@ class Agreement:
         if self._group is None:
             return make()
         outcome = [_outcome(make) if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        with _explained_ends():
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
         return _result(outcome[0])
 
     def from_all[T](self, make: Callable[[], T]) -> list[T]:
@@ -38,7 +39,9 @@ class Agreement:
         if self._group is None:
             return [make()]
         outcomes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(outcomes, _outcome(make), group=self._group)
+        outcome = _outcome(make)
+        with _explained_ends():
+            dist.all_gather_object(outcomes, outcome, group=self._group)
         return [_result(outcome) for outcome in outcomes]
 
 
@@ -51,6 +54,17 @@ def agreement() -> Iterator[Agreement]:
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     yield Agreement(group)
     dist.destroy_process_group(group)
+
+
+@contextlib.contextmanager
+def _explained_ends() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's, when a connection is closed
+        raise DataError(
+            "another rank has ended while this one waited for it; its log says why, unless it was killed, perhaps for "
+            "want of memory"
+        ) from error
 
 
 def _outcome(make: Callable[[], Any]) -> tuple[Any, MixCPTError | None]:

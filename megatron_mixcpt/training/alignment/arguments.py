@@ -20,7 +20,7 @@ from megatron_mixcpt.data.chat.encoding import ChatEncoder
 from megatron_mixcpt.data.chat.templates import choose_template
 from megatron_mixcpt.data.datasets.packing import RowShape, length_step
 from megatron_mixcpt.data.reading.record_flags import record_settings
-from megatron_mixcpt.data.reading.sources import find_sources
+from megatron_mixcpt.data.reading.sources import find_files
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer, tokenizer_digest
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import settings_from
@@ -83,6 +83,8 @@ class AlignmentFlags[Config: AlignmentConfig]:
     source: ModelSource
     recipe: SampleRecipe
     """Without digests of the sources."""
+    files_left_out: str
+    """A line about files whose names say that they are for testing; empty where there are none."""
     shape: RowShape
     resumed: MegatronCheckpoint | None
     """The checkpoint in ``--save``."""
@@ -121,17 +123,19 @@ def parse_alignment_flags[Config: AlignmentConfig](
     _check_layout(sizes, settings)
     resumed = resumable(settings.get("save"), settings.get("ckpt_step"))
     template = choose_template(tokenizer, config.chat_template, date_of_first_start(resumed, settings.get("save")))
+    files = find_files(config.kind, config.data, config.reading.include_held_out_splits)
     recipe = SampleRecipe(
         kind=config.kind,
         records=record_settings(config.kind, argparse.Namespace(**explicit | {config.kind: config.data})),
         reading=config.reading,
-        sources=tuple(find_sources(config.kind, config.data)),
+        sources=tuple(files.sources),
         tokenizer_digest=_tokenizer_digest(source.plan.folder, tokenizer),
         encoder=ChatEncoder(tokenizer, template, settings["seq_length"]),
         supervise=config.supervise if isinstance(config, SFTConfig) else "all",
     )
     args = _engine_args(argv, config_class, settings, sizes, config, resumed)
-    return AlignmentFlags(args, config, sizes, source, recipe, _row_shape(config, settings, sizes), resumed)
+    left_out = files.describe_held_out(f"--{config.kind}")
+    return AlignmentFlags(args, config, sizes, source, recipe, left_out, _row_shape(config, settings, sizes), resumed)
 
 
 def _recipe_defaults(explicit: dict[str, Any]) -> dict[str, Any]:

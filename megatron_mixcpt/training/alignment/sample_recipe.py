@@ -17,8 +17,8 @@ from megatron_mixcpt.jobs.digests import file_digest
 
 FORMAT = 1
 """Of the files that hold samples: raised where older ones are not to be used any more."""
-# They say what is done about bad records, not which samples the good ones make.
-_NOT_OF_SAMPLES = ("--on-bad-record", "--max-rejects")
+# They say what is done about bad records, and which files are read, which the files themselves say.
+_NOT_OF_SAMPLES = ("--on-bad-record", "--max-rejects", "--include-held-out-splits")
 
 
 @dataclass(frozen=True)

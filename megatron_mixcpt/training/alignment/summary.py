@@ -24,6 +24,7 @@ def describe(run: AlignmentRun) -> str:
             f"resumes from   {args.load or 'nothing'}",
             f"chat template  {run.encoder.template.name}",
             f"samples        {order.num_samples:,} to train on, {num_held_out:,} held out",
+            *([run.flags.files_left_out] if run.flags.files_left_out else []),
             *_counted("not used", summary["rejects"], _REASONS),
             *_counted("noted", summary["notes"], NOTES),
             f"cache          {run.cache or 'none: give --save or --data-cache-path to encode once for all starts'}",

@@ -141,7 +141,9 @@ _OURS = {
     "the number of sequences of each kind, which it decides, is compared": "--mixture-weights",
     "when checkpoints are deleted": "--keep-last",
     "what happens at the start": "--resume-with-changes --dry-run",
-    "the samples that they make are compared": "--on-bad-record --max-rejects --keep-templates --template-rules",
+    "the samples that they make are compared": """
+        --on-bad-record --max-rejects --keep-templates --template-rules --include-held-out-splits
+    """,
     "how many processes encode the samples": "--workers",
     "the same batches in other rows": "--packing",
     "measuring and logging, not training": "--loss-spike-sigma --validation --log-teacher-entropy --verbose",
