@@ -1,11 +1,11 @@
 """Encoding conversations in a chat template beside the bare tokenizer on the already rendered texts, on one core.
 
-    taskset -c 0 python benchmarks/alignment/encoding.py --tokenizer outputs/quickstart/smollm2-135m \\
+    python benchmarks/alignment/encoding.py --tokenizer outputs/quickstart/smollm2-135m \\
         --sft examples/data/sft.jsonl --chat-template chatml
 
-Both run alternately in this process, which keeps to one thread, and its helper process; the ratio is of neighbouring
-runs, by the clock. Encoding is what SFT does with a record: rendering, borders, tokens, loss mask. The bare tokenizer
-gets texts that transformers rendered, in batches of the same size, and gives lists of ids.
+Both run alternately; the ratio is of neighbouring runs, by processor time of this process, which keeps to one thread,
+and of the helper process that renders. Encoding is what SFT does with a record: rendering, borders, tokens, loss mask.
+The bare tokenizer gets texts that transformers rendered, in batches of the same size, and gives lists of ids.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 
 from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal  # noqa: E402
-from megatron_mixcpt.data.chat.templates import choose_template, render  # noqa: E402
+from megatron_mixcpt.data.chat.templates import RENDERER, choose_template, render  # noqa: E402
 from megatron_mixcpt.data.reading.readers import read_records  # noqa: E402
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer  # noqa: E402
 
@@ -69,10 +69,16 @@ def main() -> None:
 
 
 def seconds(function: Callable[[], int]) -> tuple[float, int]:
-    """Seconds by the clock, and the result."""
-    started = time.perf_counter()
+    """Seconds of processor time, and the result."""
+    started = time.process_time() + helper_seconds()
     result = function()
-    return time.perf_counter() - started, result
+    return time.process_time() + helper_seconds() - started, result
+
+
+def helper_seconds() -> float:
+    """Processor time that the helper has used so far."""
+    fields = Path(f"/proc/{RENDERER.helper_pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
