@@ -34,7 +34,8 @@ class PieceEncoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", special: SpecialTokens):
         self._backend: Any = tokenizer.backend_tokenizer
         self._special = special
-        self._eos = tokenizer.eos_token
+        self._eos: str = tokenizer.eos_token
+        self._eos_id: int = tokenizer.eos_token_id
         self._probes = [(probe, ids) for probe in PROBES if (ids := self._ids([probe], is_text=True)[0])]
         plain, behind_text, (_, *behind_token) = self._ids(["x", "\nx", self._eos + "x"], is_text=False)
         self._marks_start = behind_text != self._ids(["\n"], is_text=True)[0] + plain
@@ -49,42 +50,41 @@ class PieceEncoder:
 
     def _parts(self, piece: Piece) -> list["_Part | int"]:
         """Text as the tokenizer can take it, and ids of special tokens between."""
-        follows = (
-            "nothing" if not self._marks_start or (self._marks_tokens and piece.follows == "token") else piece.follows
-        )
-        if not piece.text:
-            return []
         if not piece.mark:
-            return [_Part(piece.text, follows, is_text=False)]
+            return [_Part(piece.text, self._behind(piece.follows), is_text=False)] if piece.text else []
         parts: list[_Part | int] = []
-        position = 0
+        position, follows = 0, piece.follows
         for start, end, token_id in [*self._special.find(piece.text), (len(piece.text), 0, None)]:
             if text := without_mark(piece.text[position:start], piece.mark):
-                parts.append(_Part(text, follows, is_text=True))
+                parts.append(_Part(text, self._behind(follows), is_text=True))
             if token_id is not None:
                 parts.append(token_id)
-            position = end
-            follows = "token" if self._marks_start and not self._marks_tokens else "nothing"
+            position, follows = end, "token"
         return parts
 
+    def _behind(self, follows: str) -> str:
+        """What a piece must be encoded behind, given what it follows."""
+        if not self._marks_start or (self._marks_tokens and follows == "token"):
+            return "nothing"
+        return follows
+
     def _encode_parts(self, parts: list["_Part"]) -> dict["_Part", list[int]]:
-        """Each with what must stand before it, then without the tokens of that."""
         found: dict[_Part, list[int]] = {}
         for is_text in (False, True):
-            asked = [part for part in parts if part.is_text == is_text]
-            plain = [part for part in asked if part.follows == "nothing"]
-            found |= zip(plain, self._ids([part.text for part in plain], is_text), strict=True)
-            behind = [part for part in asked if part.follows == "token" and not is_text]
-            ids = self._ids([self._eos + part.text for part in behind], is_text)
-            found |= zip(behind, (part_ids[1:] for part_ids in ids), strict=True)
-            left = [part for part in asked if part not in found]
-            for probe, probe_ids in self._probes:
-                ids = self._ids([probe + part.text for part in left], is_text)
-                cut = len(probe_ids)
-                found |= {part: each[cut:] for part, each in zip(left, ids, strict=True) if each[:cut] == probe_ids}
-                left = [part for part in left if part not in found]
-            found |= zip(left, self._ids([part.text for part in left], is_text), strict=True)
+            left = [part for part in parts if part.is_text == is_text]
+            found |= self._encode_behind("", [], [part for part in left if part.behind == "nothing"])
+            if not is_text:
+                eos = self._eos, [self._eos_id]
+                found |= self._encode_behind(*eos, [part for part in left if part.behind == "token"])
+            for probe in (*self._probes, ("", [])):
+                found |= self._encode_behind(*probe, [part for part in left if part not in found])
         return found
+
+    def _encode_behind(self, before: str, ids_before: list[int], parts: list["_Part"]) -> dict["_Part", list[int]]:
+        """The ids of each part when ``before`` stands before it, without those of ``before``; not where they merge."""
+        encoded = self._ids([before + part.text for part in parts], is_text=bool(parts) and parts[0].is_text)
+        cut = len(ids_before)
+        return {part: ids[cut:] for part, ids in zip(parts, encoded, strict=True) if ids[:cut] == ids_before}
 
     def _ids(self, texts: list[str], is_text: bool) -> list[list[int]]:
         """``is_text``: special tokens' strings are text."""
@@ -99,8 +99,10 @@ class PieceEncoder:
 
 class _Part(NamedTuple):
     text: str
-    follows: str
+    behind: str
+    """As ``Piece.follows``."""
     is_text: bool
+    """Whether special tokens' strings in it are text."""
 
 
 def _joined(parts: list["_Part | int"], ids: dict["_Part", list[int]]) -> list[int]:
