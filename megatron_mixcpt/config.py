@@ -48,7 +48,8 @@ class MixCPTConfig(RunConfig):
     the architecture, the vocabulary and, unless --teacher is given, the frozen teacher."""
 
     mixture: str = ""
-    """Required. Folder written by tools/preprocess_mixture.py: indexed datasets of the three kinds and mixture.json."""
+    """Required. Folder written by tools/preprocess_mixture.py: indexed datasets of the three kinds, or of named sources
+    of them, and mixture.json."""
 
     teacher: str | None = None
     """Hugging Face folder of the frozen teacher. Default: the --hf-model folder."""
@@ -72,18 +73,18 @@ class MixCPTConfig(RunConfig):
     while they fit (docs/evidence/performance.md)."""
 
     epochs: str = "1"
-    """Passes over the mixture when neither --train-iters nor --train-samples is given: a number for all kinds, or one
-    per kind such as cpt=1,sft=3,dpo=3 (default for kinds not named: 1). With --train-iters or --train-samples,
-    per-kind epochs only set the mixing proportions."""
+    """Passes over the mixture when neither --train-iters nor --train-samples is given: a number for all, or one by kind
+    or source such as cpt.law=2,sft=3 (what is not named: 1). With --train-iters or --train-samples, epochs by kind
+    only set the mixing proportions."""
 
     mixture_weights: str | None = None
-    """Share of each kind in the run's tokens, such as cpt=0.7,sft=0.2,dpo=0.1 (a kind that is not named gets none).
-    Default: each kind in proportion to its tokens. --epochs still sets the length of the run: small kinds are
-    repeated, large ones cut."""
+    """Shares of the run's tokens by kind or source, such as cpt.law=0.5,cpt.replay=0.2,sft=0.2,dpo=0.1 (what is not
+    named gets none; sources share their kind's in proportion to their tokens). Default: each in proportion to its
+    tokens. --epochs still sets the length of the run: small datasets are repeated, large ones cut."""
 
     validation: list[str] = setting(default_factory=list, metavar="NAME=PATH", action="extend")
     """Additional validation set, measured completely before the first step and at each --eval-interval, for the
-    student and for the teacher; can be given several times. PATH is a kind of a preprocessed mixture (DIR/cpt) or
+    student and for the teacher; can be given several times. PATH is a dataset of a mixture (DIR/cpt, DIR/cpt.law) or
     documents in any format that preprocessing reads (text, JSONL, a folder...), which are tokenized at the start."""
 
     document_masking: bool = False

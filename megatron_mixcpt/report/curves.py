@@ -80,7 +80,8 @@ def training_charts(runs: Sequence[TrainingRun]) -> list[CurveChart]:
     for curve, (title, unit) in TRAINING_CURVES.items():
         charts.append(_chart(runs, curve, title, unit))
         if curve == DIVERGENCE:
-            charts += [_chart(runs, of_dataset(curve, name), _title(title, name), unit) for name in _datasets(runs)]
+            by_dataset = [(of_dataset(curve, name), _title(title, name)) for name in _datasets(runs)]
+            charts += [_chart(runs, one, its_title, "nats per token") for one, its_title in by_dataset]
     aligned = [run for run in runs if STUDENT_LOSS not in run.log.curves]
     charts.append(_chart(aligned, LOSS, "Format alignment: loss", "of SFT or DPO"))
     return [chart for chart in charts if chart.lines]

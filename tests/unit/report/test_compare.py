@@ -75,6 +75,20 @@ def test_what_stands_for_nothing_is_not_drawn() -> None:
     }
 
 
+def test_named_sources_have_charts_of_their_own() -> None:
+    """Kinds in their order, the sources of each by name; validation sets and unknown names are not among them."""
+    names = ["validation-cpt.law", "sft", "cpt.replay", "web", "cpt.law"]
+    curves = {"lssd loss": [(1, 0.5)]} | {f"lssd loss {name}": [(1, 0.5), (2, 0.0)] for name in names}
+    charts = training_charts([TrainingRun("x", TrainingLog(curves, {}))])
+    assert [(chart.name, chart.title.rpartition("teacher")[2]) for chart in charts] == [
+        ("lssd loss", ""),
+        ("lssd loss cpt.law", ", documents of law"),
+        ("lssd loss cpt.replay", ", documents of replay"),
+        ("lssd loss sft", ", instructions"),
+    ]
+    assert [chart.lines[0].iterations.tolist() for chart in charts[1:]] == [[1]] * 3
+
+
 def test_long_curves_are_running_means() -> None:
     curve = [(iteration, float(iteration)) for iteration in range(1, 801)]
     (chart,) = training_charts([TrainingRun("x", TrainingLog({"ntp loss": curve}, {}))])
