@@ -174,9 +174,9 @@ class _Stripper:
 
     def __init__(self, messages: tuple[Message, ...], rules: tuple[TemplateRule, ...]):
         queries = [message.content for message in messages if message.role == "user"]
-        whole = [rule for rule in rules if not rule.everywhere and queries]
-        self._rule = next((rule for rule in whole if all(rule.apply(query) is not None for query in queries)), None)
-        self._everywhere = [rule for rule in rules if rule.everywhere]
+        possible = [rule for rule in rules if not rule.everywhere and queries and rule.marker in queries[0]]
+        self._rule = next((rule for rule in possible if all(rule.apply(query) is not None for query in queries)), None)
+        self._tried = [rule for rule in rules if rule.everywhere] + ([self._rule] if self._rule else [])
         self._strips_ends = any(rule.name == END_OF_TURN for rule in rules)
         self.notes: set[str] = set()
 
@@ -187,7 +187,7 @@ class _Stripper:
 
     def _message(self, message: Message) -> Message:
         content = message.content
-        for rule in (*self._everywhere, *([self._rule] if self._rule else [])):
+        for rule in self._tried:
             # Built-in templates with a query and a response in one turn are none of a response alone.
             is_possible = rule.everywhere or message.role != "assistant" or rule.has_one_message
             if is_possible and (stripped := rule.apply(content)) is not None:

@@ -77,7 +77,7 @@ class RecordMaker:
         if _has_crlf(record):
             notes.append("lines that end in a carriage return, kept as they are")
         if notes:
-            self.notes.update(notes)
+            self.notes.update(set(notes))  # samples are counted, not what happened within one
         return record
 
 

@@ -160,7 +160,10 @@ class _Turn:
             if value not in (None, 0, 1):
                 raise BadRecord("bad_messages", f'"{name}" of {self._where} is {value!r}; only 0 and 1 are known')
         if role == "assistant":
-            return not any(value == 0 for value in marks.values())
+            is_supervised = not any(value == 0 for value in marks.values())
+            if not is_supervised:
+                self._fields.note("turns of the assistant marked as not to be learned")
+            return is_supervised
         if any(value == 1 for value in marks.values()):
             self._fields.note(f"a turn of the {role} marked as to be learned, which is context here")
         return True

@@ -110,7 +110,9 @@ def test_a_result_may_be_an_object() -> None:
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"training": False}, {"loss": 0.0}])
 def test_turns_that_are_not_to_be_learned(mark: dict) -> None:
-    messages = conversation({"messages": [Q, A | mark, Q, A]}).messages
+    notes: list[str] = []
+    messages = conversation({"messages": [Q, A | mark, Q, A]}, notes).messages
+    assert notes == ["turns of the assistant marked as not to be learned"]
     assert [message.is_supervised for message in messages] == [True, False, True, True]
     assert refused(A | mark)[0] == "nothing_supervised"
     assert turn({name: None for name in mark} | {"weight": 1}).is_supervised
