@@ -1,5 +1,6 @@
 """The input of scoring, read and encoded in parts ahead of the model."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,11 @@ class PartEncoder:
         self._readers = {kind: RecordReader(kind, chosen, settings.reading) for kind, chosen in settings.kinds.items()}
         self.sizes: list[int] = []
         """Rows of each part of the input; of all once :meth:`parts` has ended."""
+
+    @property
+    def notes(self) -> dict[str, Counter[str]]:
+        """By kind, what reading did to records or did not use of them; of all once :meth:`parts` has ended."""
+        return {kind: reader.counts.notes for kind, reader in self._readers.items()}
 
     def parts(self, finished: set[int]) -> Iterator[tuple[int, list[CandidateSample]]]:
         """Number and samples of each unfinished part; the next part is made while the caller works on one.

@@ -9,7 +9,7 @@ from megatron_mixcpt.data.chat.encoding import ChatEncoder, Refusal
 from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.readers import is_blank, read_blocks
 from megatron_mixcpt.data.reading.record_reader import RecordReader, Reject
-from megatron_mixcpt.data.records import Conversation, PreferencePair, Record
+from megatron_mixcpt.data.records import BadRecord, Conversation, PreferencePair, Record
 from megatron_mixcpt.data.sample_id import sample_id, to_row
 from megatron_mixcpt.selection.fas import Encoded
 
@@ -85,7 +85,10 @@ def _sample(item: NumberedRecord, encoded: Encoded | Refusal | None) -> Candidat
     if isinstance(item.found, Reject):
         return CandidateSample(*where, refusal=Refusal(item.found.reason, item.found.detail))
     assert isinstance(item.found, Conversation | PreferencePair)
-    identity = sample_id(item.found)
+    try:
+        identity = sample_id(item.found)
+    except BadRecord as error:
+        return CandidateSample(*where, refusal=Refusal(error.reason, error.detail))
     if isinstance(encoded, Refusal):
         return CandidateSample(*where, id=identity, refusal=encoded)
     return CandidateSample(*where, encoded=encoded, id=identity, row=to_row(item.found))

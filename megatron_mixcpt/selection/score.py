@@ -14,7 +14,7 @@ import torch
 
 from megatron_mixcpt.data.chat.encoding import NOTES, ChatEncoder, Refusal
 from megatron_mixcpt.data.chat.templates import choose_template
-from megatron_mixcpt.data.reading.sources import find_sources
+from megatron_mixcpt.data.reading.sources import find_files
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.work_folder import lock, start_or_resume
@@ -43,7 +43,9 @@ def score_alignment(settings: ScoreSettings) -> None:
     files = ScoreFiles(settings.output)
     files.check_new()
     source = ModelSource.open(hf_model=settings.hf_model, load=settings.load)
-    sources = [found for kind, chosen in settings.kinds.items() for found in find_sources(kind, list(chosen.paths))]
+    include = settings.reading.include_held_out_splits
+    found = {kind: find_files(kind, chosen.paths, include) for kind, chosen in settings.kinds.items()}
+    sources = [source for of_kind in found.values() for source in of_kind.sources]
     tokenizer = source.tokenizer()
     template = choose_template(tokenizer, settings.chat_template, files.planned(DATE))
     layout = settings.layout
@@ -69,7 +71,8 @@ def score_alignment(settings: ScoreSettings) -> None:
         seconds = _score_parts(settings, parts, runner, files, encoder.eos_id, progress)
         if runner.is_writer:
             files.join(len(parts.sizes))
-            print(_summary(files, runner, seconds), flush=True)
+            left_out = [of_kind.describe_held_out(f"--{kind}") for kind, of_kind in found.items() if of_kind.held_out]
+            print("\n".join([*left_out, _summary(files, parts, runner, seconds)]), flush=True)
     runner.close()
 
 
@@ -123,11 +126,14 @@ def score_part(
     return scores, rejects
 
 
-def _summary(files: ScoreFiles, runner: ForwardRunner, seconds: float) -> str:
+def _summary(files: ScoreFiles, parts: PartEncoder, runner: ForwardRunner, seconds: float) -> str:
     """How many samples have a score and why the others do not, for the terminal."""
     scored, rejected = count_lines(files.output, "kind"), count_lines(files.rejects, "kind", "reason")
     lines = [f"{kind}: {number:,} samples scored" for (kind,), number in scored.items()]
     lines += [f"{kind}: {number:,} {NOTES[note]}" for (kind, note), number in count_notes(files.output).most_common()]
+    lines += [
+        f"{kind}: {number:,} {note}" for kind, notes in parts.notes.items() for note, number in notes.most_common()
+    ]
     lines += [f"{kind}: {number:,} not scored: {reason}" for (kind, reason), number in rejected.most_common()]
     padding = 1 - runner.num_tokens / max(runner.num_places, 1)
     speed = runner.num_tokens / max(seconds, 1e-9)

@@ -32,7 +32,7 @@ class ReadingSettings:
     """Stop at the first record that cannot be used, or leave such records out, counted by reason."""
     max_rejects: float = setting(default=1.0, metavar="SHARE", read=read_share)
     """With --on-bad-record skip: fail if more than this share of a kind's records is bad, for example 1%."""
-    include_held_out_splits: bool = False
+    include_held_out_splits: bool = setting(default=False, decides=False)  # the files that are read decide
     """Of folders, also read files and splits whose names say test, validation, valid, dev or eval."""
     keep_templates: tuple[str, ...] | None = setting(default=None, nargs="*", metavar="NAME", decides=False)
     """Do not remove these chat templates from the text of the data (without a name: none is removed)."""

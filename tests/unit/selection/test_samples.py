@@ -83,3 +83,20 @@ def test_bad_records_are_an_error_unless_asked_otherwise(world, tokenizer) -> No
         list(parts_of(world, chat).parts(set()))
     with pytest.raises(DataError, match="--sft: 1 of 5 records are bad .* more than --max-rejects 10.00%"):
         list(parts_of(world, chat, "--on-bad-record", "skip", "--max-rejects", "10%").parts(set()))
+
+
+def test_half_of_a_surrogate_pair_is_a_reason_and_what_reading_did_is_counted(tokenizer, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Hi", "response": "\ud800"},
+        {"messages": [], "prompt": "Hi"},
+        {"prompt": "Hi", "response": "a</s>"},
+    ]
+    (tmp_path / "sft.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = score_tool.build_parser().parse_args(
+        ["--hf-model", "x", "--sft", str(tmp_path / "sft.jsonl"), "--output", "x", "--on-bad-record", "skip"]
+    )
+    sources = find_sources("sft", [str(tmp_path / "sft.jsonl")])
+    parts = PartEncoder(score_tool.settings_of(made), sources, encoder(tokenizer, "chatml", seq_length=64))
+    [(_, found)] = parts.parts(set())
+    assert [sample.refusal and sample.refusal.reason for sample in found] == ["lone_surrogate", "bad_messages", None]
+    assert list(parts.notes["sft"].values()) == [1]
