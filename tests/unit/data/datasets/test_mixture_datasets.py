@@ -89,6 +89,19 @@ def test_weights_exhaust_a_small_kind_evenly(manifest) -> None:
     assert seen[1].total() == dpo.num_sequences * SEQUENCE_LENGTH
 
 
+def test_sources_of_a_kind_are_weighted_against_each_other(tmp_path: Path) -> None:
+    """Of 1,280 tokens three quarters are law, which has 320: three passes. Replay gives a third of its 960."""
+    manifest = write_mixture(tmp_path, **{"cpt.law": [40] * 8, "cpt.replay": [60] * 16})
+    plan, (train, _) = build(manifest, weights={"cpt.law": 3, "cpt.replay": 1})
+    law, replay = plan.datasets
+    assert (law.name, law.epochs, law.num_sequences) == ("cpt.law", 3.0, (960 - 1) // 16)
+    assert (replay.name, replay.epochs, replay.num_sequences) == ("cpt.replay", 1 / 3, (320 - 1) // 16)
+    seen = labels_seen(train)
+    assert set(seen[0].values()) <= {2, 3, 4} and len(seen[0]) == 320 and set(seen[1].values()) == {1}
+    order = [int(train[index]["dataset_id"]) for index in range(len(train))]
+    assert abs(order[:40].count(0) - 30) <= 1
+
+
 def test_kinds_are_interleaved_in_proportion(manifest) -> None:
     plan, (train, _) = build(manifest)
     order = [int(train[index]["dataset_id"]) for index in range(len(train))]

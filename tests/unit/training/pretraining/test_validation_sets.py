@@ -5,10 +5,18 @@ from pathlib import Path
 import pytest
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.data.mixture.plan import plan_mixture
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.testing import run_distributed
-from megatron_mixcpt.training.pretraining.validation_sets import open_named_sets, parse_named_sets
+from megatron_mixcpt.training.pretraining.validation_sets import (
+    _preprocessed,
+    held_out_datasets,
+    open_named_sets,
+    parse_named_sets,
+    validation_names,
+)
 from tests.distributed.tiny_run import make_mixture
+from tests.unit.data.mixture.test_plan import write_mixture
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 
@@ -25,6 +33,25 @@ def folder(tmp_path: Path) -> Path:
 def test_text_and_kinds_of_a_mixture_are_taken(folder: Path) -> None:
     given = [f"general={folder}/general.txt", f"sft.old={folder}/mixture/sft", f"idx={folder}/mixture/dpo.idx"]
     assert list(parse_named_sets(given)) == ["general", "sft.old", "idx"]
+
+
+@pytest.mark.parametrize("path", ["cpt.law", "cpt.law.idx", "cpt.law.bin"])
+def test_a_named_source_is_taken(tmp_path: Path, path: str) -> None:
+    write_mixture(tmp_path, **{"cpt.law": [40], "cpt.bin": [30], "sft": [20]})
+    assert _preprocessed(tmp_path / path) == (tmp_path, "cpt.law")
+    assert _preprocessed(tmp_path / "cpt.bin") == (tmp_path, "cpt.bin")  # a source that is called bin
+    with pytest.raises(ConfigError, match=r"give one of them, .*cpt.law or .*cpt.bin or .*sft"):
+        _preprocessed(tmp_path)
+
+
+def test_held_out_samples_are_a_set_for_each_source(tmp_path: Path) -> None:
+    manifest = write_mixture(tmp_path, **{"cpt.law": [20] * 20, "cpt.replay": [20] * 20, "sft": [9]})
+    plan = plan_mixture(manifest, sequence_length=16, split="50,50,0", weights={"cpt": 1})
+    held_out = held_out_datasets(manifest, plan)
+    assert held_out == ["cpt.law", "cpt.replay"]
+    assert validation_names(held_out, ["law"]) == ["cpt.law", "cpt.replay", "law"]
+    with pytest.raises(ConfigError, match="--validation cpt.law=...: cpt.law is what --split holds out"):
+        validation_names(held_out, ["cpt.law"])
 
 
 @pytest.mark.parametrize(
