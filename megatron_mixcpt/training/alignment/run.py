@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from megatron_mixcpt.config import AlignmentConfig
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
+from megatron_mixcpt.data.chat.templates import RENDERER
 from megatron_mixcpt.distillation.log_probs_head import AlignmentTargets, LogProbsHead
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.training.alignment.arguments import parse_alignment_flags
@@ -91,6 +92,7 @@ def train_alignment(
             chat_template=run.encoder.template.text,
             stop_token_ids=run.encoder.stop_token_ids(),
         )
+    RENDERER.close()  # a process with transformers in it, which training does not need
     forward_step = _forward_step_func(run, groups, make_loss_func, runs_reference)
     rank = groups.dp.rank()
     steps = BatchSteps(args, run.train, run.valid, rank)
