@@ -24,7 +24,7 @@ def preference_pair(fields: RowFields) -> PreferencePair:
     chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
     prompt = _prompt(fields, tools)
     if prompt and not shared:
-        chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
+        chosen, rejected = _response(prompt, chosen), _response(prompt, rejected)
     prompt = _joined(prompt, shared)
     if not prompt:
         raise BadRecord("missing_field", f'expected "{fields.names.prompt}"; found {fields.listed()}')
@@ -62,6 +62,11 @@ def _joined(prompt: Turns, shared: Turns) -> Turns:
             if is_same(shared[start : start + len(prompt)], prompt):
                 return shared
     return prompt + _after(prompt, shared)
+
+
+def _response(prompt: Turns, side: Turns) -> Turns:
+    """A side without the prompt's turns where it is a whole conversation, which the assistant never begins."""
+    return side if side[0].role == "assistant" else _after(prompt, side)
 
 
 def _after(prompt: Turns, turns: Turns) -> Turns:

@@ -50,6 +50,7 @@ def test_prompt_that_is_a_part_of_a_longer_conversation(prompt: object) -> None:
         (turns("u:Q1"), turns("a:A1|u:Q2|a:A"), turns("a:A1|u:Q2|a:B"), "u:Q1|a:A1|u:Q2 / a:A / a:B"),
         (turns("u:Q1"), turns("a:A1|u:Q1|a:A"), turns("a:A1|u:Q1|a:B"), "u:Q1|a:A1|u:Q1 / a:A / a:B"),
         ("Q", turns("u:Q|a:A"), "B", "u:Q / a:A / a:B"),
+        (turns("u:Q|a:A"), "A", "B", "u:Q|a:A / a:A / a:B"),
         (None, turns("u:Q|a:C|t:T|a:A"), turns("u:Q|a:C|t:T|a:B"), "u:Q|a:C|t:T / a:A / a:B"),
         (None, turns("u:Q|a:A|u:Q2|a:C"), turns("u:Q|a:B|u:Q2|a:C"), "u:Q / a:A|u:Q2|a:C / a:B|u:Q2|a:C"),
         (None, turns("u:Q|a:A"), turns("u:Q|a:A"), "u:Q / a:A / a:A"),
