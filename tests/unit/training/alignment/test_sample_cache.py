@@ -37,8 +37,9 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(tokenizer_folder: Path, tmp_path: Path) -> SampleRecipe:
-    """Of a file with a sample that is too long in line 3, and of one with a bad record in line 2."""
-    rows = [turns(f"fox {number}", "jumps" if number != 2 else "jumps over " * 100) for number in range(NUM_SAMPLES)]
+    """Of a file with samples that are too long in lines 3 and 36, and of one with a bad record in line 2."""
+    answers = {2: "jumps over " * 100, 35: "jumps over " * 100}
+    rows = [turns(f"fox {number}", answers.get(number, "jumps")) for number in range(NUM_SAMPLES)]
     (tmp_path / "good.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     bad = {"messages": [{"role": "user", "content": "fox"}]}
     (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, [turns("a", "dog"), bad, turns("b", "dog")])))
@@ -67,16 +68,17 @@ def test_any_number_of_processes_writes_the_same_bytes(
         assert folder == tmp_path / str(workers) / recipe.name
         found[workers] = contents(folder)
     assert found[1] == found[3]
-    assert len(samples) == NUM_SAMPLES - 1 + 2
+    assert len(samples) == NUM_SAMPLES - 2 + 2
     rejects = [json.loads(line) for line in found[1]["rejects.jsonl"].splitlines()]
     assert [(Path(row["source"]).name, row["line"], row["reason"]) for row in rejects] == [
         ("good.jsonl", 3, "too_long"),
+        ("good.jsonl", 36, "too_long"),
         ("odd.jsonl", 2, "bad_messages"),
     ]
-    assert samples.summary["rejects"] == {"too_long": 1, "bad_messages": 1}
+    assert samples.summary["rejects"] == {"too_long": 2, "bad_messages": 1}
     # The samples are in the order of the input.
     expected = recipe.encoder.encode_conversations([_conversation("fox 39", "jumps"), _conversation("a", "dog")])
-    for index, conversation in zip((NUM_SAMPLES - 2, NUM_SAMPLES - 1), expected, strict=True):
+    for index, conversation in zip((NUM_SAMPLES - 3, NUM_SAMPLES - 2), expected, strict=True):
         ((tokens, loss_mask),) = samples[index]
         assert tokens.tolist() == conversation.tokens.tolist()
         assert loss_mask.tolist() == conversation.loss_mask.tolist()
