@@ -1,7 +1,7 @@
-"""Write docs/reference/flags.md from the parsers of all tools.
+"""Write docs/reference/flags.md from the parsers of all tools, and engine-flags.md from the trainers' flag table.
 
-python docs/generate_reference.py            # writes the page
-python docs/generate_reference.py --check    # exits with 1 where the page is not what the parsers say
+python docs/generate_reference.py            # writes the pages
+python docs/generate_reference.py --check    # exits with 1 where a page is not what the parsers say
 """
 
 import argparse
@@ -26,11 +26,16 @@ from megatron_mixcpt.config import DPOConfig, MixCPTConfig, SFTConfig  # noqa: E
 from megatron_mixcpt.data.reading.record_flags import add_record_flags  # noqa: E402
 from megatron_mixcpt.training.alignment import arguments as alignment  # noqa: E402
 from megatron_mixcpt.training.engine import arguments as engine  # noqa: E402
-from megatron_mixcpt.training.engine.refused_flags import REFUSED, flag_of  # noqa: E402
+from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_ALIGNMENT, DECIDED_IN_PRETRAINING  # noqa: E402
+from megatron_mixcpt.training.engine.flag_table import flag_of  # noqa: E402
+from megatron_mixcpt.training.engine.harmless_flags import HARMLESS_ENGINE_ARGUMENTS  # noqa: E402
+from megatron_mixcpt.training.engine.refused_flags import REFUSED, REFUSED_VALUES  # noqa: E402
+from megatron_mixcpt.training.engine.served_flags import OF_THE_MODEL, SERVED  # noqa: E402
 from megatron_mixcpt.training.pretraining import arguments as pretraining  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/reference/flags.md"
+ENGINE_PAGE = ROOT / "docs/reference/engine-flags.md"
 
 # Tool -> the module of its parser, or the settings of a trainer, whose parser is the engine's with these flags added.
 TOOLS: Mapping[str, str | type] = {
@@ -53,8 +58,16 @@ HEAD = """# Flags
 <!-- Written by docs/generate_reference.py from the parsers: change the flags' help, then run it. -->
 
 Every tool prints its flags with `--help`. The trainers (`pretrain_mixcpt.py`, `train_sft.py`, `train_dpo.py`) accept
-every flag of Megatron as well; [Megatron's flags](#megatrons-flags) lists those whose defaults differ here or that are
-refused.
+every flag of Megatron as well, each of which holds or is refused in one line: [Megatron's flags](engine-flags.md).
+"""
+ENGINE_HEAD = """# Megatron's flags
+
+<!-- Written by docs/generate_reference.py from the parsers: change the tables in megatron_mixcpt/training/engine. -->
+
+The trainers (`pretrain_mixcpt.py`, `train_sft.py`, `train_dpo.py`) accept every flag of Megatron. Each is in one of
+these classes, and the trainers go by the same tables: a flag that holds does what Megatron documents; a flag that would
+not is refused in one line with the reason. A flag that a newer Megatron brings is refused until it is in a table.
+`python -m megatron_mixcpt.training.engine.flag_table` prints one line for each flag.
 """
 
 # Values that depend on the machine or the model.
@@ -70,7 +83,6 @@ def page() -> str:
     for tool, source in TOOLS.items():
         parser = _trainers_parser(source) if isinstance(source, type) else _parser_of(source)
         parts += [f"## {tool}\n", _purpose(parser, tool), *_tables(parser)]
-    parts += ["## Megatron's flags\n", *_engine_tables()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -79,6 +91,11 @@ def _trainers_parser(settings: type) -> argparse.ArgumentParser:
     if kind := getattr(settings, "kind", None):
         add_record_flags(parser, kind)
     return parser
+
+
+def engine_page() -> str:
+    """The page of the engine's flags."""
+    return "\n".join([ENGINE_HEAD, *_engine_tables()]).rstrip() + "\n"
 
 
 def _parser_of(module: str) -> argparse.ArgumentParser:
@@ -117,7 +134,9 @@ def _names(formatter: argparse.HelpFormatter, action: argparse.Action) -> str:
 
 
 def _engine_tables() -> Iterator[str]:
-    yield "Defaults that differ from Megatron's. A flag on the command line overrides them.\n"
+    yield "## Defaults that differ from Megatron's\n"
+    yield "A flag on the command line overrides them; of flags that exclude one another, such as `--lr-warmup-fraction`"
+    yield "and `--lr-warmup-iters`, the one that is given takes the place of a default.\n"
     for title, defaults in (
         ("All trainers", _engine_defaults()),
         ("`pretrain_mixcpt.py`", pretraining.RECIPE_DEFAULTS),
@@ -126,23 +145,38 @@ def _engine_tables() -> Iterator[str]:
         yield f"**{title}**\n\n| flag | default here |\n|---|---|"
         yield from (f"| `{_flag(name)}` | {_value(name, value)} |" for name, value in defaults.items() if name != "sft")
         yield ""
-    yield "Flags that are refused, because something else decides them:\n"
+    yield "## Flags of the model\n"
+    yield "They follow from config.json of `--hf-model` (or of the checkpoint's `hf/`); one that contradicts it is"
+    yield f"refused by name: {_listed(sorted(OF_THE_MODEL))}.\n"
+    yield "## Flags that hold, and that a resumed run must repeat\n"
+    yield from _classes(SERVED, "what they decide")
+    yield "## Flags that hold, and that may differ between a run and what it resumes\n"
+    yield from _classes(HARMLESS_ENGINE_ARGUMENTS, "what they decide")
+    yield "## Flags that something else decides in one kind of training\n"
     for title, decided in (
-        ("`pretrain_mixcpt.py`", pretraining.DECIDED_ELSEWHERE),
-        ("`train_sft.py` and `train_dpo.py`", alignment.DECIDED_ELSEWHERE),
+        ("`pretrain_mixcpt.py`", DECIDED_IN_PRETRAINING),
+        ("`train_sft.py` and `train_dpo.py`", DECIDED_IN_ALIGNMENT),
     ):
         yield f"**{title}**\n\n| flag | reason |\n|---|---|"
-        yield from (f"| `{_flag(name)}` | {_prose(reason)} |" for name, reason in decided.items())
+        yield from (f"| `{flag_of(name)}` | {_prose(reason)} |" for name, reason in decided.items())
         yield ""
-    yield "Flags that are refused in all trainers, because they would not do what they say or are not tested; a value"
-    yield "that is Megatron's default is taken:\n"
-    yield "| reason | flags |\n|---|---|"
-    for reason in dict.fromkeys(REFUSED.values()):
-        flags = ", ".join(f"`{flag_of(name)}`" for name, why in REFUSED.items() if why == reason)
-        yield f"| {_prose(reason)} | {flags} |"
+    yield "## Flags that are refused in all trainers\n"
+    yield "They would not do what they say, or are not tested. A value that is Megatron's default is taken.\n"
+    yield from _classes(REFUSED, "reason")
+    for name, values in REFUSED_VALUES.items():
+        yield from (f"`{flag_of(name)} {value}` is refused as well: {reason}." for value, reason in values.items())
+
+
+def _classes(table: Mapping[str, str], what: str) -> Iterator[str]:
+    """Flags by reason or subject."""
+    yield f"| {what} | flags |\n|---|---|"
+    for reason in dict.fromkeys(table.values()):
+        yield f"| {_prose(reason)} | {_listed([name for name, why in table.items() if why == reason])} |"
     yield ""
-    yield "The architecture, the vocabulary and the position embeddings follow from `--hf-model` (or from the"
-    yield "checkpoint's `hf/`); a flag that contradicts them is refused by name."
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{flag_of(name)}`" for name in names)
 
 
 def _engine_defaults() -> dict[str, Any]:
@@ -170,14 +204,16 @@ def _prose(text: str) -> str:
 
 
 def main() -> None:
-    """Write the page, or compare it."""
+    """Write the pages, or compare them."""
     parser = flags.Parser(__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is stale")
-    is_check, text = parser.parse_args().check, page()
-    if not is_check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit(f"error: {PAGE.relative_to(ROOT)} is not what the parsers say: run python docs/generate_reference.py")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is stale")
+    is_check = parser.parse_args().check
+    for path, text in ((PAGE, page()), (ENGINE_PAGE, engine_page())):
+        if not is_check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            shown = path.relative_to(ROOT)
+            sys.exit(f"error: {shown} is not what the parsers say: run python docs/generate_reference.py")
 
 
 if __name__ == "__main__":

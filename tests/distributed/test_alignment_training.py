@@ -159,7 +159,7 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
         "has no <|start_header_id|>": ["--chat-template", "llama3"],
         "give the model with either --hf-model": ["--load", str(world / "llama")],
         "--train-iters is not used here (--epochs and": ["--train-iters", "3"],
-        "--dataloader-type is not used here (each epoch has": ["--dataloader-type", "cyclic"],
+        "--dataloader-type is not used here (each batch is": ["--dataloader-type", "cyclic"],
         # What can be known without the samples is said before any is encoded.
         "--seq-length 200000 is longer than": ["--sft", str(no_answer), "--seq-length", "200000"],
         "is of a run with the files": ["--save", str(tmp_path / "save"), "--sft", str(no_answer)],
@@ -183,6 +183,7 @@ def refusals_of(argvs: list[list[str]], output: str) -> None:
     from megatron_mixcpt.training.alignment.arguments import parse_alignment_flags
     from megatron_mixcpt.training.alignment.prepare import prepare_run
     from megatron_mixcpt.training.alignment.sft import DEFAULTS
+    from megatron_mixcpt.training.engine.arguments import without_flags
 
     said = []
     for argv in argvs:
@@ -192,3 +193,7 @@ def refusals_of(argvs: list[list[str]], output: str) -> None:
         destroy_global_vars()
         destroy_num_microbatches_calculator()
     Path(output).write_text(json.dumps(said))
+    # --lr-warmup-iters takes the place of our --lr-warmup-fraction.
+    argv = [*without_flags(argvs[0][:-2], ["--lr-warmup-fraction"]), "--lr-warmup-iters", "1"]
+    args = parse_alignment_flags(argv, SFTConfig, DEFAULTS).args
+    assert (args.lr_warmup_iters, args.lr_warmup_fraction) == (1, None)

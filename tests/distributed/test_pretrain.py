@@ -16,7 +16,7 @@ TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 TP3 = ["--tensor-model-parallel-size", "3"]
 PP2 = ["--pipeline-model-parallel-size", "2"]
 LAYOUTS = {
-    "TP2+SP": (2, TP2_SP),
+    "TP2+SP": (2, [*TP2_SP, "--make-vocab-size-divisible-by", "128"]),  # 385 tokens in 512 rows
     "PP2": (2, PP2),
     "TP2xPP2": (4, [*TP2_SP[:2], *PP2]),
     "PP2 interleaved": (2, [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"]),

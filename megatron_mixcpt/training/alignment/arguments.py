@@ -33,12 +33,15 @@ from megatron_mixcpt.training.engine.arguments import (
     check_vocabulary,
     engine_defaults,
     explicit_arguments,
+    merge_settings,
     parallel_sizes,
     parse_engine_args,
     refuse_decided,
+    refuse_foreign_architecture,
     without_flags,
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
+from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_ALIGNMENT
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 
@@ -55,19 +58,6 @@ RECIPE_DEFAULTS: dict[str, Any] = {
     "save_interval": 1000,
     "log_interval": 1,
     "sft": False,
-}
-DECIDED_ELSEWHERE = {
-    "data_path": "--sft or --dpo names the data",
-    "split": "--held-out says what is held out",
-    "train_iters": "--epochs and --global-batch-size decide it",
-    "train_samples": "--epochs decides it",
-    "step_batch_size_schedule": "--global-batch-size is that of the whole run",
-    "eval_iters": "every held-out sample is measured",
-    "tokenizer_type": "the tokenizer is the model's",
-    "tokenizer_model": "the tokenizer is the model's",
-    "pretrained_checkpoint": "--load names the checkpoint to start from, --save the one to resume",
-    "dataloader_inter_document_masking": "every sample attends to itself alone",
-    "dataloader_type": "each epoch has an order of its own, which --seed decides",
 }
 
 
@@ -111,12 +101,15 @@ def parse_alignment_flags[Config: AlignmentConfig](
     """
     explicit = explicit_arguments(argv, config_class)
     config = settings_from(explicit, config_class)
-    refuse_decided(explicit, DECIDED_ELSEWHERE)
+    refuse_decided(explicit, DECIDED_IN_ALIGNMENT)
     source = _open_source(config, explicit)
     refuse_contradictions(explicit, source.plan)
+    refuse_foreign_architecture(explicit, source.plan)
     tokenizer = load_tokenizer(source.plan.folder)
     check_vocabulary(source.plan, len(tokenizer))
-    settings = _recipe_defaults(explicit) | defaults | engine_defaults(source.plan, tokenizer.eos_token_id) | explicit
+    settings = merge_settings(
+        RECIPE_DEFAULTS | defaults | engine_defaults(source.plan, tokenizer.eos_token_id), explicit
+    )
     check_transformer_engine(explicit, settings)
     _check_precision(config, settings)
     sizes = parallel_sizes(settings)
@@ -136,12 +129,6 @@ def parse_alignment_flags[Config: AlignmentConfig](
     args = _engine_args(argv, config_class, settings, sizes, config, resumed)
     left_out = files.describe_held_out(f"--{config.kind}")
     return AlignmentFlags(args, config, sizes, source, recipe, left_out, _row_shape(config, settings, sizes), resumed)
-
-
-def _recipe_defaults(explicit: dict[str, Any]) -> dict[str, Any]:
-    """Without the warm-up where the user gives another kind of it."""
-    replaced = {"lr_warmup_fraction"} if {"lr_warmup_iters", "lr_warmup_samples"} & explicit.keys() else set()
-    return {name: value for name, value in RECIPE_DEFAULTS.items() if name not in replaced}
 
 
 def _open_source(config: AlignmentConfig, explicit: dict[str, Any]) -> ModelSource:

@@ -5,6 +5,8 @@ Shared by every training entry; each adds the flags of its settings and its defa
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import importlib
 import io
 import os
@@ -18,9 +20,11 @@ from megatron.training.arguments import add_megatron_arguments, parse_and_valida
 from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
 from megatron_mixcpt.data.reading.record_flags import add_record_flags
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.flags import Parser, add_flags, flag_name, repeated_flags
+from megatron_mixcpt.flags import Parser, add_flags, repeated_flags
 from megatron_mixcpt.parallel_sizes import ParallelSizes
-from megatron_mixcpt.training.engine.refused_flags import refuse_unsupported
+from megatron_mixcpt.training.engine.flag_table import classes_of, engine_arguments, flag_of
+from megatron_mixcpt.training.engine.refused_flags import REFUSED, REFUSED_VALUES
+from megatron_mixcpt.training.engine.served_flags import OF_THE_MODEL
 
 Settings = Mapping[str, Any]
 """Engine arguments by destination: defaults, and over them what the command line says."""
@@ -43,6 +47,12 @@ def _add_flags(parser: argparse.ArgumentParser, config_class: type) -> argparse.
     return parser
 
 
+@functools.cache
+def _parser(config_class: type) -> argparse.ArgumentParser:
+    """The engine's flags with those of a settings dataclass."""
+    return _add_flags(add_megatron_arguments(Parser()), config_class)
+
+
 def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any]:
     """The arguments that the command line gives, by destination, without any default.
 
@@ -51,20 +61,63 @@ def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any
         config_class: dataclass whose fields are flags beside the engine's.
 
     Raises:
-        ConfigError: an unknown flag, a value of the wrong type, or a flag of the engine that is not supported.
+        ConfigError: an unknown flag, a value of the wrong type, a flag of the engine that is refused, or one that
+            nothing has decided about (``flag_table.py``).
     """
-    parser = _add_flags(add_megatron_arguments(Parser()), config_class)
+    parser = _parser(config_class)
     unset, defaults = _Unset(), vars(parser.parse_args([]))
     blank = argparse.Namespace(**dict.fromkeys(defaults, unset))
     given = {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
-    refuse_unsupported(given, defaults)
+    _refuse_unsupported({name: value for name, value in given.items() if value != defaults[name]}, config_class)
     return given
+
+
+def _refuse_unsupported(changed: Settings, config_class: type) -> None:
+    """Raise ConfigError for a flag of the engine, with a value that is not its default, that does not hold here."""
+    ours = {field.name for field in dataclasses.fields(config_class)}
+    for name in sorted((changed.keys() & engine_arguments().keys()) - ours):
+        if name in REFUSED:
+            raise ConfigError(f"{flag_of(name)} is not supported ({REFUSED[name]}); remove it")
+        if reason := REFUSED_VALUES.get(name, {}).get(str(changed[name])):
+            raise ConfigError(f"{flag_of(name)} {changed[name]} is not supported ({reason}); remove it")
+        if not classes_of(name):
+            raise ConfigError(
+                f"{flag_of(name)} is new in this release of the engine and was never tried here; remove it"
+            )
+
+
+_ONE_OF = (
+    ("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples"),
+    ("lr_decay_iters", "lr_decay_samples"),
+    ("train_iters", "train_samples"),
+    ("recompute_activations", "recompute_granularity"),
+    ("num_layers_per_virtual_pipeline_stage", "num_virtual_stages_per_pipeline_rank"),
+    ("fp16", "bf16"),
+)
+"""Arguments of which the engine takes one."""
+
+
+def merge_settings(defaults: Settings, explicit: Settings) -> dict[str, Any]:
+    """Our defaults, and over them what the command line says; a default yields to any flag that decides the same."""
+    rivals = {name for group in _ONE_OF if explicit.keys() & set(group) for name in group}
+    return {name: value for name, value in defaults.items() if name not in rivals} | dict(explicit)
+
+
+def refuse_foreign_architecture(explicit: Settings, model: ModelPlan) -> None:
+    """Raise ConfigError for a flag of an architecture that is not the model's, such as one of experts that it lacks."""
+    for name in sorted(OF_THE_MODEL & explicit.keys() - model.engine_arguments.keys()):
+        if explicit[name] != engine_arguments()[name].default:
+            raise ConfigError(f"{flag_of(name)} is not used here ({model.folder} has nothing of the kind); remove it")
+    if not model.engine_arguments["num_experts"]:
+        for name in sorted(name for name in explicit if name.startswith("moe_")):
+            if explicit[name] != engine_arguments()[name].default:
+                raise ConfigError(f"{flag_of(name)} is not used here ({model.folder} has no experts); remove it")
 
 
 def refuse_decided(explicit: Settings, decided: Mapping[str, str]) -> None:
     """Raise ConfigError for an explicit flag that something else decides; ``decided`` says what, by destination."""
     for name in sorted(decided.keys() & explicit.keys()):
-        raise ConfigError(f"{flag_name(name)} is not used here ({decided[name]}); remove it")
+        raise ConfigError(f"{flag_of(name)} is not used here ({decided[name]}); remove it")
 
 
 def check_vocabulary(model: ModelPlan, num_tokens: int) -> None:
@@ -145,13 +198,30 @@ def without_flags(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
 
 def _derived(settings: Settings) -> dict[str, Any]:
     """Padding of the vocabulary, where TensorBoard writes, and the engine's word for --deterministic."""
-    tensor = settings.get("tensor_model_parallel_size", 1)
-    derived = {"padded_vocab_size": -(-settings["vocab_size"] // tensor) * tensor}
+    derived: dict[str, Any] = {"padded_vocab_size": _padded_vocab_size(settings)}
     if settings.get("save") and not settings.get("tensorboard_dir"):
         derived["tensorboard_dir"] = os.path.join(settings["save"], "tensorboard")
     if settings.get("deterministic"):
         derived["deterministic_mode"] = True
     return derived
+
+
+def _padded_vocab_size(settings: Settings) -> int:
+    """Rows of the embedding over all tensor parallel ranks. The losses leave out those beyond the vocabulary.
+
+    Raises ConfigError for a size that is given and cannot be.
+    """
+    size, tensor = settings["vocab_size"], settings.get("tensor_model_parallel_size", 1)
+    multiple = settings.get("make_vocab_size_divisible_by", 1)
+    if multiple < 1:
+        raise ConfigError(f"--make-vocab-size-divisible-by {multiple} must be greater than 0")
+    padded = settings.get("padded_vocab_size") or -(-size // (multiple * tensor)) * multiple * tensor
+    if padded < size or padded % tensor:
+        raise ConfigError(
+            f"--padded-vocab-size {padded}: give a multiple of --tensor-model-parallel-size {tensor} that is at least "
+            f"the model's {size}, or leave it out"
+        )
+    return padded
 
 
 def parallel_sizes(settings: Settings) -> ParallelSizes:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron.training.arguments import add_megatron_arguments
-
 from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError, ConfigError
-from megatron_mixcpt.flags import Parser, described
+from megatron_mixcpt.flags import described
 from megatron_mixcpt.terminal import say
+from megatron_mixcpt.training.engine.flag_table import engine_arguments
 from megatron_mixcpt.training.engine.harmless_flags import HARMLESS_ENGINE_ARGUMENTS, HARMLESS_FLAGS
 from megatron_mixcpt.training.engine.patches import Change
 
@@ -50,12 +49,8 @@ def _engine_record(args: argparse.Namespace, ours: Mapping[str, Any]) -> Record:
 @functools.cache
 def engine_flags() -> tuple[tuple[str, str, Any], ...]:
     """Name, flag and default of each of the engine's arguments that is compared."""
-    parser = add_megatron_arguments(Parser())
-    flags: dict[str, tuple[str, Any]] = {}
-    for action in parser._actions:  # argparse has no public list of them
-        if action.option_strings and action.dest != "help" and action.dest not in HARMLESS_ENGINE_ARGUMENTS:
-            flags.setdefault(action.dest, (action.option_strings[0], _plain(action.default)))
-    return tuple((name, flag, default) for name, (flag, default) in flags.items())
+    compared = (item for item in engine_arguments().items() if item[0] not in HARMLESS_ENGINE_ARGUMENTS)
+    return tuple((name, argument.flag, _plain(argument.default)) for name, argument in compared)
 
 
 def files_digest(paths: Iterable[Path], start: str = "") -> str:

@@ -25,11 +25,14 @@ from megatron_mixcpt.training.engine.arguments import (
     check_vocabulary,
     engine_defaults,
     explicit_arguments,
+    merge_settings,
     parallel_sizes,
     parse_engine_args,
     refuse_decided,
+    refuse_foreign_architecture,
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
+from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_PRETRAINING
 from megatron_mixcpt.training.engine.run_record import build_record, check_resumes
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
@@ -48,19 +51,6 @@ RECIPE_DEFAULTS: dict[str, Any] = {
     "eval_iters": 10,
     "save_interval": 1000,
     "log_interval": 10,
-}
-
-
-# Engine flags that something else decides here: taking them silently would not train on what they say.
-DECIDED_ELSEWHERE = {
-    "data_path": "--mixture names the data",
-    "train_data_path": "--mixture names the data",
-    "valid_data_path": "--mixture names the data, and --split what is held out",
-    "tokenizer_type": "the mixture holds tokens already, and --hf-model their tokenizer",
-    "tokenizer_model": "the mixture holds tokens already, and --hf-model their tokenizer",
-    "full_validation": "held-out samples (--split) are measured completely unless --eval-iters says how many batches",
-    "multiple_validation_sets": "each dataset's held-out samples (--split) are a set unless --eval-iters is given",
-    "reset_attention_mask": "--document-masking keeps attention within documents",
 }
 
 
@@ -89,13 +79,14 @@ def parse_run(argv: Sequence[str]) -> Run:
     """
     explicit = explicit_arguments(argv, MixCPTConfig)
     config = settings_from(explicit, MixCPTConfig)
-    refuse_decided(explicit, DECIDED_ELSEWHERE)
+    refuse_decided(explicit, DECIDED_IN_PRETRAINING)
     student = read_model_folder(config.hf_model)
     refuse_contradictions(explicit, student)
     manifest = MixtureManifest.load(config.mixture)
     _check_tokenizer(manifest, student)
     teacher = _read_teacher(config, student, manifest)
-    settings = RECIPE_DEFAULTS | engine_defaults(student, manifest.tokenizer.eos_id) | explicit
+    refuse_foreign_architecture(explicit, student)
+    settings = merge_settings(RECIPE_DEFAULTS | engine_defaults(student, manifest.tokenizer.eos_id), explicit)
     load = explicit.get("load", explicit.get("save"))  # the same command again resumes
     resumed = resumable(load, explicit.get("ckpt_step"))
     if resumed:

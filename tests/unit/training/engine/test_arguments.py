@@ -1,7 +1,6 @@
 """The engine's command line: what this machine has installed decides, and what is refused, each flag by name."""
 
 import sys
-from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -20,8 +19,9 @@ def test_the_engines_arguments() -> None:
 def check_arguments() -> None:
     check_gradients_are_accumulated_by_apex_alone()
     check_an_output_layer_is_made_of_the_defaults()
-    check_every_refused_flag_is_refused_by_name()
-    check_the_engines_defaults_are_not_refused()
+    check_a_default_of_ours_yields_to_a_flag_that_decides_the_same()
+    check_the_vocabulary_is_padded_as_the_flags_say()
+    check_flags_of_another_architecture_are_refused()
 
 
 def defaults_with(*, transformer_engine: bool, apex: bool) -> dict:
@@ -67,32 +67,52 @@ def explicit(argv: list[str]) -> dict:
     return explicit_arguments(argv, MixCPTConfig)
 
 
-def engine_flags() -> Iterator[tuple[str, str, list[str]]]:
-    """Each argument of the engine that is refused: its name, its flag, and a value that is not the default."""
-    from megatron.training.arguments import add_megatron_arguments
+def check_a_default_of_ours_yields_to_a_flag_that_decides_the_same() -> None:
+    from megatron_mixcpt.training.engine.arguments import merge_settings
 
-    from megatron_mixcpt.flags import Parser
-    from megatron_mixcpt.training.engine.refused_flags import REFUSED
-
-    actions = {action.dest: action for action in add_megatron_arguments(Parser())._actions}
-    for name in REFUSED:
-        action = actions[name]
-        others = [str(choice) for choice in action.choices or () if choice != action.default]
-        value = [] if action.nargs == 0 else others[:1] or ["attn" if "cuda_graph" in name else "2"]
-        yield name, action.option_strings[0], value
+    ours = {"lr_warmup_fraction": 0.1, "lr": 1e-5}
+    for given in ({"lr_warmup_iters": 3}, {"lr_warmup_samples": 9}, {"lr_warmup_fraction": 0.2}):
+        assert merge_settings(ours, given) == {"lr": 1e-5, **given}
+    both = {"lr_warmup_iters": 3, "lr_warmup_fraction": 0.2}  # the engine refuses that, and names both
+    assert merge_settings(ours, both) == {"lr": 1e-5, **both}
 
 
-def check_every_refused_flag_is_refused_by_name() -> None:
-    for name, flag, value in engine_flags():
+def check_the_vocabulary_is_padded_as_the_flags_say() -> None:
+    from megatron_mixcpt.training.engine.arguments import _derived
+
+    for given, expected in (
+        ({}, 385),
+        ({"tensor_model_parallel_size": 2}, 386),
+        ({"make_vocab_size_divisible_by": 128}, 512),
+        ({"make_vocab_size_divisible_by": 128, "tensor_model_parallel_size": 3}, 768),
+        ({"padded_vocab_size": 400, "tensor_model_parallel_size": 2}, 400),
+    ):
+        assert _derived({"vocab_size": 385, **given})["padded_vocab_size"] == expected, given
+    for given, message in (
+        ({"padded_vocab_size": 384}, "--padded-vocab-size 384: give a multiple"),
+        ({"padded_vocab_size": 387, "tensor_model_parallel_size": 2}, "--padded-vocab-size 387: give a multiple"),
+        ({"make_vocab_size_divisible_by": 0}, "--make-vocab-size-divisible-by 0 must be greater than 0"),
+    ):
         try:
-            explicit([flag, *value])
+            _derived({"vocab_size": 385, **given})
         except ConfigError as error:
-            assert str(error).startswith(f"{flag} is not supported ("), (name, error)
-            assert str(error).endswith("); remove it"), error
+            assert str(error).startswith(message), error
         else:
-            raise AssertionError(f"{flag} {value} was accepted")
+            raise AssertionError(f"{given} was accepted")
 
 
-def check_the_engines_defaults_are_not_refused() -> None:
-    argv = ["--cuda-graph-impl", "none", "--optimizer-offload-fraction", "1.0"]
-    assert explicit(argv) == {"cuda_graph_impl": "none", "optimizer_offload_fraction": 1.0}
+def check_flags_of_another_architecture_are_refused() -> None:
+    from megatron_mixcpt.training.engine.arguments import refuse_foreign_architecture
+
+    dense = SimpleNamespace(folder="llama", engine_arguments={"num_experts": None, "num_layers": 2})
+    refuse_foreign_architecture({"num_layers": 2, "lr": 1.0, "moe_aux_loss_coeff": 0.0}, dense)
+    for given, message in (
+        ({"moe_aux_loss_coeff": 0.1}, "--moe-aux-loss-coeff is not used here (llama has no experts); remove it"),
+        ({"moe_router_topk": 4}, "--moe-router-topk is not used here (llama has nothing of the kind); remove it"),
+    ):
+        try:
+            refuse_foreign_architecture(given, dense)
+        except ConfigError as error:
+            assert str(error) == message
+        else:
+            raise AssertionError(f"{given} was accepted")

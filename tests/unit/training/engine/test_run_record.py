@@ -1,9 +1,8 @@
 """The check of a resumed run: which flags it compares, and what it says.
 
-When the engine or we gain a flag, ``test_every_flag_is_compared_or_harmless`` fails until someone decides: a flag that
-changes neither what is learned nor the order of the samples goes to ``harmless_flags.py``, any other to
-``compared_flags.txt`` beside this file. What megatron-core 0.20 has beyond 0.19 is compared until it is used, and
-stand in ``compared_flags_0_20.txt``.
+The engine's flags are decided in ``flag_table.py``. When we gain a flag, ``test_every_flag_of_ours_is_decided`` fails
+until someone decides: a flag that changes neither what is learned nor the order of the samples goes to
+``harmless_flags.py``, any other to ``compared_flags.txt`` beside this file.
 """
 
 import argparse
@@ -13,46 +12,29 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from megatron.core import package_info
 from megatron.training.arguments import add_megatron_arguments
 
 from megatron_mixcpt.config import DPOConfig, MixCPTConfig, SFTConfig
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.flags import Parser, build_parser
 from megatron_mixcpt.testing import run_distributed
-from megatron_mixcpt.training.engine.harmless_flags import HARMLESS_ENGINE_ARGUMENTS, HARMLESS_FLAGS
+from megatron_mixcpt.training.engine.harmless_flags import HARMLESS_FLAGS
 from megatron_mixcpt.training.engine.run_record import build_record, check_resumes, engine_flags
 
 CONFIGS = (MixCPTConfig, SFTConfig, DPOConfig)
 COMPARED = set(Path(__file__).with_name("compared_flags.txt").read_text().split())
-GONE_IN_0_20: set[str] = set()
-if package_info.MINOR >= 20:
-    COMPARED |= set(Path(__file__).with_name("compared_flags_0_20.txt").read_text().split())
-    GONE_IN_0_20 = {"moe_ncclep_static_shape", "stream_ckpt_dequant"}
 CONFIG = MixCPTConfig(hf_model="model", mixture="mixture")
 
 
-def options(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Name of each argument -> its first flag."""
-    found: dict[str, str] = {}
-    for action in parser._actions:
-        if action.option_strings and action.dest != "help":
-            found.setdefault(action.dest, action.option_strings[0])
-    return found
-
-
-def test_every_flag_is_compared_or_harmless() -> None:
-    engine = options(add_megatron_arguments(Parser()))
-    harmless = set(HARMLESS_ENGINE_ARGUMENTS) - GONE_IN_0_20
-    ours = {flag for config in CONFIGS for flag in options(build_parser(None, config)).values()}
-    compared = {flag for name, flag in engine.items() if name not in harmless}
-    undecided = (compared | ours) - set(HARMLESS_FLAGS) - COMPARED  # a few of ours replace flags of the engine
+def test_every_flag_of_ours_is_decided() -> None:
+    parsers = [build_parser(None, config) for config in CONFIGS]
+    actions = [action for parser in parsers for action in parser._actions if action.dest != "help"]
+    ours = {action.option_strings[0] for action in actions}
+    undecided = ours - set(HARMLESS_FLAGS) - COMPARED
     assert not undecided, f"decide whether a resumed run may change {sorted(undecided)} (see this file's docstring)"
-    gone = (harmless - set(engine)) | (set(HARMLESS_FLAGS) - ours)
-    gone |= COMPARED - ours - set(engine.values())
+    gone = (set(HARMLESS_FLAGS) | COMPARED) - ours
     assert not gone, f"no such flags any more: {sorted(gone)}"
-    twice = COMPARED & ({engine[name] for name in harmless} - ours | set(HARMLESS_FLAGS))
-    assert not twice, f"both compared and harmless: {sorted(twice)}"
+    assert not COMPARED & set(HARMLESS_FLAGS), "both compared and harmless"
 
 
 def arguments(**changed: Any) -> argparse.Namespace:
