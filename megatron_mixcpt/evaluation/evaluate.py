@@ -113,7 +113,7 @@ def measure_text_sets(source: ModelSource, settings: EvaluateSettings) -> dict[s
     )
     measured = {}
     for name, path in settings.texts.text_sets.items():
-        texts = TextSet(name, path, settings.texts.text_field, tokenizer)
+        texts = TextSet(name, path, settings.texts.text_field, tokenizer, bos=settings.texts.bos)
         measured[name] = described_perplexity(measure_perplexity(runner, texts, settings.texts), settings.texts)
     runner.close()
     return measured

@@ -1,6 +1,7 @@
 """Perplexity and bits per byte of a model on a set of texts of any length, through the engine at any layout.
 
-Every document starts after the EOS token, as documents do in training, and is cut into windows that overlap: the model
+Every document starts as documents do in training: after the BOS token where the tokenizer puts one before a text, else
+after the EOS token (``data/tokens/document_start.py``). It is cut into windows that overlap: the model
 reads at most ``sequence_length`` tokens, and every window after the first scores the ``stride`` tokens that come next.
 Each token of a text is scored exactly once, given all that stands before it in the document or at least
 ``sequence_length - stride + 1`` tokens of it. The EOS after a document is not scored: it has no bytes, so that bits per
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.data.reading.readers import read_records
 from megatron_mixcpt.data.records import Document
+from megatron_mixcpt.data.tokens.document_start import document_start_id
 from megatron_mixcpt.errors import CheckpointError, DataError
 from megatron_mixcpt.evaluation.settings import PerplexitySettings
 from megatron_mixcpt.inference.batches import ScoredSequence
@@ -57,7 +59,7 @@ class Perplexity:
 
 
 def cut_windows(tokens: np.ndarray, sequence_length: int, stride: int) -> Iterator[ScoredSequence]:
-    """Windows over a document's ``tokens``, int32 [n + 1], of which the first (EOS) is context and never scored.
+    """Windows over a document's ``tokens``, int32 [n + 1], of which the first (BOS or EOS) is context and never scored.
 
     Of 6 tokens a to f, with 4 read at once and 2 scored at a time (scored is what stands right of the bar)::
 
@@ -75,12 +77,16 @@ def cut_windows(tokens: np.ndarray, sequence_length: int, stride: int) -> Iterat
 class TextSet:
     """The documents of ``--perplexity NAME=PATH``, encoded and counted as they are read."""
 
-    def __init__(self, name: str, path: str, text_field: str, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(
+        self, name: str, path: str, text_field: str, tokenizer: "PreTrainedTokenizerBase", *, bos: bool = True
+    ):
+        """``bos``: whether documents begin with the BOS token that the tokenizer puts before a text, if it does."""
         self.name = name
         self.path = path
         self.num_documents = self.num_tokens = self.num_bytes = 0
         self._names = FieldNames(text=text_field)
         self._tokenizer = tokenizer
+        self._start_id = document_start_id(tokenizer, bos=bos)
 
     def parts(self, settings: PerplexitySettings) -> Iterator[list[ScoredSequence]]:
         """Windows of all documents, some ``PART_TOKENS`` tokens at a time.
@@ -103,7 +109,7 @@ class TextSet:
             yield part
 
     def _encode(self, text: str) -> np.ndarray:
-        """EOS and the text's tokens, int32; counts them."""
+        """What a document starts after and the text's tokens, int32; counts them."""
         self.num_documents += 1
         try:
             self.num_bytes += len(text.encode())
@@ -113,7 +119,7 @@ class TextSet:
                 f"{where} holds half of a surrogate pair, which is not text; correct or remove the document"
             ) from error
         encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        tokens = np.array([self._tokenizer.eos_token_id, *encoded["input_ids"]], np.int32)
+        tokens = np.array([self._start_id, *encoded["input_ids"]], np.int32)
         self.num_tokens += len(tokens) - 1
         return tokens
 

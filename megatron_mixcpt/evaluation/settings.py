@@ -24,6 +24,9 @@ class PerplexitySettings:
     """Text sets: JSONL, plain text (.gz, .bz2, .zst too), Parquet, folders or globs of these."""
     text_field: str = setting(default=FieldNames.text, metavar="NAME")
     """The field of a record that holds its text."""
+    bos: bool = True
+    """Predict a document's first token from the BOS token, if the tokenizer puts one before a text, as training on
+    such a model's mixture does; with --no-bos, and for other tokenizers, from the end of sequence."""
     sequence_length: int = 2048
     """Maximum number of tokens that the model reads at once."""
     stride: int | None = None

@@ -2,8 +2,9 @@
 
 L is the mean of next-token prediction over the response's own tokens, the paper's r: the end of turn belongs to the
 template and is left out. q^ is the query in the chat template, with its generation prompt. An instruction sample has
-L(r | q^) / L(r), a preference sample L(r+ | q^) / L(r- | q^): high is hard. L(r) conditions on the end of sequence
-alone, which is how a document starts in training. Both losses of an instruction sample are over the same tokens.
+L(r | q^) / L(r), a preference sample L(r+ | q^) / L(r- | q^): high is hard. L(r) conditions on what a
+document starts after in training: the BOS token of a tokenizer that puts one before a text, else the end of sequence.
+Both losses of an instruction sample are over the same tokens.
 """
 
 import math
@@ -16,15 +17,18 @@ from megatron_mixcpt.inference.batches import ScoredSequence
 Encoded = EncodedResponse | EncodedPair
 
 
-def sequences_of(encoded: Encoded, eos_id: int) -> tuple[ScoredSequence, ScoredSequence]:
-    """The two sequences whose losses make the score: numerator and denominator."""
+def sequences_of(encoded: Encoded, start_id: int) -> tuple[ScoredSequence, ScoredSequence]:
+    """The two sequences whose losses make the score: numerator and denominator.
+
+    ``start_id`` is what a document's first token is predicted from (``data/tokens/document_start.py``).
+    """
     if isinstance(encoded, EncodedPair):
         responses = (encoded.chosen_tokens, encoded.rejected_tokens)
         contexts = (encoded.prompt_tokens, encoded.prompt_tokens)
         num_end_tokens = encoded.num_end_tokens
     else:
         responses = (encoded.response_tokens, encoded.response_tokens)
-        contexts = (encoded.query_tokens, np.array([eos_id], np.int32))
+        contexts = (encoded.query_tokens, np.array([start_id], np.int32))
         num_end_tokens = (encoded.num_end_tokens, encoded.num_end_tokens)
     first, second = map(_own_tokens, contexts, responses, num_end_tokens)
     return first, second

@@ -15,6 +15,7 @@ import torch
 from megatron_mixcpt.data.chat.encoding import NOTES, ChatEncoder, Refusal
 from megatron_mixcpt.data.chat.templates import choose_template
 from megatron_mixcpt.data.reading.sources import find_files
+from megatron_mixcpt.data.tokens.document_start import document_start_id
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.work_folder import lock, start_or_resume
@@ -68,7 +69,7 @@ def score_alignment(settings: ScoreSettings) -> None:
             num_samples = count_rows(sources)
             num_done = rows_of_parts(files.finished(), num_samples)
             progress = held.enter_context(ScoringProgress(num_samples, num_done, runner.dp_size))
-        seconds = _score_parts(settings, parts, runner, files, encoder.eos_id, progress)
+        seconds = _score_parts(settings, parts, runner, files, document_start_id(tokenizer), progress)
         if runner.is_writer:
             files.join(len(parts.sizes))
             left_out = [of_kind.describe_held_out(f"--{kind}") for kind, of_kind in found.items() if of_kind.held_out]
@@ -81,14 +82,14 @@ def _score_parts(
     parts: PartEncoder,
     runner: ForwardRunner,
     files: ScoreFiles,
-    eos_id: int,
+    start_id: int,
     progress: ScoringProgress | None,
 ) -> float:
     """Score the unfinished parts and keep their lines; returns the seconds that it took."""
     finished = runner.from_writer(files.finished() if runner.is_writer else None)
     started = time.monotonic()
     for number, samples in parts.parts(finished):
-        scores, rejects = score_part(samples, runner, eos_id, settings.layout.batch_tokens, progress)
+        scores, rejects = score_part(samples, runner, start_id, settings.layout.batch_tokens, progress)
         if runner.is_writer:
             files.write_part(number, scores, rejects)
     return time.monotonic() - started
@@ -97,16 +98,19 @@ def _score_parts(
 def score_part(
     samples: list[CandidateSample],
     runner: ForwardRunner,
-    eos_id: int,
+    start_id: int,
     batch_tokens: int,
     progress: ScoringProgress | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of a part: of the samples with a score, and of those without."""
+    """The lines of a part: of the samples with a score, and of those without.
+
+    ``start_id`` is what a response alone is conditioned on, see :func:`~.fas.sequences_of`.
+    """
     sequences = [
         sequence
         for sample in samples
         if sample.encoded is not None
-        for sequence in sequences_of(sample.encoded, eos_id)
+        for sequence in sequences_of(sample.encoded, start_id)
     ]
     if progress is not None:
         progress.start_part(len(samples), len(sequences))

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
 from megatron_mixcpt.jobs.digests import file_digest
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
+from tests.unit.data.tokenizer_classes import save_model_tokenizer
 from tools import preprocess_mixture
 
 CPT = [{"text": f"Document {number}: a fox é, def f(x): return x\n"} for number in range(40)]
@@ -104,6 +106,24 @@ def test_writes_what_the_engine_reads(run_tool, inputs: dict[str, Path], tokeniz
     assert sorted(contents(folder)) == sorted(
         [f"{kind}.{suffix}" for kind in inputs for suffix in ("bin", "idx")] + ["mixture.json", "rejects.jsonl.gz"]
     )
+
+
+@pytest.mark.parametrize(("flags", "has_bos"), [([], True), (["--no-bos"], False)])
+def test_samples_of_a_model_with_bos(run_tool, inputs: dict[str, Path], tmp_path: Path, flags: list, has_bos) -> None:
+    """Each sample is what transformers writes for its text alone, BOS first, and the end of sequence."""
+    model = save_model_tokenizer(tmp_path / "llama3", "llama3")
+    long = tmp_path / "long.jsonl"
+    texts = [*(record["text"] for record in CPT), "the fox and the bird over " * 6000]  # is written in pieces
+    long.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    result = run_tool("--cpt", long, "--sft", inputs["sft"], "--tokenizer", model, "--min-tokens", 2, *flags)
+    assert result.returncode == 0, result.stderr
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    expected = [tokenizer(text, split_special_tokens=True).input_ids[not has_bos :] for text in texts]
+    assert read_tokens(tmp_path / "mixture" / "cpt") == [[*ids, tokenizer.eos_token_id] for ids in expected]
+    starts = {ids[0] == tokenizer.bos_token_id for ids in read_tokens(tmp_path / "mixture" / "sft")}
+    assert starts == {has_bos}
+    assert MixtureManifest.load(tmp_path / "mixture").tokenizer.bos_id == (tokenizer.bos_token_id if has_bos else None)
+    assert ("begin with token" in result.stdout) is has_bos
 
 
 def test_manifest_describes_it(run_tool, inputs: dict[str, Path], tokenizer_dir: Path) -> None:

@@ -81,7 +81,7 @@ ROOMS = {
     "evaluation/tasks": _room("benchmark tasks that lm-eval lacks"),
     "selection": _room(
         "scores and selects samples for alignment",
-        "flags inference data data/chat data/reading jobs rank_exit",
+        "flags inference data data/chat data/reading data/tokens jobs rank_exit",
         "torch",
     ),
     "planning": _room("memory of a run on paper", "flags objective parallel_sizes conversion"),

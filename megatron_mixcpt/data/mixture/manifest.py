@@ -12,7 +12,8 @@ an epoch (``plan.py``) and to refuse a model whose tokenizer is not the one the 
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_origin
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from megatron_mixcpt.data.dataset_names import is_dataset_name, of_kind
 from megatron_mixcpt.data.mixture.indexed import check_dataset
@@ -41,6 +42,8 @@ class TokenizerIdentity:
     """The library that encoded, with its version."""
     compared_texts: int = 0
     """Texts that were encoded by the Hugging Face tokenizer as well, and gave the same tokens."""
+    bos_id: int | None = None
+    """The token id that begins each sample; None: its first token follows the end of the sample before."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ class MixtureManifest:
                 lines.append(f"       {summary.special_strings:,} samples hold a special token's string, kept as text")
         identity = self.tokenizer
         lines.append(f"encoded by {identity.encoder}, {identity.compared_texts:,} texts compared with Hugging Face")
+        begin = "" if identity.bos_id is None else f"begin with token {identity.bos_id} (BOS) and "
+        lines.append(f"samples {begin}end with {identity.eos_token!r} (id {identity.eos_id})")
         lines.append(f"written to {self.folder}")
         return "\n".join(lines)
 
@@ -191,9 +196,10 @@ _Described = TokenizerIdentity | SourceSummary | DatasetSummary
 def _check_types(described: _Described) -> None:
     """Raise TypeError where a field is not of the type that it is declared with."""
     for item in fields(described):
-        value, wanted = getattr(described, item.name), get_origin(item.type) or item.type
-        is_good = type(value) is wanted
-        if wanted is dict and is_good:
+        value = getattr(described, item.name)
+        wanted = get_args(item.type) if isinstance(item.type, UnionType) else (get_origin(item.type) or item.type,)
+        is_good = type(value) in wanted
+        if type(value) is dict and is_good:
             is_good = all(type(count) is int for count in value.values())
         if not is_good:
             raise TypeError(f"{item.name} is {ascii(value)[:40]}")

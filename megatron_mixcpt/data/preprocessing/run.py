@@ -112,6 +112,7 @@ def _identity(settings: PreprocessSettings, finished: list[FinishedPart], num_co
         digest=tokenizer.digest,
         eos_token=tokenizer.eos_token,
         eos_id=tokenizer.eos_id,
+        bos_id=settings.bos_id,
         vocab_size=tokenizer.vocab_size,
         encoder=", ".join(sorted({part.result.encoder for part in finished})),
         compared_texts=num_compared_later + sum(part.result.num_compared for part in finished),

@@ -31,6 +31,9 @@ class KeptKindSettings(KindSettings):
 class SampleSettings:
     """Which samples are written."""
 
+    bos: bool = True
+    """Begin each sample with the BOS token of a tokenizer that puts one before a text, as Llama 3's does; other
+    tokenizers have none to write."""
     allow_special_tokens: bool = False
     """Let the string of a special token in a text become that token; otherwise it stays ordinary text."""
     keep_duplicates: bool = False
@@ -69,6 +72,16 @@ class PreprocessSettings(SampleSettings):
     test_sets_digest: str = setting(default="", is_flag=False)
     """Of the contents of the test sets, so that a run resumed after they changed is noticed."""
     reading: ReadingSettings = setting(default=ReadingSettings(), is_flag=False)
+
+    @property
+    def bos_id(self) -> int | None:
+        """What begins each sample; None: nothing does."""
+        return self.tokenizer.bos_id if self.bos else None
+
+    @property
+    def num_frame_tokens(self) -> int:
+        """The tokens of a sample that are not its text's: BOS, if any, and the end of sequence."""
+        return 1 if self.bos_id is None else 2
 
     def described(self) -> dict[str, Any]:
         """The settings by their flags, for the manifest and to tell one run from another."""

@@ -21,7 +21,9 @@ def select(samples: list[np.ndarray], signature_paths: list[Path], settings: Pre
     codes = [np.zeros(len(part), np.uint8) for part in samples]
     if not settings.keep_duplicates:
         _mark(codes, [~first for first in first_occurrences(samples)], "duplicate")
-    _mark(codes, [part["length"] - 1 < settings.min_tokens for part in samples], "too_few_tokens")
+    _mark(
+        codes, [part["length"] - settings.num_frame_tokens < settings.min_tokens for part in samples], "too_few_tokens"
+    )
     if settings.near_duplicates is not None:
         kept = [code == 0 for code in codes]
         _mark(codes, find_near_duplicates(signature_paths, kept, settings.near_duplicates), "near_duplicate")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_mixcpt.data.tokens.document_start import bos_id_of
 from megatron_mixcpt.data.tokens.end_of_document import eos_warning
 from megatron_mixcpt.data.tokens.file_difference import PROBES, file_difference, tokens_declared
 from megatron_mixcpt.data.tokens.identity import definition_digest
@@ -43,6 +44,8 @@ class TokenizerFiles:
     """One more than the largest token id, added tokens included."""
     special_tokens: tuple[str, ...]
     """Strings that would become control tokens if text were not taken as text."""
+    bos_id: int | None = None
+    """What the tokenizer puts before a text."""
 
     @classmethod
     def read(cls, folder: Path | str, eos_token: str | None = None) -> "TokenizerFiles":
@@ -65,7 +68,8 @@ class TokenizerFiles:
         added = json.loads(definition)["added_tokens"]
         special = tuple(token["content"] for token in added if token["special"])
         digest = definition_digest(definition)
-        return cls(folder, digest, definition, eos_token, ids[eos_token], max(ids.values()) + 1, special)
+        vocab_size = max(ids.values()) + 1
+        return cls(folder, digest, definition, eos_token, ids[eos_token], vocab_size, special, bos_id_of(tokenizer))
 
     def warnings(self) -> list[str]:
         """What a person should know before using the tokens: other tokens by tokenizer.json, another end of sequence.

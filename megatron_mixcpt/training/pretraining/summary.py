@@ -46,11 +46,12 @@ def _validation(args: argparse.Namespace) -> str:
 
 
 def _documents(run: Run) -> list[str]:
-    """What ends documents; a warning where the model's settings say something else."""
+    """What begins and ends documents; a warning where the model's settings say something else."""
     tokenizer = run.manifest.tokenizer
     warning = eos_warning(run.student.folder, tokenizer.eos_token, tokenizer.eos_id)
     return [
-        f"documents      end with {tokenizer.eos_token!r} (id {tokenizer.eos_id})",
+        f"documents      begin with {'no BOS' if tokenizer.bos_id is None else f'token {tokenizer.bos_id} (BOS)'}, "
+        f"end with {tokenizer.eos_token!r} (id {tokenizer.eos_id})",
         *([f"warning: {warning}"] if warning else []),
     ]
 

@@ -104,15 +104,23 @@ def open_named_sets(
         if dist.get_rank() == 0 and not folders[name][0].exists():
             _tokenize(path, mixture, tokenizer_dir, folders[name][0])
     dist.barrier()
-    opened = {name: NamedSet(MixtureManifest.load(folder), dataset) for name, (folder, dataset) in folders.items()}
-    for named in opened.values():
-        named.manifest.check_tokenizer(tokenizer_dir)
+    opened = {name: NamedSet(MixtureManifest.load(folder), kind) for name, (folder, kind) in folders.items()}
+    for name, item in opened.items():
+        item.manifest.check_tokenizer(tokenizer_dir)
+        if item.manifest.tokenizer.bos_id != mixture.tokenizer.bos_id:
+            raise DataError(
+                f"--validation {name}={sets[name]}: its samples begin with token {item.manifest.tokenizer.bos_id}, "
+                f"those of {mixture.folder} with {mixture.tokenizer.bos_id}: preprocess both with --bos, or both with "
+                "--no-bos"
+            )
     return opened
 
 
 def _folder_for(path: Path, mixture: MixtureManifest, cache: str | None) -> Path:
     """Where the tokens of ``path`` are kept."""
-    digest = hashlib.sha256(f"{mixture.tokenizer.digest} {mixture.tokenizer.eos_id}".encode())
+    digest = hashlib.sha256(
+        f"{mixture.tokenizer.digest} {mixture.tokenizer.bos_id} {mixture.tokenizer.eos_id}".encode()
+    )
     for source in find_sources("validation", [str(path)]):
         digest.update(f" {source.path.resolve()} {file_digest(source.path)}".encode())
     return Path(cache or mixture.folder / CACHE_NAME) / f"validation-{digest.hexdigest()[:16]}"
@@ -122,8 +130,10 @@ def _tokenize(path: Path, mixture: MixtureManifest, tokenizer_dir: Path, folder:
     """Write the mixture of one kind that ``path`` gives to ``folder``: aside, for another run may be doing the same."""
     aside = folder.with_name(f"{folder.name}-{os.getpid()}")
     tokenizer = TokenizerFiles.read(tokenizer_dir, mixture.tokenizer.eos_token)
+    documents = {"cpt": KeptKindSettings((str(path),))}
+    has_bos = mixture.tokenizer.bos_id is not None
     try:
-        preprocess(PreprocessSettings(datasets={"cpt": KeptKindSettings((str(path),))}, tokenizer=tokenizer), aside)
+        preprocess(PreprocessSettings(datasets=documents, tokenizer=tokenizer, bos=has_bos), aside)
     except DataError as error:
         what = str(error).partition("; ")[0].removeprefix("--cpt: ")  # the rest is about flags of preprocessing
         raise DataError(

@@ -19,7 +19,7 @@ def test_an_instruction_sample():
     The end of turn, of two tokens, is in neither loss.
     """
     encoded = EncodedResponse(ids(1, 2), ids(7, 8, 9, 4, 5), num_end_tokens=2)
-    given_query, alone = sequences_of(encoded, eos_id=0)
+    given_query, alone = sequences_of(encoded, start_id=0)
     assert given_query.tokens.tolist() == [1, 2, 7, 8, 9] and alone.tokens.tolist() == [0, 7, 8, 9]
     assert given_query.num_scored == alone.num_scored == 3
     assert figures(encoded, -6.0, -9.0) == {
@@ -38,7 +38,7 @@ def test_a_preference_sample():
     The ends of turn, of one and of two tokens, are left out.
     """
     encoded = EncodedPair(ids(1), ids(7, 8, 9), ids(3, 4, 5, 6, 9, 9), num_end_tokens=(1, 2))
-    chosen, rejected = sequences_of(encoded, eos_id=0)
+    chosen, rejected = sequences_of(encoded, start_id=0)
     assert chosen.tokens.tolist() == [1, 7, 8] and rejected.tokens.tolist() == [1, 3, 4, 5, 6]
     found = figures(encoded, -2.0, -2.0)
     assert (found["fas"], found["loss_chosen"], found["loss_rejected"]) == (2.0, 1.0, 0.5)

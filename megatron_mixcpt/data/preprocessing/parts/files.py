@@ -1,6 +1,6 @@
 """What a worker leaves of a part, in the run's work folder::
 
-part-000012.bin      token ids of its samples, each with its end of sequence
+part-000012.bin      token ids of its samples, each with BOS, if any, and end of sequence
 part-000012.samples  per sample: tokens, line, digest of the text (``SAMPLE_TYPE``)
 part-000012.rejects  a JSON line per record that gave no sample
 part-000012.minhash  a signature per sample, where near-duplicates are looked for
@@ -21,7 +21,7 @@ import numpy as np
 from megatron_mixcpt.jobs.whole_outputs import write_whole
 
 SAMPLE_TYPE = np.dtype([("length", "<i4"), ("line", "<u4"), ("digest", "<u8", 2)])
-"""Tokens with the end of sequence; line within the segment, from 1; 128 bits of the sha256 of the normalised text."""
+"""Tokens, BOS and EOS included; line within the segment, from 1; 128 bits of the sha256 of the normalised text."""
 
 
 @dataclass

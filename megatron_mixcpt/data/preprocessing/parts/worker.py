@@ -33,6 +33,7 @@ class PartWorker:
         self._encoder = CheckedEncoder(settings.tokenizer, settings.allow_special_tokens, use_fast)
         self._special = SpecialStrings(settings.tokenizer.special_tokens)
         self._token_type = token_type_for(settings.tokenizer.vocab_size)
+        self._start = [] if settings.bos_id is None else [settings.bos_id]
 
     def run(self, part: Part) -> PartResult:
         """Process a part, unless it is finished already.
@@ -103,7 +104,7 @@ class PartWorker:
         return int(np.count_nonzero(special_at >= 0))
 
     def _write_tokens(self, texts: list[str | LongText], file: BinaryIO) -> list[int]:
-        """Encode and write texts, each with its end of sequence, and return how many tokens each of them is."""
+        """Encode and write texts, each in its frame (BOS, if any, and EOS), and return how many tokens each is."""
         last = texts[-1]
         short = [text for text in texts if isinstance(text, str)]
         if isinstance(last, str):
@@ -111,7 +112,8 @@ class PartWorker:
                 return self._write_short(short, file)
             short.pop()
         lengths = self._write_short(short, file) if short else []
-        num_tokens = 1
+        num_tokens = self._settings.num_frame_tokens
+        file.write(np.array(self._start, self._token_type).data)
         for ids in self._encoder.encode_long(last):
             file.write(ids.astype(self._token_type).data)
             num_tokens += len(ids)
@@ -120,14 +122,17 @@ class PartWorker:
 
     def _write_short(self, texts: list[str], file: BinaryIO) -> list[int]:
         ids, lengths = self._encoder.encode(texts)
-        tokens = np.empty(len(ids) + len(texts), self._token_type)
-        start = 0
-        for number, end in enumerate(np.cumsum(lengths).tolist()):
-            tokens[start + number : end + number] = ids[start:end]
-            tokens[end + number] = self._settings.tokenizer.eos_id
-            start = end
+        frame = self._settings.num_frame_tokens
+        tokens = np.empty(len(ids) + frame * len(texts), self._token_type)
+        start = place = 0
+        for end in np.cumsum(lengths).tolist():
+            first, last = place + frame - 1, place + frame - 1 + end - start
+            tokens[place:first] = self._start
+            tokens[first:last] = ids[start:end]
+            tokens[last] = self._settings.tokenizer.eos_id
+            start, place = end, last + 1
         file.write(tokens.data)
-        return (lengths + 1).tolist()
+        return (lengths + frame).tolist()
 
     def _compare(
         self, texts: list[str | LongText], digests: np.ndarray, special_at: np.ndarray, chosen: np.ndarray

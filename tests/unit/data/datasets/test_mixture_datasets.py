@@ -7,7 +7,11 @@ from types import SimpleNamespace
 import pytest
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
-from megatron_mixcpt.data.datasets.mixture_datasets import build_mixture_datasets, build_validation_sets
+from megatron_mixcpt.data.datasets.mixture_datasets import (
+    build_mixture_datasets,
+    build_validation_sets,
+    build_whole_set,
+)
 from megatron_mixcpt.data.mixture.plan import held_out_tokens, plan_mixture, share_out, split_documents
 from tests.unit.data.mixture.test_plan import write_mixture
 
@@ -163,3 +167,24 @@ def test_other_split_does_not_meet_stale_indices(manifest) -> None:
         _, valid = build_mixture_datasets(manifest, plan, config, num_valid_sequences=40)
         seen.append({label for counter in labels_seen(valid).values() for label in counter})
     assert len(seen[0]) < len(seen[1])
+
+
+def test_documents_end_where_the_index_says_and_not_at_an_eos_inside(tmp_path: Path) -> None:
+    """With --document-masking. Token 3 of the first document is EOS, as --allow-special-tokens makes it."""
+    manifest = write_mixture(tmp_path, cpt=[7, 13, 25, 5])
+    plan = plan_mixture(manifest, sequence_length=SEQUENCE_LENGTH, split="100,0,0")
+
+    def config() -> GPTDatasetConfig:
+        made = engine_config(manifest, "100,0,0")
+        made.tokenizer.eod, made.inter_document_masking = 3, True
+        return made
+
+    train, _ = build_mixture_datasets(manifest, plan, config(), num_valid_sequences=0)
+    measured = build_whole_set(manifest, "cpt", config())
+    for dataset in (train, measured):
+        cuts = set()
+        for sample in (dataset[index] for index in range(len(dataset))):
+            first = int(sample["tokens"][0])  # each token's id is its place
+            ends = {int(end) for end in sample["cu_seqlens"]}
+            cuts |= {first + end for end in ends if 0 < end < SEQUENCE_LENGTH}
+        assert cuts == {7, 20, 45} - {16, 32, 48}
