@@ -78,13 +78,18 @@ def run_tasks(
     settings: TaskSettings,
 ) -> dict[str, dict[str, TaskScore]]:
     """Scores by suite and task. One process calls it, after the process group was destroyed."""
-    from lm_eval.models.huggingface import HFLM
-
-    runner = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.task_batch_size)
+    runner = make_runner(model, tokenizer, settings)
     return {
         suite: {task.name: _run(runner, task, loaded, settings) for task, loaded in items}
         for suite, items in prepared.items()
     }
+
+
+def make_runner(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", settings: TaskSettings) -> "HFLM":
+    """What lm-eval asks. It encodes a prompt as the tokenizer does, BOS included, unless the prompt begins with BOS."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.task_batch_size)
 
 
 @contextmanager

@@ -40,13 +40,14 @@ def _save_sentencepiece(folder: Path, *, is_legacy: bool) -> Path:
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=tokens, show_progress=False)
     tokenizer.train_from_iterator([word for text in TRAINING_TEXTS for word in text.split()], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     definition = json.loads(tokenizer.to_str())
     definition["added_tokens"] = definition["added_tokens"][:3]  # bytes are ordinary tokens
     tool = {"id": len(definition["model"]["vocab"]), "content": TOOL, "single_word": False, "lstrip": False}
     definition["added_tokens"].append(tool | {"rstrip": False, "normalized": False, "special": False})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(definition))
-    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": is_legacy}
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": is_legacy}
     return _finish(folder, "llama", settings | {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
