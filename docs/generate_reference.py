@@ -27,10 +27,13 @@ from megatron_mixcpt.data.reading.record_flags import add_record_flags  # noqa: 
 from megatron_mixcpt.training.alignment import arguments as alignment  # noqa: E402
 from megatron_mixcpt.training.engine import arguments as engine  # noqa: E402
 from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_ALIGNMENT, DECIDED_IN_PRETRAINING  # noqa: E402
-from megatron_mixcpt.training.engine.flag_table import flag_of  # noqa: E402
+from megatron_mixcpt.training.engine.flag_table import (  # noqa: E402
+    OF_THE_MODEL,
+    SERVED,
+    flag_of,  # noqa: E402
+)
 from megatron_mixcpt.training.engine.harmless_flags import HARMLESS_ENGINE_ARGUMENTS  # noqa: E402
 from megatron_mixcpt.training.engine.refused_flags import REFUSED, REFUSED_VALUES  # noqa: E402
-from megatron_mixcpt.training.engine.served_flags import OF_THE_MODEL, SERVED  # noqa: E402
 from megatron_mixcpt.training.pretraining import arguments as pretraining  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,9 +22,8 @@ from megatron_mixcpt.data.reading.record_flags import add_record_flags
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import Parser, add_flags, repeated_flags
 from megatron_mixcpt.parallel_sizes import ParallelSizes
-from megatron_mixcpt.training.engine.flag_table import classes_of, engine_arguments, flag_of
+from megatron_mixcpt.training.engine.flag_table import OF_THE_MODEL, classes_of, engine_arguments, flag_of
 from megatron_mixcpt.training.engine.refused_flags import REFUSED, REFUSED_VALUES
-from megatron_mixcpt.training.engine.served_flags import OF_THE_MODEL
 
 Settings = Mapping[str, Any]
 """Engine arguments by destination: defaults, and over them what the command line says."""

@@ -1,7 +1,7 @@
 """Every flag of the engine is served, the model's, or refused, and the trainers treat it so.
 
 A flag that the engine gains fails ``test_every_flag_is_in_one_class`` until someone decides: it holds here as the
-engine documents it (``served_flags.py``, or ``harmless_flags.py`` if it may differ between a run and what it resumes),
+engine documents it (``flag_table.py``, or ``harmless_flags.py`` if it may differ between a run and what it resumes),
 or it is refused (``refused_flags.py``; ``decided_flags.py`` for one kind of training). What megatron-core 0.20 has
 beyond 0.19 is refused until it is decided, and stands in ``new_flags_0_20.txt``.
 """
@@ -20,10 +20,9 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import Parser
 from megatron_mixcpt.training.engine.arguments import explicit_arguments, refuse_decided
 from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_ALIGNMENT, DECIDED_IN_PRETRAINING
-from megatron_mixcpt.training.engine.flag_table import classes_of, engine_arguments, flag_of, main
+from megatron_mixcpt.training.engine.flag_table import OF_THE_MODEL, SERVED, classes_of, engine_arguments, flag_of, main
 from megatron_mixcpt.training.engine.harmless_flags import HARMLESS_ENGINE_ARGUMENTS
 from megatron_mixcpt.training.engine.refused_flags import REFUSED
-from megatron_mixcpt.training.engine.served_flags import OF_THE_MODEL, SERVED
 
 NEW_IN_0_20, GONE_IN_0_20 = set[str](), set[str]()
 if package_info.MINOR >= 20:
