@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from megatron_mixcpt.conversion.architectures.rules import Rule
-from megatron_mixcpt.conversion.hf_export_files import metadata_folder, write_card, write_config
+from megatron_mixcpt.conversion.hf_export_files import metadata_folder, warning_of_end, write_card, write_config
 from megatron_mixcpt.conversion.hf_metadata import copy_files, copy_hf_metadata
 from megatron_mixcpt.conversion.hf_model_folder import (
     CONFIG_NAME,
@@ -43,9 +43,11 @@ class Summary:
     folder: Path
     num_tensors: int
     num_bytes: int
+    warning: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.folder}: {self.num_tensors} tensors, {self.num_bytes / 1e9:.2f} GB"
+        written = f"{self.folder}: {self.num_tensors} tensors, {self.num_bytes / 1e9:.2f} GB"
+        return f"{written}\nwarning: {self.warning}" if self.warning else written
 
 
 def convert_from_hf(hf_dir: str | Path, save_dir: str | Path) -> Summary:
@@ -118,6 +120,7 @@ def convert_to_hf(
         for rule in rules.values()
         for name, shape in rule.hf_shapes(plan.dims).items()
     }
+    arguments = checkpoint.arguments()
     with whole_folder_of_ranks(target) as aside:
         writer = SafetensorsWriter(aside, tensors, max_shard_bytes)
         if get_rank() == 0:
@@ -126,11 +129,11 @@ def convert_to_hf(
         _write_tensors(checkpoint, plan, list(rules.values()), writer)
         if get_rank() == 0:
             copy_files(metadata, aside)
-            arguments = checkpoint.arguments()
             write_config(plan, aside, {tensor.dtype for tensor in tensors.values()}, arguments)
             figures = logged_figures(checkpoint.folder.parent, checkpoint.iteration, arguments.get("tensorboard_dir"))
             write_card(metadata, aside, arguments, figures)
-    return Summary(target, len(tensors), sum(tensor.num_bytes for tensor in tensors.values()))
+    num_bytes = sum(tensor.num_bytes for tensor in tensors.values())
+    return Summary(target, len(tensors), num_bytes, warning_of_end(metadata, arguments))
 
 
 def _write_tensors(

@@ -11,6 +11,7 @@ from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME, met
 from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, ModelPlan
 from megatron_mixcpt.conversion.model_card import model_card
 from megatron_mixcpt.conversion.safetensors_reader import read_json
+from megatron_mixcpt.data.tokens.end_of_document import configured_eos
 from megatron_mixcpt.errors import CheckpointError
 
 
@@ -50,3 +51,20 @@ def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], argume
     config = {**plan.config, key: name, "max_position_embeddings": length}
     if config != plan.config:
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def warning_of_end(folder: Path, arguments: Mapping[str, Any]) -> str | None:
+    """Where the documents of continual pre-training end with another token than generation stops at.
+
+    Args:
+        folder: the exported config's.
+        arguments: of the training run.
+    """
+    end, stops = arguments.get("null_tokenizer_eod_id"), configured_eos(folder)
+    if not arguments.get("mixture") or end is None or not stops or any(end in ids for ids in stops.values()):
+        return None
+    named = ", ".join(f"{name} {' and '.join(map(str, ids))}" for name, ids in stops.items())
+    return (
+        f"the documents of the training ended with token {end}, at which generation does not stop (eos_token_id of "
+        f"{named}): add it there if the model is to end texts"
+    )

@@ -64,7 +64,9 @@ ROOMS = {
         "its work in parts, by one process or many", "data/reading data/tokens data/mixture jobs"
     ),
     "data/datasets": _room("the engine's datasets and packed rows", "data/chat data/mixture jobs", "engine core"),
-    "conversion": _room("Hugging Face and Megatron checkpoints, both ways", "flags jobs training_log", "engine core"),
+    "conversion": _room(
+        "Hugging Face and Megatron checkpoints, both ways", "data/tokens flags jobs training_log", "engine core"
+    ),
     "conversion/architectures": _room("one file of tables per family of models", takes="torch"),
     "distillation": _room("teacher and student in one pipeline", "losses objective", "engine core"),
     "inference": _room(

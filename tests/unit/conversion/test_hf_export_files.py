@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_mixcpt.conversion.hf_export_files import metadata_folder, write_card, write_config
+from megatron_mixcpt.conversion.hf_export_files import metadata_folder, warning_of_end, write_card, write_config
 from megatron_mixcpt.conversion.hf_model_folder import ModelPlan, read_config
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf
@@ -63,3 +63,22 @@ def test_a_card_without_an_origin_names_the_reference(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     write_card(tmp_path / "base", tmp_path, {}, {})
     assert "base_model: base\n" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stops", "is_warned"),
+    [
+        ({"mixture": "m", "null_tokenizer_eod_id": 0}, 0, False),
+        ({"mixture": "m", "null_tokenizer_eod_id": 0}, [2, 0], False),
+        ({"mixture": "m", "null_tokenizer_eod_id": 0}, [2, 3], True),
+        ({"mixture": "m", "null_tokenizer_eod_id": 0}, None, False),
+        ({"null_tokenizer_eod_id": 0}, 2, False),  # of SFT, whose template says what ends a response
+        ({}, 2, False),
+    ],
+)
+def test_an_end_at_which_generation_does_not_stop(tmp_path: Path, arguments: dict, stops: object, is_warned: bool):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    warning = warning_of_end(tmp_path, arguments)
+    assert (warning is not None) is is_warned
+    assert warning is None or "ended with token 0, at which generation does not stop" in warning
+    assert warning is None or "generation_config.json 2 and 3" in warning
