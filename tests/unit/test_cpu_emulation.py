@@ -107,7 +107,8 @@ def check_the_engine_needs_nothing_more() -> None:
     import megatron_mixcpt.models.layer_specs  # noqa: F401
 
     modules = [module for name, module in sys.modules.items() if name.startswith("megatron.")]
-    sources = {module.__file__ for module in modules if getattr(module, "__file__", None)}
+    files = {getattr(module, "__file__", None) or "" for module in modules}
+    sources = {file for file in files if file.endswith(".py")}
     assert len(sources) > 100, "the engine's modules were not found"
     needed: dict[str, str] = {}
     for source in sources:

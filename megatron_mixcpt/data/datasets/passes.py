@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
-from megatron.core.datasets import helpers
 from megatron.core.datasets.gpt_dataset import GPTDataset
 
 from megatron_mixcpt.jobs.whole_outputs import open_whole
@@ -45,6 +44,8 @@ class PassesDataset(GPTDataset):
         return documents, starts, order
 
     def _ordered(self, num_passes: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        from megatron.core.datasets import helpers  # a source install compiles it when training starts
+
         random, length = np.random.RandomState(self.config.random_seed), self.config.sequence_length
         documents = np.concatenate([random.permutation(self.indices) for _ in range(num_passes)]).astype(np.int32)
         sizes = np.array(self.dataset.sequence_lengths)

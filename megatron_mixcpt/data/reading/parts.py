@@ -41,9 +41,9 @@ class Part:
         return f"part-{self.index:06d}"
 
 
-def plan_parts(sources: list[Source], part_bytes: int = PART_BYTES) -> list[Part]:
+def plan_parts(sources: list[Source], part_bytes: int | None = None) -> list[Part]:
     """Cut sources (those of one dataset together, in order) into parts. Raises DataError where one is unreadable."""
-    part_bytes = max(part_bytes, -(-sum(source.unpacked_bytes for source in sources) // MAX_PARTS))
+    part_bytes = max(part_bytes or PART_BYTES, -(-sum(source.unpacked_bytes for source in sources) // MAX_PARTS))
     parts: list[Part] = []
     pending: list[Segment] = []
     weight = 0

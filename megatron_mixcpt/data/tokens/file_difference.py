@@ -8,14 +8,11 @@ others.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_mixcpt.data.tokens.identity import canonical_definition
 from megatron_mixcpt.data.tokens.splitting import PROBE
 from megatron_mixcpt.errors import CheckpointError
-
-if TYPE_CHECKING:  # transformers takes seconds to import
-    pass
 
 PROBES = (
     *("a b", " a", "12345", "  x", "a  b", "x\n\n\ny", "a\r\nb", "\tx\n", "it's", "IT'S", "x+=1;", "...!?"),
