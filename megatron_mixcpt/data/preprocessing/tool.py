@@ -9,8 +9,11 @@ Formats and options are explained in docs/how-to/prepare-data.md.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from megatron_mixcpt import flags
@@ -159,7 +162,18 @@ def preprocess_settings(arguments: argparse.Namespace) -> PreprocessSettings:
     return PreprocessSettings(
         datasets=datasets,
         reading=settings_from(arguments, ReadingSettings),
-        tokenizer=TokenizerFiles.read(run.tokenizer, run.eos_token),
+        tokenizer=_read_tokenizer(run.tokenizer, run.eos_token),
         test_sets_digest=test_sets_digest(list(samples.decontaminate)),
         **vars(samples),
     )
+
+
+def _read_tokenizer(folder: Path, eos_token: str | None) -> TokenizerFiles:
+    """Read a tokenizer folder in a process of its own. Raises as :meth:`TokenizerFiles.read` does.
+
+    transformers brings torch, some 600 MB that this process and its workers have no other use for.
+    """
+    if "transformers" in sys.modules:
+        return TokenizerFiles.read(folder, eos_token)
+    with ProcessPoolExecutor(1, get_context("spawn")) as reader:
+        return reader.submit(TokenizerFiles.read, folder, eos_token).result()
