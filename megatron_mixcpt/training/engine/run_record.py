@@ -20,6 +20,7 @@ from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.flag_table import engine_arguments
 from megatron_mixcpt.training.engine.harmless_flags import HARMLESS_ENGINE_ARGUMENTS, HARMLESS_FLAGS
 from megatron_mixcpt.training.engine.patches import Change
+from megatron_mixcpt.training.engine.refused_flags import REFUSED
 
 Record = dict[str, Any]
 """Name of a setting, as a user knows it -> a plain value."""
@@ -48,8 +49,12 @@ def _engine_record(args: argparse.Namespace, ours: Mapping[str, Any]) -> Record:
 
 @functools.cache
 def engine_flags() -> tuple[tuple[str, str, Any], ...]:
-    """Name, flag and default of each of the engine's arguments that is compared."""
-    compared = (item for item in engine_arguments().items() if item[0] not in HARMLESS_ENGINE_ARGUMENTS)
+    """Name, flag and default of each of the engine's arguments that is compared.
+
+    Those that are refused are not: nobody can give them, and some the engine derives from the layout.
+    """
+    left_out = HARMLESS_ENGINE_ARGUMENTS.keys() | REFUSED.keys()
+    compared = (item for item in engine_arguments().items() if item[0] not in left_out)
     return tuple((name, argument.flag, _plain(argument.default)) for name, argument in compared)
 
 
