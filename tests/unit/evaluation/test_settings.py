@@ -40,6 +40,7 @@ def test_the_record_is_of_what_decides():
         "--text-field": "text",
         "--sequence-length": 2048,
         "--stride": 9,
+        "--bos": True,
         "--batch-tokens": 4096,
         "--tasks": ["math"],
         "--task-data": None,
