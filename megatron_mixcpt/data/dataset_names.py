@@ -19,6 +19,11 @@ def kind_of(dataset: str) -> str:
     return dataset.partition(".")[0]
 
 
+def source_of(dataset: str) -> str:
+    """The name of the source that a dataset is; empty where it is a whole kind."""
+    return dataset.partition(".")[2]
+
+
 def is_dataset_name(text: str) -> bool:
     """Whether a dataset may have this name."""
     kind, dot, source = text.partition(".")

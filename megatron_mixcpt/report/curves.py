@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_mixcpt.data.dataset_names import is_dataset_name, kind_of, of_kind
+from megatron_mixcpt.data.dataset_names import is_dataset_name, kind_of, of_kind, source_of
 from megatron_mixcpt.data.records import KINDS
 from megatron_mixcpt.log_names import (
     ACCURACY,
@@ -95,7 +95,7 @@ def _datasets(runs: Sequence[TrainingRun]) -> list[str]:
 
 
 def _title(title: str, dataset: str) -> str:
-    source = dataset.partition(".")[2]
+    source = source_of(dataset)
     return f"{title}, {_NAMES_OF_KINDS[kind_of(dataset)]}" + (f" of {source}" if source else "")
 
 

@@ -10,15 +10,16 @@ import shutil
 from pathlib import Path
 
 from megatron_mixcpt import __version__
-from megatron_mixcpt.data.dataset_names import kind_of, of_kind
+from megatron_mixcpt.data.dataset_names import kind_of, of_kind, source_of
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, DatasetSummary, MixtureManifest, TokenizerIdentity
-from megatron_mixcpt.data.preprocessing.inputs import find_inputs, held_out_lines
+from megatron_mixcpt.data.preprocessing.inputs import find_inputs
 from megatron_mixcpt.data.preprocessing.merge import merge_dataset, what_stays
 from megatron_mixcpt.data.preprocessing.parts.encode import THIS_PROCESS, WhoWorks, encode_parts
 from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.source_counts import FinishedPart, SourceCounts, open_part
 from megatron_mixcpt.data.reading.input_format import Source
 from megatron_mixcpt.data.reading.parts import Part, plan_parts
+from megatron_mixcpt.data.reading.reading_settings import listed_counts
 from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, one_encoder_thread
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.digests import file_digest
@@ -36,10 +37,11 @@ def preprocess(settings: PreprocessSettings, output: Path, who: WhoWorks = THIS_
     A folder that holds it already is left as it is. Raises DataError on bad input, on a full disk, and where the
     folder holds another mixture or another run is writing it; no file has a final name before all of them are complete.
     """
-    sources = find_inputs(settings)
+    inputs = find_inputs(settings)
+    sources = inputs.sources
     if who.ray:
         refuse_relative([output, *(source.path for source in sources)])
-    for line in held_out_lines(settings):
+    for line in inputs.left_out:
         print(line, flush=True)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -122,17 +124,13 @@ def _identity(settings: PreprocessSettings, finished: list[FinishedPart], num_co
 def _check_rejects(settings: PreprocessSettings, datasets: dict[str, DatasetSummary]) -> None:
     """Raise DataError where a dataset has no sample, or lost too many records for being bad."""
     for name, summary in datasets.items():
-        kind, _, source = name.partition(".")
-        flag = f"--{kind} {source}=..." if source else f"--{kind}"
+        source = source_of(name)
+        flag = f"--{kind_of(name)} {source}=..." if source else f"--{name}"
         settings.reading.check_rejects(flag, summary.records, summary.rejects)
         if summary.samples == 0:
-            found = _counted(summary.rejects) or "no record at all"
+            found = listed_counts(summary.rejects) or "no record at all"
             num_files = len(summary.sources)
             raise DataError(f"{flag}: no sample in {num_files} file(s): {found}; check paths and field names")
-
-
-def _counted(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def _publish(manifest: MixtureManifest, work: Path) -> None:

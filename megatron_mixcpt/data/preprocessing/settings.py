@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_mixcpt import flags
-from megatron_mixcpt.data.dataset_names import kind_of
+from megatron_mixcpt.data.dataset_names import kind_of, source_of
 from megatron_mixcpt.data.preprocessing.decontaminate import LEAST_WORDS
 from megatron_mixcpt.data.preprocessing.named_sources import as_given
 from megatron_mixcpt.data.preprocessing.near_duplicates import check_available
@@ -87,7 +87,7 @@ class PreprocessSettings(SampleSettings):
         """The settings by their flags, for the manifest and to tell one run from another."""
         described: dict[str, Any] = {f"--{kind_of(name)}": [] for name in self.datasets}
         for name, settings in self.datasets.items():
-            described[f"--{kind_of(name)}"] += as_given(name.partition(".")[2], settings.paths)
+            described[f"--{kind_of(name)}"] += as_given(source_of(name), settings.paths)
         for name, settings in self.datasets.items():
             described |= described_kind(kind_of(name), settings)
         return (

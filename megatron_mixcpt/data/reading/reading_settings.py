@@ -24,6 +24,16 @@ def read_share(flag: str, text: str) -> float:
     return share
 
 
+def num_bad(rejects: Mapping[str, int]) -> int:
+    """How many of the counted rejects are bad records; the others are not wanted."""
+    return sum(count for reason, count in rejects.items() if reason in REJECT_REASONS)
+
+
+def listed_counts(rejects: Mapping[str, int]) -> str:
+    """Counts by reason, for a message; empty where there are none."""
+    return ", ".join(f"{count} {reason}" for reason, count in rejects.items())
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadingSettings:
     """How records are read."""
@@ -53,10 +63,10 @@ class ReadingSettings:
 
     def check_rejects(self, flag: str, num_records: int, rejects: Mapping[str, int]) -> None:
         """Raise DataError where too many records of ``flag`` (``--sft``) are bad; ``rejects`` counts by reason."""
-        num_bad = sum(count for reason, count in rejects.items() if reason in REJECT_REASONS)
-        if num_bad > self.max_rejects * num_records:
-            counted = ", ".join(f"{count} {reason}" for reason, count in rejects.items())
+        bad = num_bad(rejects)
+        if bad > self.max_rejects * num_records:
+            counted = listed_counts(rejects)
             raise DataError(
-                f"{flag}: {num_bad} of {num_records} records are bad ({num_bad / num_records:.2%}: {counted}), more "
+                f"{flag}: {bad} of {num_records} records are bad ({bad / num_records:.2%}: {counted}), more "
                 f"than --max-rejects {self.max_rejects:.2%}; fix the files, or allow more"
             )

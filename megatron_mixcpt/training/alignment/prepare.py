@@ -12,6 +12,7 @@ from megatron_mixcpt.data.chat.encoding import ChatEncoder
 from megatron_mixcpt.data.datasets.encoded_samples import EncodedSamples
 from megatron_mixcpt.data.datasets.packing import BatchOrder
 from megatron_mixcpt.data.datasets.row_plan import RowPlan
+from megatron_mixcpt.data.reading.reading_settings import listed_counts
 from megatron_mixcpt.data.reading.record_settings import described_kind
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.jobs.agreement import Agreement, agreement
@@ -126,8 +127,7 @@ def _row_plans(flags: AlignmentFlags, samples: EncodedSamples, held_out: np.ndar
 
 
 def _no_sample(config: AlignmentConfig, samples: EncodedSamples) -> str:
-    rejects = samples.summary["rejects"]
-    reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items()) or "no record"
+    reasons = listed_counts(samples.summary["rejects"]) or "no record"
     held_out = f", {len(samples)} held out" if len(samples) else ""
     paths = " ".join(config.data)
     return f"{paths}: no sample to train on ({reasons}{held_out}); give others, or a longer --seq-length"

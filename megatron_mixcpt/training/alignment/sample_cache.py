@@ -19,7 +19,7 @@ from pathlib import Path
 
 from megatron_mixcpt.data.datasets.encoded_samples import EncodedPart, EncodedSamples, SampleWriter
 from megatron_mixcpt.data.reading.parts import plan_parts
-from megatron_mixcpt.data.records import REJECT_REASONS
+from megatron_mixcpt.data.reading.reading_settings import num_bad
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.agreement import Agreement
 from megatron_mixcpt.jobs.progress import Progress
@@ -158,7 +158,7 @@ class _Places:
 def _check_rejects(recipe: SampleRecipe, samples: EncodedSamples) -> None:
     """What ``--on-bad-record`` and ``--max-rejects`` say, also of samples that a run with other values encoded."""
     rejects, flag = samples.summary["rejects"], f"--{recipe.kind}"
-    bad = sum(count for reason, count in rejects.items() if reason in REJECT_REASONS)
+    bad = num_bad(rejects)
     if bad and recipe.reading.on_bad_record == "error":
         raise DataError(
             f"{flag}: {bad} records cannot be used, see {samples.folder / 'rejects.jsonl'}; fix them, or continue "
