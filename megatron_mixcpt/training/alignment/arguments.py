@@ -21,7 +21,8 @@ from megatron_mixcpt.data.chat.templates import choose_template
 from megatron_mixcpt.data.datasets.packing import RowShape, length_step
 from megatron_mixcpt.data.reading.record_flags import record_settings
 from megatron_mixcpt.data.reading.sources import find_files
-from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer, tokenizer_digest
+from megatron_mixcpt.data.tokens.identity import definition_digest
+from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import settings_from
 from megatron_mixcpt.inference.model_source import ModelSource
@@ -122,7 +123,7 @@ def parse_alignment_flags[Config: AlignmentConfig](
         records=record_settings(config.kind, argparse.Namespace(**explicit | {config.kind: config.data})),
         reading=config.reading,
         sources=tuple(files.sources),
-        tokenizer_digest=_tokenizer_digest(source.plan.folder, tokenizer),
+        tokenizer_digest=_tokenizer_digest(tokenizer),
         encoder=ChatEncoder(tokenizer, template, settings["seq_length"]),
         supervise=config.supervise if isinstance(config, SFTConfig) else "all",
     )
@@ -197,8 +198,9 @@ def _engine_args(
     return parse_engine_args(without_flags(argv, ("--load", "--micro-batch-size")), config_class, engine_settings)
 
 
-def _tokenizer_digest(folder: Path, tokenizer: Any) -> str:
-    """Of the tokenizer's files and of what its other settings decide: special tokens and the end of sequence."""
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Of what decides token ids, and of what other settings decide: special tokens and the end of sequence."""
     special = sorted((number, token.content, token.special) for number, token in tokenizer.added_tokens_decoder.items())
-    content = json.dumps([tokenizer_digest(folder), tokenizer.eos_token_id, special])
+    of_ids = definition_digest(tokenizer.backend_tokenizer.to_str())
+    content = json.dumps([of_ids, tokenizer.eos_token_id, special])
     return hashlib.sha256(content.encode("utf-8")).hexdigest()
