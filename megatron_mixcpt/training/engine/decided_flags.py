@@ -20,16 +20,16 @@ DECIDED_IN_PRETRAINING = _TOKENS | {
     "chat_template": "documents have no chat template",
 }
 
-_ROWS = "its samples are rows here, of several conversations"
+_IN_STEPS = "the schedule is planned in steps here"
 DECIDED_IN_ALIGNMENT = _TOKENS | {
     "data_path": "--sft or --dpo names the data",
     "valid_data_path": "--sft or --dpo names the data, and --held-out what is held out",
     "split": "--held-out says what is held out",
     "train_iters": "--epochs and --global-batch-size decide it",
     "train_samples": "--epochs decides it",
-    "lr_decay_samples": f"{_ROWS}; --lr-decay-iters says it in steps",
-    "lr_warmup_samples": f"{_ROWS}; --lr-warmup-iters says it in steps",
-    "lr_wsd_decay_samples": f"{_ROWS}; --lr-wsd-decay-iters says it in steps",
+    "lr_decay_samples": f"{_IN_STEPS}; --lr-decay-iters says it in steps",
+    "lr_warmup_samples": f"{_IN_STEPS}; --lr-warmup-iters says it in steps",
+    "lr_wsd_decay_samples": f"{_IN_STEPS}; --lr-wsd-decay-iters says it in steps",
     "eval_iters": "every held-out sample is measured",
     "eval_global_batch_size": "every held-out sample is measured",
     "eval_micro_batch_size": "every held-out sample is measured",
