@@ -24,6 +24,8 @@ _UNEVEN_STAGES = (
 _SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 _POSITIVE = (
     *_SIZES,
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
     "micro_batch_size",
     "global_batch_size",
     "seq_length",
@@ -42,6 +44,10 @@ class ParallelSizes:
     context: int = 1
     data: int = 1
     """Copies of the model."""
+    expert: int = 1
+    """Groups that the experts are divided into."""
+    expert_tensor: int = 1
+    """Ranks that share each expert; the engine's default is as many as share each layer."""
     chunks: int = 1
     """Chunks of layers on each pipeline rank; above 1 the pipeline is interleaved."""
 
@@ -69,8 +75,8 @@ class ParallelSizes:
                 "--context-parallel-size): take a multiple of that many (torchrun --nproc-per-node, --nnodes; "
                 "--num-gpus of tools/plan.py)"
             )
-        chunks = _chunks(settings, pipeline)
-        return cls(tensor=tensor, pipeline=pipeline, context=context, data=num_ranks // needed, chunks=chunks)
+        sizes = {"tensor": tensor, "pipeline": pipeline, "context": context, "data": num_ranks // needed}
+        return cls(**sizes, **_expert_sizes(settings, tensor), chunks=_chunks(settings, pipeline))
 
     @property
     def ranks_per_copy(self) -> int:
@@ -78,9 +84,26 @@ class ParallelSizes:
         return self.tensor * self.pipeline * self.context
 
     @property
+    def expert_data(self) -> int:
+        """Copies of each expert: the TP x CP x DP ranks of a stage hold its experts as EP x ETP x so many copies."""
+        return self.tensor * self.context * self.data // (self.expert * self.expert_tensor)
+
+    @property
     def microbatches_multiple(self) -> int:
         """What the microbatches of a step must be a multiple of: interleaved pipelines take them in groups."""
         return self.pipeline if self.chunks > 1 else 1
+
+
+def _expert_sizes(settings: Settings, tensor: int) -> dict[str, int]:
+    """How the experts are divided; 1 each in a dense model. Raises ConfigError for flags of experts that it lacks."""
+    given = {name: settings.get(name) for name in ("expert_model_parallel_size", "expert_tensor_parallel_size")}
+    expert, expert_tensor = given.values()
+    if settings.get("num_experts"):
+        return {"expert": expert or 1, "expert_tensor": expert_tensor or tensor}
+    for name, value in given.items():
+        if (value or 1) > 1:
+            raise ConfigError(f"{flag_name(name)} {value}: the model has no experts; remove it")
+    return {}
 
 
 def _chunks(settings: Settings, pipeline: int) -> int:
@@ -113,12 +136,44 @@ def check_layout(sizes: ParallelSizes, settings: Settings) -> None:
         )
     _check_sequence(sizes, settings)
     _check_recomputation(settings)
+    if settings.get("num_experts"):
+        _check_experts(sizes, settings)
+
+
+def _check_experts(sizes: ParallelSizes, settings: Settings) -> None:
+    """Experts are divided over EP groups, their columns over the ranks of each, and ranks over both."""
+    num_experts = settings["num_experts"]
+    columns = settings.get("moe_ffn_hidden_size") or settings["ffn_hidden_size"]
+    if num_experts % sizes.expert:
+        raise ConfigError(
+            f"--expert-model-parallel-size {sizes.expert} does not divide the model's {num_experts} experts: choose a "
+            "size that does"
+        )
+    if columns % sizes.expert_tensor:
+        raise ConfigError(
+            f"--expert-tensor-parallel-size {sizes.expert_tensor} (default: --tensor-model-parallel-size) does not "
+            f"divide the {columns} columns of the model's experts: choose a size that does"
+        )
+    shared, ranks = sizes.tensor * sizes.context * sizes.data, sizes.expert * sizes.expert_tensor
+    if shared % ranks:
+        raise ConfigError(
+            f"the {shared} ranks of each pipeline stage cannot be divided into {sizes.expert} x {sizes.expert_tensor} "
+            "(--expert-model-parallel-size x --expert-tensor-parallel-size): choose sizes whose product divides "
+            f"{shared}"
+        )
+    if sizes.tensor > 1 and not settings.get("sequence_parallel"):
+        raise ConfigError(
+            f"--tensor-model-parallel-size {sizes.tensor} of a model with experts needs --sequence-parallel: add it"
+        )
 
 
 def _check_width(sizes: ParallelSizes, settings: Settings) -> None:
     """Heads, the MLP and the groups are divided over tensor parallel ranks; ranks may share a group."""
     tensor, groups = sizes.tensor, settings["num_query_groups"]
-    for name, what in (("num_attention_heads", "attention heads"), ("ffn_hidden_size", "MLP columns")):
+    whats = {"num_attention_heads": "attention heads"}
+    if not settings.get("num_experts") or settings.get("moe_layer_freq", 1) != 1:  # else no layer has a dense MLP
+        whats["ffn_hidden_size"] = "MLP columns"
+    for name, what in whats.items():
         if settings[name] % tensor:
             raise ConfigError(
                 f"--tensor-model-parallel-size {tensor} does not divide the model's {settings[name]} {what}: choose a "
@@ -146,11 +201,6 @@ def _check_sequence(sizes: ParallelSizes, settings: Settings) -> None:
         raise ConfigError(
             f"--seq-length {length} is longer than the model's {longest} positions: give at most that, or "
             f"--max-position-embeddings {length} for a model that can be used beyond them"
-        )
-    if sizes.context > 1 and settings["transformer_impl"] == "local":
-        raise ConfigError(
-            f"--context-parallel-size {sizes.context} needs Transformer Engine, which is not used here "
-            "(--transformer-impl local): remove it"
         )
     if sizes.context > 1 and length % (2 * sizes.context):
         raise ConfigError(

@@ -17,6 +17,7 @@ MODEL = {
     "seq_length": 64,
     "micro_batch_size": 2,
 }
+MOE = {"num_experts": 6, "moe_ffn_hidden_size": 10}
 
 
 def test_sizes_follow_from_the_flags() -> None:
@@ -27,6 +28,14 @@ def test_sizes_follow_from_the_flags() -> None:
     assert ParallelSizes.of(settings) == ParallelSizes(tensor=4, pipeline=2)
     assert global_batch_size(sizes, settings) == 6
     assert global_batch_size(sizes, settings | {"global_batch_size": 12}) == 12
+
+
+def test_experts_are_divided_over_the_ranks_of_a_stage() -> None:
+    settings = MODEL | MOE | {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    sizes = ParallelSizes.of(settings | {"expert_model_parallel_size": 3}, num_ranks=24)
+    assert (sizes.data, sizes.expert, sizes.expert_tensor, sizes.expert_data) == (6, 3, 2, 2)
+    alone = ParallelSizes.of(settings | {"expert_model_parallel_size": 3, "expert_tensor_parallel_size": 1}, 24)
+    assert (alone.expert_tensor, alone.expert_data) == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +51,12 @@ def test_sizes_follow_from_the_flags() -> None:
         ({"num_virtual_stages_per_pipeline_rank": 2}, 1, "2 chunks of layers on each rank need"),
         ({"seq_length": 128}, 1, "--seq-length 128 is longer than the model's 64 positions"),
         ({"context_parallel_size": 3}, 3, "--seq-length 64 is not a multiple of 6"),
-        ({"context_parallel_size": 2, "transformer_impl": "local"}, 2, "needs Transformer Engine"),
+        ({"expert_model_parallel_size": 2}, 2, "--expert-model-parallel-size 2: the model has no experts"),
+        ({"expert_tensor_parallel_size": 2}, 2, "--expert-tensor-parallel-size 2: the model has no experts"),
+        ({**MOE, "expert_model_parallel_size": 4}, 4, "4 does not divide the model's 6 experts"),
+        ({**MOE, "expert_tensor_parallel_size": 4}, 4, "4 .* does not divide the 10 columns of the model's experts"),
+        ({**MOE, "expert_model_parallel_size": 3}, 2, "the 2 ranks of each pipeline stage cannot be .* 3 x 1 "),
+        ({**MOE, "tensor_model_parallel_size": 2}, 2, "a model with experts needs --sequence-parallel"),
         ({"recompute_granularity": "full"}, 1, "needs --recompute-method: give --recompute-method uniform"),
         ({"recompute_activations": True, "recompute_num_layers": 1}, 1, "--recompute-num-layers 1 goes with"),
         ({"global_batch_size": 6}, 2, "--global-batch-size 6 is not a multiple of --micro-batch-size 2 x 2 copies"),
