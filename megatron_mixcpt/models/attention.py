@@ -12,7 +12,9 @@ head: the memory-efficient kernel then takes the call on every version.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from megatron.core import tensor_parallel
@@ -22,9 +24,11 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.models.context_parallel import chunk_numbers, gather_keys_and_values
 
 MASKED_SCORE = -65504.0
 """Added to the score of a key that a query may not attend to; beside that of an allowed key, its exponential is 0.
@@ -34,15 +38,32 @@ Finite, for cuDNN's kernel had faults with infinities in a mask; the lowest of f
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 
 
-class ScaledDotProductAttention(MegatronModule):
-    """softmax(scale * q k^T + mask) v with grouped queries, on this rank's heads.
+class QueryBlock(NamedTuple):
+    """Consecutive queries of this rank, and the keys that some of them may see."""
 
-    The number of heads is that of the tensors passed in, which tensor parallelism has split already.
+    queries: slice
+    """Of this rank's."""
+    keys: slice
+    """Of the whole sequence's."""
+    mask: Tensor | None = None
+    """[b or 1, 1, queries, keys], bool, True = may attend, or what is added to the scores; None: see ``causal``."""
+    causal: bool = False
+    """The last query sees all keys of the block, each query before it one key less."""
+
+
+class ScaledDotProductAttention(MegatronModule):
+    """softmax(scale * q k^T + mask) v with grouped queries, on this rank's heads and queries.
+
+    The number of heads is that of the tensors passed in, which tensor parallelism has split already. Where context
+    parallelism splits the sequence, each rank gathers the keys and values of all (``context_parallel.py``).
     ``config.apply_query_key_layer_scaling`` divides and multiplies by the layer's number, against overflow in float16;
     this attention accumulates in float32 and needs neither.
 
+    Args:
+        pg_collection: of which ``cp`` is used, the ranks that share the sequence. None: there are no such.
+
     Raises:
-        ConfigError: for what needs Transformer Engine: context parallelism, windows, softmax offsets.
+        ConfigError: for what needs Transformer Engine: windows, softmax offsets.
     """
 
     def __init__(
@@ -58,9 +79,12 @@ class ScaledDotProductAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         _refuse_unsupported(config)
+        self.layer_number = layer_number
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
         self.dropout_probability = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.cp_group = pg_collection.cp if pg_collection is not None else None
+        assert config.context_parallel_size == (1 if self.cp_group is None else self.cp_group.size())
 
     def forward(
         self,
@@ -75,12 +99,14 @@ class ScaledDotProductAttention(MegatronModule):
         """Attend.
 
         Args:
-            query: [sq, b, np, hn], np heads of this rank.
+            query: [sq, b, np, hn], np heads of this rank. Where context parallelism splits the sequence, this rank's
+                two chunks of it, as of ``key`` and ``value``.
             key, value: [sk, b, ng, hn], ng query groups of this rank; ng divides np.
-            attention_mask: [b or 1, 1, sq, sk], either bool, True = may not attend, or of the query's dtype, to be
-                added to the scores (0 or ``MASKED_SCORE``). It is the whole mask: a causal one holds the future too.
-                None = causal, or nothing, by the mask type. Kernels add masks, and each layer keeps what is added for
-                its backward pass: of a bool mask a copy of its own, of one in the query's dtype the mask itself.
+            attention_mask: [b or 1, 1, sq, sk of all ranks], either bool, True = may not attend, or of the query's
+                dtype, to be added to the scores (0 or ``MASKED_SCORE``). It is the whole mask: a causal one holds the
+                future too. None = causal, or nothing, by the mask type. Kernels add masks, and each layer keeps what
+                is added for its backward pass: of a bool mask a copy of its own, of one in the query's dtype the mask
+                itself.
             attn_mask_type: as the layer was built with, unless given.
 
         Returns:
@@ -92,25 +118,52 @@ class ScaledDotProductAttention(MegatronModule):
         if attention_bias is not None or packed_seq_params is not None:
             raise ConfigError("attention biases and packed sequences need Transformer Engine, which is not enabled")
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
-        causal = attention_mask is None and mask_type == AttnMaskType.causal
-        assert not causal or query.size(0) == key.size(0), "a causal mask over cached keys must be given"
-        if attention_mask is not None and attention_mask.dtype == torch.bool:
-            attention_mask = ~attention_mask
-        repeats = query.size(2) // key.size(2)
-        if attention_mask is None and query.dtype in _FLASH_DTYPES:
-            repeats = 1  # flash serves the groups itself
+        key, value = gather_keys_and_values(key, value, self.cp_group)
+        blocks = self._blocks(query.size(0), key.size(0), attention_mask, mask_type == AttnMaskType.causal)
+        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         with self._dropout_random_state():
-            context = scaled_dot_product_attention(
-                query.permute(1, 2, 0, 3),
-                _repeat_heads(key.permute(1, 2, 0, 3), repeats),
-                _repeat_heads(value.permute(1, 2, 0, 3), repeats),
-                attn_mask=attention_mask,
-                dropout_p=self.dropout_probability if self.training else 0.0,
-                is_causal=causal,
-                scale=self.softmax_scale,
-                enable_gqa=query.size(2) != key.size(2) * repeats,
-            )
+            contexts = [self._attend(q, k, v, block) for block in blocks]
+        context = contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=2)
         return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
+
+    def _blocks(
+        self, num_queries: int, num_keys: int, attention_mask: Tensor | None, causal: bool
+    ) -> Sequence[QueryBlock]:
+        """The queries in blocks, each with the keys that it may see."""
+        queries, keys = slice(0, num_queries), slice(0, num_keys)
+        if attention_mask is not None:
+            mask = ~attention_mask if attention_mask.dtype == torch.bool else attention_mask
+            return [QueryBlock(queries, keys, mask)]
+        if not causal:
+            return [QueryBlock(queries, keys)]
+        if self.cp_group is None or self.cp_group.size() == 1:
+            assert num_queries == num_keys, "a causal mask over cached keys must be given"
+            return [QueryBlock(queries, keys, causal=True)]
+        size = num_queries // 2
+        return [
+            QueryBlock(slice(place * size, (place + 1) * size), slice(0, (number + 1) * size), causal=True)
+            for place, number in enumerate(chunk_numbers(self.cp_group))
+        ]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, block: QueryBlock) -> Tensor:
+        """One call of a kernel. [b, np, sq, hn], [b, ng, sk, hn] twice -> [b, np, queries of the block, hn]."""
+        query, key, value = query[:, :, block.queries], key[:, :, block.keys], value[:, :, block.keys]
+        mask, is_square = block.mask, query.size(2) == key.size(2)
+        repeats = query.size(1) // key.size(1)
+        if mask is None and query.dtype in _FLASH_DTYPES:
+            repeats = 1  # flash serves the groups itself
+        if block.causal and not is_square:
+            mask = causal_lower_right(query.size(2), key.size(2))
+        return scaled_dot_product_attention(
+            query,
+            _repeat_heads(key, repeats),
+            _repeat_heads(value, repeats),
+            attn_mask=mask,
+            dropout_p=self.dropout_probability if self.training else 0.0,
+            is_causal=block.causal and is_square,
+            scale=self.softmax_scale,
+            enable_gqa=query.size(1) != key.size(1) * repeats,
+        )
 
     def _dropout_random_state(self) -> AbstractContextManager:
         """Each tensor-parallel rank drops differently in its own heads; under sequence parallelism the caller forks."""
@@ -129,7 +182,6 @@ def _repeat_heads(grouped: Tensor, repeats: int) -> Tensor:
 def _refuse_unsupported(config: TransformerConfig) -> None:
     """Raise ConfigError for the first flag that only Transformer Engine's attention supports."""
     refused = {
-        f"--context-parallel-size {config.context_parallel_size}": config.context_parallel_size > 1,
         f"--window-size {config.window_size}": config.window_size is not None,
         f"--softmax-type {config.softmax_type}": config.softmax_type != "vanilla",
     }

@@ -42,6 +42,7 @@ TESTED_IN = {
     "inference/": "distributed/test_evaluate.py distributed/test_conversion_verify.py",
     "log_names.py": "unit/training/pretraining/test_forgetting.py",
     "losses/": "unit/losses/test_lssd.py",
+    "models/context_parallel.py": "distributed/test_context_parallel_attention.py",
     "named_paths.py": "unit/evaluation/test_settings.py",
     "planning/": "unit/planning/test_memory.py",
     "report/": "unit/report/test_page.py",

@@ -133,7 +133,7 @@ def check_dropout() -> None:
 def check_what_is_not_supported_is_refused() -> None:
     from megatron_mixcpt.errors import ConfigError
 
-    for refused in ({"window_size": (8, 0)}, {"softmax_type": "off-by-one"}, {"context_parallel_size": 2}):
+    for refused in ({"window_size": (8, 0)}, {"softmax_type": "off-by-one"}):
         with pytest.raises(ConfigError, match="needs Transformer Engine"):
             attention(**refused)
 
