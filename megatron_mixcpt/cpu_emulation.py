@@ -322,6 +322,18 @@ def _over_gloo(make_group: Callable[..., Any], backend: str | None) -> Callable[
     return over_gloo
 
 
+_all_to_all_single = dist.all_to_all_single
+
+
+@functools.wraps(_all_to_all_single)
+def _all_to_all_of_sizes(
+    output: torch.Tensor, input: torch.Tensor, output_split_sizes: Any = None, input_split_sizes: Any = None, **kw: Any
+) -> Any:
+    """Sizes [ranks] may be tensors."""
+    sizes = (size.tolist() if torch.is_tensor(size) else size for size in (output_split_sizes, input_split_sizes))
+    return _all_to_all_single(output, input, *sizes, **kw)
+
+
 _init_process_group = _over_gloo(dist.init_process_group, "gloo")
 _new_group = _over_gloo(dist.new_group, None)
 
@@ -390,6 +402,10 @@ EMULATED: dict[str, dict[str, Any]] = {
         "torch.distributed.distributed_c10d.init_process_group": _init_process_group,
         "torch.distributed.new_group": _new_group,
         "torch.distributed.distributed_c10d.new_group": _new_group,
+    },
+    "the engine turns the sizes of what experts exchange into arrays where they are CUDA tensors": {
+        "torch.distributed.all_to_all_single": _all_to_all_of_sizes,
+        "torch.distributed.distributed_c10d.all_to_all_single": _all_to_all_of_sizes,
     },
     "what has no stand-in says its name": {"torch.cuda._lazy_init": _refuse},
 }

@@ -13,21 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.extensions.transformer_engine import HAVE_TE
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
 from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine, supply_missing_extra_states
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
-
-# A mixture of experts keeps the norm before its router separate, as in Transformer Engine's layers.
-MOE_KEYS_MAP = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
 
 
 def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **overrides: Any) -> TransformerConfig:
@@ -61,7 +54,7 @@ def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_o
     arguments, size = plan.engine_arguments, config.tensor_model_parallel_size
     return GPTModel(
         config=config,
-        transformer_layer_spec=_layer_spec(config),
+        transformer_layer_spec=gpt_layer_spec(config),
         vocab_size=-(-plan.vocab_size // size) * size,
         max_sequence_length=arguments["max_position_embeddings"],
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -74,17 +67,6 @@ def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_o
         rope_scaling=arguments["use_rope_scaling"],
         rope_scaling_factor=arguments.get("rope_scaling_factor", 8.0),
     )
-
-
-def _layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules | ModuleSpec:
-    """The layers of training; without Transformer Engine, a mixture of experts takes the engine's local layers."""
-    if config.num_moe_experts is None or HAVE_TE:
-        return gpt_layer_spec(config)
-    spec = get_gpt_layer_local_spec(
-        num_experts=config.num_moe_experts, qk_layernorm=config.qk_layernorm, normalization=config.normalization
-    )
-    spec.submodules.sharded_state_dict_keys_map = MOE_KEYS_MAP
-    return spec
 
 
 def load_on_this_rank(model: GPTModel, hf_model: HFModel) -> None:

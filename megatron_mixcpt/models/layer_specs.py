@@ -5,6 +5,9 @@ tensors in a checkpoint: Transformer Engine fuses a norm into the linear layer a
 under the fused names (``sharded_state_dict_keys_map``), as the engine's own local layers are.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import LocalSpecProvider
@@ -13,13 +16,18 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
     get_mlp_module_spec_for_backend,
 )
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec_for_backend
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.enums import AttnMaskType, LayerType
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import L2Norm, LayerNormBuilder
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.attention import ScaledDotProductAttention
@@ -50,17 +58,39 @@ def gpt_layer_spec(
         vp_stage: virtual pipeline stage; None without interleaving.
         pp_rank: pipeline stage; None = this rank's.
 
-    Raises ConfigError where Transformer Engine is not enabled and the architecture is not a dense GPT.
+    Raises ConfigError for multi-latent attention where Transformer Engine is not enabled.
     """
     config = getattr(config, "transformer", config)
     if HAVE_TE and config.transformer_impl == "transformer_engine":
         return _transformer_engine_spec(config, vp_stage, pp_rank)
-    if config.num_moe_experts is not None or config.multi_latent_attention:
-        raise ConfigError("--num-experts and --multi-latent-attention need Transformer Engine, which is not enabled")
+    if config.multi_latent_attention:
+        raise ConfigError("--multi-latent-attention needs Transformer Engine, which is not enabled")
     provider = TorchSpecProvider()
-    layer = ModuleSpec(module=TransformerLayer, submodules=_layer_submodules(config, provider))
-    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank)
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=provider.layer_norm())
+    dense = ModuleSpec(module=TransformerLayer, submodules=_layer_submodules(config, provider))
+    layers = [dense] * config.num_layers
+    if config.num_moe_experts is not None:
+        mixture = ModuleSpec(module=TransformerLayer, submodules=_mixture_submodules(config, provider))
+        layers = [mixture if has_experts else dense for has_experts in _layers_with_experts(config)]
+    return TransformerBlockSubmodules(
+        layer_specs=[layers[index] for index in _layers_of_stage(config, vp_stage, pp_rank)],
+        layer_norm=provider.layer_norm(),
+    )
+
+
+def _layers_with_experts(config: TransformerConfig) -> list[bool]:
+    """Of each of the model's layers, whether it has experts; ``moe_layer_freq`` is a period or a list of 0 and 1."""
+    frequency = config.moe_layer_freq
+    if isinstance(frequency, list):
+        return [bool(has_experts) for has_experts in frequency]
+    return [index % frequency == 0 for index in range(config.num_layers)]
+
+
+def _layers_of_stage(config: TransformerConfig, vp_stage: int | None, pp_rank: int | None) -> Sequence[int]:
+    """Numbers, from 0, of the layers that a stage holds, as the engine's ``get_gpt_decoder_block_spec`` takes them."""
+    if config.pipeline_model_parallel_layout is not None:
+        return config.pipeline_model_parallel_layout.get_layer_id_list(LayerType.decoder, vp_stage, pp_rank)
+    first = get_transformer_layer_offset(config, vp_stage, pp_rank)
+    return range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank))
 
 
 def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) -> TransformerLayerSubmodules:
@@ -89,6 +119,17 @@ def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) ->
             "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
             "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
         },
+    )
+
+
+def _mixture_submodules(config: TransformerConfig, provider: LocalSpecProvider) -> TransformerLayerSubmodules:
+    """One layer with a router and experts; as in Transformer Engine's, the norm before the router stays separate."""
+    return replace(
+        _layer_submodules(config, provider),
+        mlp=get_moe_module_spec_for_backend(
+            provider, num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
+        ),
+        sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"},
     )
 
 

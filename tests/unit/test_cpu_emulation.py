@@ -226,6 +226,12 @@ def check_groups_of_nccl_are_groups_of_gloo() -> None:
     total = torch.ones(2, device="cuda", dtype=torch.bfloat16)
     dist.all_reduce(total, group=group)
     assert total.tolist() == [2.0, 2.0]
+    # As the dispatcher of experts hands them over: on the device, where it believes them to be on the host.
+    rank, sizes = dist.get_rank(), torch.tensor([[1, 2], [0, 1]], device="cuda")
+    received = torch.empty(int(sizes[:, rank].sum()), device="cuda")
+    sent = torch.full((int(sizes[rank].sum()),), float(rank), device="cuda")
+    dist.all_to_all_single(received, sent, output_split_sizes=sizes[:, rank], input_split_sizes=sizes[rank])
+    assert received.tolist() == [[0.0], [0.0, 0.0, 1.0]][rank]
 
 
 def test_compilation_is_left_out_for_the_engine_alone() -> None:

@@ -18,6 +18,13 @@ LAYER_NAMES = {
     "mlp.linear_fc1.weight",
     "mlp.linear_fc2.weight",
 }
+# The norm before a router stays separate, and the experts of all layers are one tensor, whatever module holds them.
+EXPERT_LAYER_NAMES = {name for name in LAYER_NAMES if not name.startswith("mlp.")} | {
+    "pre_mlp_layernorm.weight",
+    "mlp.router.weight",
+    "mlp.experts.experts.linear_fc1.weight",
+    "mlp.experts.experts.linear_fc2.weight",
+}
 OTHER_NAMES = {"embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight"}
 
 
@@ -34,6 +41,7 @@ def check_layer_specs() -> None:
     check_modules_and_checkpoint_names()
     check_options_of_the_config()
     check_transformer_engine_is_asked_for_the_same()
+    check_layers_with_experts()
     check_what_is_not_supported_is_refused()
 
 
@@ -78,6 +86,25 @@ def check_modules_and_checkpoint_names() -> None:
     assert names == expected_names, names ^ expected_names
 
 
+def check_layers_with_experts() -> None:
+    """A layer has experts where ``moe_layer_freq`` says so, by its number in the model and not on its stage."""
+    import torch
+
+    from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+
+    experts = {"num_moe_experts": 4, "moe_ffn_hidden_size": 16, "transformer_impl": "local"}
+    model = build_gpt(**experts)
+    names = {value.key for value in model.sharded_state_dict().values() if not value.key.endswith("_extra_state")}
+    assert names == OTHER_NAMES | {f"decoder.layers.{name}" for name in EXPERT_LAYER_NAMES}
+    stages = {"num_layers": 4, "pipeline_model_parallel_size": 2, "pipeline_dtype": torch.float32}
+    for frequency, expected in (([1, 0, 0, 1], [False, True]), (3, [False, True]), ([0, 0, 1, 0], [True, False])):
+        options = config(**experts | stages, moe_layer_freq=frequency)
+        layers = gpt_layer_spec(options, pp_rank=1).layer_specs
+        assert [
+            "pre_mlp_layernorm." not in layer.submodules.sharded_state_dict_keys_map for layer in layers
+        ] == expected
+
+
 def check_options_of_the_config() -> None:
     from megatron.core.transformer.torch_norm import L2Norm
 
@@ -110,5 +137,7 @@ def check_what_is_not_supported_is_refused() -> None:
     from megatron_mixcpt.errors import ConfigError
     from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 
-    with pytest.raises(ConfigError, match="--num-experts and --multi-latent-attention need Transformer Engine"):
-        gpt_layer_spec(config(num_moe_experts=4))
+    options = config()
+    options.multi_latent_attention = True
+    with pytest.raises(ConfigError, match="--multi-latent-attention needs Transformer Engine"):
+        gpt_layer_spec(options)
