@@ -3,14 +3,16 @@
 It shares nothing with the package but the order of the samples.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, SEQ_LENGTH, VOCAB_SIZE
+from tests.distributed.tiny_models import VOCAB_SIZE
+from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, SEQ_LENGTH
 
 if TYPE_CHECKING:
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
@@ -52,9 +54,16 @@ def first_batch(world: Path) -> tuple[Tensor, Tensor]:
 
 
 def expected_first_iteration(
-    world: Path, architecture: str, *, forward_divergence: bool = False, temperature: float = 1.0
+    world: Path,
+    architecture: str,
+    *,
+    forward_divergence: bool = False,
+    temperature: float = 1.0,
+    documents: bool = False,
 ) -> dict[str, float]:
     """What the first batch reports, and its gradient's norm; dense, written down from the paper (Eq. 1, 4, 6 and 7).
+
+    With ``documents``, no document attends to another: each goes through the model alone.
 
     The divergence is KL(student || teacher), or with `forward_divergence` KL(teacher || student), of both models'
     logits over the temperature, times its square (Hinton et al. 2015, section 2).
@@ -65,18 +74,20 @@ def expected_first_iteration(
         for name in (architecture, f"{architecture}-teacher")
     )
     with torch.no_grad():
-        original = teacher(tokens[:, :-1]).logits.double()
+        original = _logits(teacher, tokens[:, :-1], documents)
     label, top = tokens[:, 1:, None], original.argmax(-1, keepdim=True)
     label_value, top_value = original.gather(-1, label), original.gather(-1, top)
     swapped = original.scatter(-1, top, label_value).scatter(-1, label, top_value)
-    logits = student(tokens[:, :-1]).logits.double()
+    logits = _logits(student, tokens[:, :-1], documents)
     ntp = -logits.log_softmax(-1).gather(-1, label).mean()
     warm, log_q = ((part / temperature).log_softmax(-1) for part in (logits, swapped))
     log_from, log_to = (log_q, warm) if forward_divergence else (warm, log_q)
     lssd = temperature**2 * (log_from.exp() * (log_from - log_to)).sum(-1)
-    (0.8 * ntp + 0.2 * lssd.mean()).backward()
+    loss = 0.8 * ntp + 0.2 * lssd.mean()
+    loss.backward()
     by_kind = {f"lssd loss {KINDS[kind]}": lssd[kinds == kind].mean().item() for kind in kinds.unique().tolist()}
     return by_kind | {
+        "loss": loss.item(),
         "ntp loss": ntp.item(),
         "lssd loss": lssd.mean().item(),
         "top-1 agreement": (logits.argmax(-1, keepdim=True) == top).double().mean().item(),
@@ -86,3 +97,15 @@ def expected_first_iteration(
         "swapped fraction": (label != top).double().mean().item(),
         "grad-norm": torch.stack([parameter.grad.norm() for parameter in student.parameters()]).norm().item(),
     }
+
+
+def _logits(model: PreTrainedModel, tokens: Tensor, documents: bool) -> Tensor:
+    """Float64 logits [b, s, v] of tokens [b, s], where a document ends with token 0."""
+    if not documents:
+        return model(tokens).logits.double()
+    rows = []
+    for row in tokens:
+        ends = [*((row == 0).nonzero().flatten() + 1).tolist(), len(row)]
+        parts = (row[start:end] for start, end in pairwise([0, *ends]) if start < end)
+        rows.append(torch.cat([model(part[None]).logits[0] for part in parts]))
+    return torch.stack(rows).double()

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_mixcpt.conversion.convert import convert_to_hf
-from tests.distributed.tiny_run import build_model, flags, make_world, train
+from tests.distributed.tiny_models import build_model
+from tests.distributed.tiny_run import flags, make_world, train
 
 TP2 = ["--tensor-model-parallel-size", "2", "--use-distributed-optimizer"]
 PP2 = ["--pipeline-model-parallel-size", "2", "--use-distributed-optimizer"]

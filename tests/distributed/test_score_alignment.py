@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from megatron_mixcpt.testing import run_distributed
-from tests.distributed.tiny_run import VOCAB_SIZE, build_model
+from tests.distributed.tiny_models import VOCAB_SIZE, build_model
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 SEQ_LENGTH = 96

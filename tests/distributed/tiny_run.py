@@ -1,71 +1,32 @@
-"""A tiny world to train in: Hugging Face models of both architectures and a mixture; how to run and read a run."""
+"""A tiny world to train in: Hugging Face models and a mixture; how to run and read a run."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from megatron_mixcpt.data.mixture.indexed import token_type_for, write_index
 from megatron_mixcpt.data.mixture.manifest import DatasetSummary, MixtureManifest, TokenizerIdentity
 from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
 from megatron_mixcpt.jobs.digests import file_digest
 from megatron_mixcpt.testing import run_distributed
+from tests.distributed.tiny_models import VOCAB_SIZE, build_model
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
-# Divides by neither 2 nor 3: every tensor parallel layout pads the vocabulary.
-VOCAB_SIZE = 385
 SEQ_LENGTH = 64
 GLOBAL_BATCH_SIZE = 4
-SHAPE = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "intermediate_size": 72,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 6,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
-def build_model(architecture: str, seed: int) -> PreTrainedModel:
-    """``llama`` with Llama 3.2's rope scaling and tied embeddings, or ``qwen2``; every parameter random, norms too."""
-    torch.manual_seed(seed)
-    if architecture == "llama":
-        config = LlamaConfig(
-            **SHAPE,
-            max_position_embeddings=131072,
-            rope_theta=500000.0,
-            rope_scaling=LLAMA3_ROPE,
-            tie_word_embeddings=True,
-        )
-        model = LlamaForCausalLM(config)
-    else:
-        config = Qwen2Config(**SHAPE, max_position_embeddings=4096, rope_theta=1e6, tie_word_embeddings=False)
-        model = Qwen2ForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model.float().eval()
-
-
-def make_world(root: Path) -> Path:
-    """Fill ``root`` with ``llama``, ``llama-teacher``, ``qwen2``, ``qwen2-teacher`` and ``mixture``; returns it."""
-    for seed, name in enumerate(("llama", "llama-teacher", "qwen2", "qwen2-teacher")):
-        build_model(name.split("-")[0], seed).save_pretrained(root / name)
+def make_world(root: Path, kinds: Sequence[str] = ("llama", "qwen2")) -> Path:
+    """Fill ``root`` with a model and a ``-teacher`` of each kind of ``tiny_models`` and ``mixture``; returns it."""
+    for seed, name in enumerate(name for kind in kinds for name in (kind, f"{kind}-teacher")):
+        build_model(name.removesuffix("-teacher"), seed).save_pretrained(root / name)
         save_tiny_tokenizer(
             root / name, "qwen2"
         )  # what transformers builds for a qwen2 config, whatever the folder says
-    make_mixture(root / "mixture", root / "llama")
+    make_mixture(root / "mixture", root / kinds[0])
     return root
 
 
@@ -114,8 +75,15 @@ def curves(log_dir: Path) -> dict[str, list[float]]:
     return {key: [event.value for event in events.Scalars(key)] for key in events.Tags()["scalars"]}
 
 
-def train_rank(argv: list[str]) -> None:
-    """On each rank: what tools/pretrain_mixcpt.py does, but that an exception is raised to the caller."""
+def train_rank(argv: list[str], output: str | None = None) -> None:
+    """On each rank: what tools/pretrain_mixcpt.py does, but that an exception is raised to the caller.
+
+    Args:
+        output: file that gets what the rank prints, C libraries included; None leaves it on the terminal.
+    """
+    if output:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1), os.dup2(file, 2)
     from megatron_mixcpt.training.pretraining.cpt import main
 
     main.__wrapped__(argv)

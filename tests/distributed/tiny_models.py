@@ -1,0 +1,99 @@
+"""Tiny random transformers models by the name of their kind: those that tests and benchmarks/parity/ train.
+
+A kind is a function without arguments that returns the configuration. To add one, write the function and list it in
+``KINDS``. Shapes are small, but hard: 12 heads in 6 groups, 4 layers, a vocabulary that no tensor parallel size but 5,
+7, 11 divides, and no parameter at its initial value, so that a norm or a bias that is left out shows.
+"""
+
+from collections.abc import Callable
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+# Divides by neither 2 nor 3: every tensor parallel layout pads the vocabulary.
+VOCAB_SIZE = 385
+SHAPE = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 72,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 6,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def llama() -> PreTrainedConfig:
+    """Llama 3.2's rope scaling and tied embeddings."""
+    return LlamaConfig(
+        **SHAPE,
+        max_position_embeddings=131072,
+        rope_theta=500000.0,
+        rope_scaling=LLAMA3_ROPE,
+        tie_word_embeddings=True,
+    )
+
+
+def qwen2() -> PreTrainedConfig:
+    """Biases on query, key and value, and embeddings that are not tied."""
+    return Qwen2Config(**SHAPE, max_position_embeddings=4096, rope_theta=1e6, tie_word_embeddings=False)
+
+
+def mistral() -> PreTrainedConfig:
+    """Mistral 7B v0.3 and later: no window."""
+    return MistralConfig(**SHAPE, max_position_embeddings=4096, rope_theta=1e6, sliding_window=None)
+
+
+def qwen3() -> PreTrainedConfig:
+    """Norms on queries and keys, and heads that are wider than the hidden size over their number."""
+    return Qwen3Config(**SHAPE, head_dim=8, max_position_embeddings=4096, rope_theta=1e6, tie_word_embeddings=True)
+
+
+def smollm3() -> PreTrainedConfig:
+    """Every second layer without rotary embedding."""
+    return SmolLM3Config(
+        **SHAPE, max_position_embeddings=4096, rope_theta=5e6, no_rope_layers=[1, 0, 1, 0], pad_token_id=None
+    )
+
+
+def phi3() -> PreTrainedConfig:
+    """One tensor for query, key and value, and one for gate and up."""
+    return Phi3Config(**SHAPE, max_position_embeddings=4096, sliding_window=None, pad_token_id=None)
+
+
+KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": llama,
+    "qwen2": qwen2,
+    "mistral": mistral,
+    "qwen3": qwen3,
+    "smollm3": smollm3,
+    "phi3": phi3,
+}
+
+
+def build_model(kind: str, seed: int) -> PreTrainedModel:
+    """A float32 model of a kind of ``KINDS``, ready for evaluation; every parameter is random, norms and biases too."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(KINDS[kind](), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.eval()
