@@ -14,12 +14,19 @@ from typing import Any
 
 import torch
 
-from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS, Architecture, HFConfig, engine_settings
+from megatron_mixcpt.conversion.architectures.hf_config import (
+    FREE_ARGUMENTS,
+    Architecture,
+    HFConfig,
+    engine_settings,
+    model_options,
+)
 from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.architectures.rules import Dimensions, Rule, dimensions
 from megatron_mixcpt.conversion.safetensors_reader import SafetensorsFolder, read_json
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.flags import flag_name
+from megatron_mixcpt.models.options import ModelOptions
 
 CONFIG_NAME = "config.json"
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -38,6 +45,8 @@ class ModelPlan:
     """Engine arguments by their names in ``get_args()``, ready to fill in."""
     origins: Mapping[str, str]
     """For each engine argument, the setting of config.json that decides it."""
+    options: ModelOptions
+    """What config.json decides beyond the engine's arguments."""
 
     @property
     def vocab_size(self) -> int:
@@ -98,9 +107,16 @@ def read_config(hf_dir: str | Path) -> ModelPlan:
         raise ConfigError(
             f"{path}: architecture {ascii(names)[:200]} is not supported; these are: {', '.join(ARCHITECTURES)}"
         )
-    settings = engine_settings(HFConfig(path, values, known[0]), known[0])
+    return _plan_of(folder, known[0], values)
+
+
+def _plan_of(folder: Path, architecture: Architecture, values: Mapping[str, Any]) -> ModelPlan:
+    """What ``values``, the content of a ``config.json`` in ``folder``, decide; raises ConfigError."""
+    config = HFConfig(folder / CONFIG_NAME, values, architecture)
+    settings = engine_settings(config, architecture)
     arguments = {name: setting.value for name, setting in settings.items()}
-    return ModelPlan(folder, known[0], values, arguments, {name: item.origin for name, item in settings.items()})
+    origins = {name: setting.origin for name, setting in settings.items()}
+    return ModelPlan(folder, architecture, values, arguments, origins, model_options(config, architecture))
 
 
 def read_model_folder(hf_dir: str | Path) -> HFModel:

@@ -21,13 +21,14 @@ from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
 from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine, supply_missing_extra_states
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+from megatron_mixcpt.models.rotary import complete_model, configure_model
 
 
 def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **overrides: Any) -> TransformerConfig:
     """The engine's configuration for the folder's model, with the sizes of the initialised parallel groups."""
     names = {field.name for field in fields(TransformerConfig)}
     arguments = {name: value for name, value in plan.engine_arguments.items() if name in names}
-    return TransformerConfig(
+    config = TransformerConfig(
         **arguments,
         num_moe_experts=plan.engine_arguments["num_experts"],
         expert_model_parallel_size=parallel_state.get_expert_model_parallel_world_size(),
@@ -41,6 +42,8 @@ def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **ov
         perform_initialization=False,
         **overrides,
     )
+    configure_model(config, plan.options)
+    return config
 
 
 def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_output: bool = False) -> GPTModel:
@@ -52,7 +55,7 @@ def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_o
         parallel_output: leave logits split over tensor-parallel ranks ([b, s, v/tp]) instead of gathering them.
     """
     arguments, size = plan.engine_arguments, config.tensor_model_parallel_size
-    return GPTModel(
+    model = GPTModel(
         config=config,
         transformer_layer_spec=gpt_layer_spec(config),
         vocab_size=-(-plan.vocab_size // size) * size,
@@ -62,11 +65,9 @@ def build_engine_model(plan: ModelPlan, config: TransformerConfig, *, parallel_o
         parallel_output=parallel_output,
         share_embeddings_and_output_weights=plan.tied,
         position_embedding_type="rope",
-        rotary_percent=arguments["rotary_percent"],
-        rotary_base=arguments["rotary_base"],
-        rope_scaling=arguments["use_rope_scaling"],
-        rope_scaling_factor=arguments.get("rope_scaling_factor", 8.0),
     )
+    complete_model(model)
+    return model
 
 
 def load_on_this_rank(model: GPTModel, hf_model: HFModel) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,8 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from megatron_mixcpt.distillation.offload import offload_layers
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
+from megatron_mixcpt.models.options import ModelOptions
+from megatron_mixcpt.models.rotary import complete_model, configure_model
 
 
 @dataclass(kw_only=True)
@@ -19,6 +21,12 @@ class StudentTeacherModelConfig(GPTModelConfig):
     """The engine's GPT model, a frozen teacher beside it, and what the last stage makes of the two."""
 
     builder: ClassVar[str] = "megatron_mixcpt.training.model.StudentTeacherModelBuilder"
+
+    student_options: ModelOptions = field(default_factory=ModelOptions)
+    """What the trained model has beyond the engine's configuration."""
+
+    teacher_options: ModelOptions = field(default_factory=ModelOptions)
+    """What the teacher has; its rotary embedding may be another than the student's."""
 
     holds_teacher: bool = False
     """Build the frozen teacher's stage beside the student's."""
@@ -46,9 +54,12 @@ class StudentTeacherModelBuilder(GPTModelBuilder):
         """Build one stage; arguments as in the base class. Weights are whatever the engine initialises."""
         config = self._model_config
         stage = (pg_collection, pre_process, post_process, vp_stage)
+        configure_model(config.transformer, config.student_options)
         student = super().build_model(*stage)
+        complete_model(student)
         teacher = GPTModelBuilder(_frozen(config)).build_model(*stage) if config.holds_teacher else None
         if teacher is not None:
+            complete_model(teacher)
             _freeze(teacher)
             if config.offload_teacher:
                 offload_layers(teacher, teacher.decoder.layers, torch.cuda.current_device())
@@ -73,6 +84,7 @@ def _frozen(config: StudentTeacherModelConfig) -> StudentTeacherModelConfig:
         # device, the copy stays too and saves making it anew for each microbatch. No transposes are made without
         # gradients.
         transformer.disable_parameter_transpose_cache = True
+    configure_model(transformer, config.teacher_options)
     frozen = copy.copy(config)
     object.__setattr__(frozen, "transformer", transformer)
     return frozen

@@ -113,9 +113,9 @@ def broken_folders(world: Path) -> list[tuple[list[str], str]]:
 
     folder = broken("other-architecture", r"architecture \['GPT2LMHeadModel'\] is not supported")
     rewrite(folder / "config.json", architectures=["GPT2LMHeadModel"])
-    folder = broken("other-rope", r"low_freq_factor 2.0 .*the engine's rope scaling has 1.0 built in")
+    folder = broken("other-rope", r"config\.json: factor 0 cannot be trained: expected a positive number")
     config = json.loads((folder / "config.json").read_text())
-    rewrite(folder / "config.json", rope_parameters={**config["rope_parameters"], "low_freq_factor": 2.0})
+    rewrite(folder / "config.json", rope_parameters={**config["rope_parameters"], "factor": 0})
     folder = broken("truncated", r"model\.safetensors is damaged: \d+ bytes instead of \d+")
     os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 100)
     folder = broken("other-tokenizer", r"its tokenizer .* is not the one .*preprocess again with --tokenizer")

@@ -49,7 +49,7 @@ ROOMS = {
         "complete outputs, resumable folders, digests, progress, ranks, worker processes", "terminal", takes="torch"
     ),
     "losses": _room("mathematics over a sharded vocabulary", "objective", "torch"),
-    "models": _room("layers without Transformer Engine", takes="engine core"),
+    "models": _room("what a model has beyond the engine's, and layers without Transformer Engine", takes="engine core"),
     "data": _room("records: documents, conversations, preferences"),
     "data/reading": _room("files become records", "flags"),
     "data/reading/rows": _room("a row becomes a record of a kind", "data"),
@@ -65,9 +65,9 @@ ROOMS = {
     ),
     "data/datasets": _room("the engine's datasets and packed rows", "data/chat data/mixture jobs", "engine core"),
     "conversion": _room(
-        "Hugging Face and Megatron checkpoints, both ways", "data/tokens flags jobs training_log", "engine core"
+        "Hugging Face and Megatron checkpoints, both ways", "data/tokens flags jobs models training_log", "engine core"
     ),
-    "conversion/architectures": _room("one file of tables per family of models", takes="torch"),
+    "conversion/architectures": _room("one file of tables per family of models", "models", "torch"),
     "distillation": _room("teacher and student in one pipeline", "losses objective", "engine core"),
     "inference": _room(
         "a model in memory without the trainer",

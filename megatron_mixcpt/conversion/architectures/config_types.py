@@ -25,10 +25,16 @@ def _is_positive(value: Any) -> bool:
 
 
 POSITIVE: Check = (_is_positive, "expected a positive number")
+NOT_NEGATIVE: Check = (lambda value: value == 0 or _is_positive(value), "expected a number of at least 0")
 FLAG: Check = (lambda value: type(value) is bool, "expected true or false")
 NAMES: Check = (
     lambda value: type(value) is list and all(type(item) is str for item in value),
     "expected a list of strings",
+)
+NAME: Check = (lambda value: type(value) is str, "expected a string")
+NUMBERS: Check = (
+    lambda value: type(value) is list and len(value) <= MAX_LISTED and all(_is_positive(item) for item in value),
+    "expected a list of positive numbers",
 )
 FLAGS_OF_LAYERS: Check = (
     lambda value: type(value) is list and len(value) <= MAX_LAYERS and all(item in (0, 1) for item in value),
@@ -44,7 +50,14 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(("num_local_experts", "num_experts_per_tok"), _count(MAX_EXPERTS)),
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "partial_rotary_factor", "factor"), POSITIVE),
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob"), FLAG),
+    # What follows belongs to the rotary embedding (rope.py).
     **dict.fromkeys(("rope_scaling", "rope_parameters"), OBJECT),
+    **dict.fromkeys(("rope_type", "type"), NAME),
+    **dict.fromkeys(("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"), POSITIVE),
+    **dict.fromkeys(("mscale", "mscale_all_dim"), NOT_NEGATIVE),
+    **dict.fromkeys(("short_factor", "long_factor"), NUMBERS),
+    "original_max_position_embeddings": SIZE,
+    "truncate": FLAG,
     "layer_types": NAMES,
     "no_rope_layers": FLAGS_OF_LAYERS,
 }

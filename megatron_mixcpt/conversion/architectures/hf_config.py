@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt.conversion.architectures.config_types import wrong_value
+from megatron_mixcpt.conversion.architectures.rope import RopeRules, rope_of
 from megatron_mixcpt.conversion.architectures.rules import Rule
 from megatron_mixcpt.errors import ConfigError
-
-# The engine hard-codes these in megatron/core/models/common/embeddings/rotary_pos_embedding.py (_apply_scaling).
-ENGINE_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+from megatron_mixcpt.models.options import ModelOptions, Rope
 
 CONFIG_MAP = {
     "num_hidden_layers": "num_layers",
@@ -84,6 +83,8 @@ class Architecture:
     """Values that transformers assumes for keys that config.json lacks."""
     spellings: Mapping[str, str] = field(default_factory=dict)
     """Older names of keys in config.json, each with the name used here."""
+    rope: RopeRules = field(default_factory=RopeRules)
+    """Which rotary embeddings transformers has for it."""
     ignored_tensors: str = r".*\.rotary_emb\.inv_freq"
     """Pattern of tensors without weights (old checkpoints store the rotary table)."""
     adjust: Callable[["HFConfig"], Mapping[str, Any]] | None = None
@@ -145,7 +146,7 @@ def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, S
     settings = {name: Setting(value, nature) for name, value in {**fixed, **DEFAULT_ARGUMENTS}.items()}
     for key, name in {**CONFIG_MAP, **architecture.config_map}.items():
         settings[name] = Setting(config.require(key), f"{key} {config.require(key)}")
-    settings |= _attention_settings(config) | rope_settings(config)
+    settings |= _attention_settings(config) | _rope_settings(_rope(config, architecture))
     tied = config.get("tie_word_embeddings", False)
     settings["untie_embeddings_and_output_weights"] = Setting(not tied, f"tie_word_embeddings {tied}")
     extra = architecture.adjust(config) if architecture.adjust else {}
@@ -175,31 +176,34 @@ def refuse_sliding_window(config: HFConfig) -> None:
         raise config.refuse("sliding_window", window, "attention here is over the whole sequence")
 
 
-def rope_settings(config: HFConfig) -> dict[str, Setting]:
-    """The rotary embedding, from ``rope_parameters`` (transformers 5) or from ``rope_theta`` and ``rope_scaling``."""
-    sources = (
-        {"rope_theta": config.get("rope_theta")},
-        config.get("rope_scaling", {}),
-        config.get("rope_parameters", {}),
-    )
-    parameters = {key: value for source in sources for key, value in source.items() if value is not None}
-    theta = parameters.get("rope_theta") or 10000
-    if theta != int(theta):
-        raise config.refuse("rope_theta", theta, "the engine's --rotary-base must be an integer")
-    settings = {"rotary_base": Setting(int(theta), f"rope_theta {theta}")}
-    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    settings["rotary_percent"] = Setting(float(partial), f"partial_rotary_factor {partial}")
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind == "default":
-        return settings
-    if kind != "llama3":
-        raise config.refuse("rope_type", kind, "the engine's rotary embedding knows 'default' and 'llama3' only")
-    for key, expected in ENGINE_LLAMA3_ROPE.items():
-        if parameters.get(key) != expected:
-            raise config.refuse(key, parameters.get(key), f"the engine's rope scaling has {expected} built in")
-    if "factor" not in parameters:
-        raise config.refuse("rope_type", kind, "its factor is missing")
-    factor = float(parameters["factor"])
-    settings["use_rope_scaling"] = Setting(True, "rope_type llama3")
-    settings["rope_scaling_factor"] = Setting(factor, f"rope scaling factor {factor}")
+def model_options(config: HFConfig, architecture: Architecture) -> ModelOptions:
+    """What the checkpoint decides beyond the engine's own arguments.
+
+    Raises ConfigError for what transformers cannot compute; the types of the values must have been checked.
+    """
+    return ModelOptions(rope=_rope(config, architecture))
+
+
+def _rope(config: HFConfig, architecture: Architecture) -> Rope:
+    head_dim = _attention_settings(config)["kv_channels"].value
+    return rope_of(config.values, architecture.rope, head_dim, config.refuse)
+
+
+def _rope_settings(rope: Rope) -> dict[str, Setting]:
+    """The engine's own arguments of the rotary embedding, as far as they go.
+
+    Our models take their tables from the options (``models/rotary.py``); these say the same to the engine's own tools
+    and in checkpoints where the engine can express it.
+    """
+    theta = rope.parameters["rope_theta"]
+    base = int(theta) if theta == int(theta) else theta
+    partial = rope.parameters["partial_rotary_factor"] if rope.num_channels < rope.head_dim else 1.0
+    settings = {
+        "rotary_base": Setting(base, f"rope_theta {theta}"),
+        "rotary_percent": Setting(float(partial), f"partial_rotary_factor {partial}"),
+    }
+    if rope.is_engine_llama3:
+        factor = float(rope.parameters["factor"])
+        settings["use_rope_scaling"] = Setting(True, "rope_type llama3")
+        settings["rope_scaling_factor"] = Setting(factor, f"rope scaling factor {factor}")
     return settings

@@ -1,7 +1,8 @@
-"""Phi-3 and Phi-4 (without longrope or an active sliding window): Llama's layers, stored with fused projections."""
+"""Phi-3 and Phi-4 (without an active sliding window): Llama's layers, stored with fused projections."""
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
+from megatron_mixcpt.conversion.architectures.rope import RopeRules
 from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, MergeQKV, Rename, Rule
 
 FUSED_QKV, FUSED_GATE_UP = HF + "self_attn.qkv_proj.weight", HF + "mlp.gate_up_proj.weight"
@@ -15,4 +16,8 @@ PHI3 = Architecture(
     name="Phi3ForCausalLM",
     name_map=EMBEDDINGS + tuple(rule for rule in ATTENTION + MLP if isinstance(rule, Rename)) + FUSED,
     required={"hidden_act": "silu", "attention_bias": False},
+    rope=RopeRules(
+        types=("default", "longrope"), older_types={"su": "longrope", "yarn": "longrope"}, rotates_partly=True
+    ),
+    hf_defaults={"original_max_position_embeddings": 4096},
 )

@@ -13,6 +13,6 @@ SMOLLM3 = Architecture(
     name="SmolLM3ForCausalLM",
     name_map=EMBEDDINGS + ATTENTION + MLP,
     required={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
-    hf_defaults={"use_sliding_window": False, "tie_word_embeddings": True},
+    hf_defaults={"use_sliding_window": False, "tie_word_embeddings": True, "rope_theta": 2e6},
     adjust=layers_without_rope,
 )

@@ -80,6 +80,8 @@ def train_alignment(
     args = run.args
     model_config = build_model_config(
         args,
+        options=run.flags.source.plan.options,
+        teacher_options=run.flags.source.plan.options,
         holds_teacher=runs_reference,
         build_head=lambda groups: LogProbsHead(run.flags.source.plan.vocab_size, groups.tp),
         load_weights=lambda chunks: _load_weights(run, chunks),

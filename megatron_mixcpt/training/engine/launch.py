@@ -17,6 +17,7 @@ from megatron_mixcpt.config import RunConfig
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+from megatron_mixcpt.models.options import ModelOptions
 from megatron_mixcpt.rank_exit import end_child_processes
 from megatron_mixcpt.training.engine.async_writer import bound_writer
 from megatron_mixcpt.training.engine.checkpoints import guarded_saves, settle_checkpoints
@@ -51,6 +52,8 @@ def start_distributed() -> ProcessGroupCollection:
 def build_model_config(
     args: argparse.Namespace,
     *,
+    options: ModelOptions,
+    teacher_options: ModelOptions,
     holds_teacher: bool,
     build_head: Callable[[ProcessGroupCollection], Head],
     load_weights: Callable[[list[StudentTeacherModel]], list[StudentTeacherModel]],
@@ -61,6 +64,8 @@ def build_model_config(
 
     Args:
         args: the engine's arguments.
+        options: the student's, beyond the engine's arguments.
+        teacher_options: the teacher's.
         holds_teacher: build the frozen teacher's stages.
         build_head: see :class:`StudentTeacherModelConfig`.
         load_weights: fills this rank's chunks in place and returns them.
@@ -69,7 +74,7 @@ def build_model_config(
     """
     model_config = gpt_config_from_args(args, model_config_cls=StudentTeacherModelConfig)
     model_config.transformer_layer_spec = gpt_layer_spec
-    model_config.rope_scaling_factor = args.rope_scaling_factor  # which the engine's function leaves at its default
+    model_config.student_options, model_config.teacher_options = options, teacher_options
     model_config.holds_teacher = holds_teacher
     model_config.offload_teacher = offload_teacher
     model_config.teacher_fp8 = teacher_fp8

@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = start_distributed()
     model_config = build_model_config(
         args,
+        options=run.student.options,
+        teacher_options=run.teacher.options,
         holds_teacher=config.objective.holds_teacher,
         build_head=functools.partial(build_head, run),
         load_weights=functools.partial(load_weights, run),

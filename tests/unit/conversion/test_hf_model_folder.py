@@ -86,16 +86,6 @@ def test_qwen2_has_a_bias_and_may_name_a_window_it_does_not_use(tmp_path):
     assert read_config(folder).engine_arguments["add_qkv_bias"] is True
 
 
-LLAMA3_WITH = {
-    key: {**tiny_hf.LLAMA3_ROPE, key: value}
-    for key, value in {
-        "low_freq_factor": 2.0,
-        "high_freq_factor": 8.0,
-        "original_max_position_embeddings": 4096,
-    }.items()
-}
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -106,21 +96,8 @@ LLAMA3_WITH = {
         ("llama", {"mlp_bias": True}, "mlp_bias True cannot be trained"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu' cannot be trained"),
         ("llama", {"num_key_value_heads": 4}, "num_key_value_heads 4 cannot be trained: it must divide"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn' cannot be"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type 'linear' cannot be"),
-        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_type 'dynamic'"),
-        ("llama", {"rope_parameters": None, "rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' cannot be"),
-        ("llama", {"rope_parameters": None, "rope_theta": 10000.5}, "rope_theta 10000.5 cannot be trained"),
-        ("llama", {"rope_parameters": LLAMA3_WITH["low_freq_factor"]}, "low_freq_factor 2.0 cannot be trained"),
-        ("llama", {"rope_parameters": LLAMA3_WITH["high_freq_factor"]}, "high_freq_factor 8.0 cannot be trained"),
-        (
-            "llama",
-            {"rope_parameters": LLAMA3_WITH["original_max_position_embeddings"]},
-            "original_max_position_embeddings 4096 cannot be trained: the engine's rope scaling has 8192 built in",
-        ),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "weights are quantized"),
         ("mistral", {"sliding_window": 32}, "sliding_window 32 cannot be trained: attention here is over the whole"),
-        ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type 'longrope' cannot be"),
         ("qwen3", {"attention_bias": True}, "attention_bias True cannot be trained"),
         ("mixtral", {"sliding_window": 32}, "sliding_window 32 cannot be trained"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers [0] cannot be trained"),

@@ -64,8 +64,13 @@ MIXTURES_OF_EXPERTS = ("mixtral", "qwen3_moe", "qwen3_moe_raw_weights")
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:
     """A random float32 model on the CPU."""
+    return build_from(CONFIGS[name], seed)
+
+
+def build_from(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A random float32 model of any configuration, on the CPU."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

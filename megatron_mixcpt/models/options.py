@@ -1,0 +1,60 @@
+"""What a model is beyond the engine's own configuration: plain data, made from config.json, read by our modules.
+
+The tables of ``conversion/architectures`` make the options of a model. :func:`attach_options` puts them on the engine's
+``TransformerConfig``, of which the student and the teacher each have their own, and :func:`options_of` reads them back
+wherever a module has that configuration. Every field has a default that means "as the engine does it".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the tables are read by tools that have no use for the engine
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+# The engine hard-codes these in megatron/core/models/common/embeddings/rotary_pos_embedding.py (_apply_scaling).
+ENGINE_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+_ATTRIBUTE = "mixcpt_options"
+
+
+@dataclass(frozen=True)
+class Rope:
+    """A rotary embedding, in the terms of transformers' configuration, from which its table follows."""
+
+    parameters: Mapping[str, Any]
+    """``rope_parameters`` as transformers 5 completes them; they have ``rope_type`` and ``rope_theta``."""
+    head_dim: int
+    """Channels of an attention head."""
+    num_channels: int
+    """Those of them that the table has angles for; the rest pass unrotated."""
+    max_position_embeddings: int
+    """Of config.json, in tokens: what ``dynamic`` scaling starts from, and other types where no factor is given."""
+
+    @property
+    def kind(self) -> str:
+        """``rope_type``."""
+        return self.parameters["rope_type"]
+
+    @property
+    def is_engine_llama3(self) -> bool:
+        """Whether this is the one kind of scaling that the engine has built in."""
+        return self.kind == "llama3" and all(self.parameters[key] == value for key, value in ENGINE_LLAMA3.items())
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options of one model."""
+
+    rope: Rope | None = None
+    """The rotary embedding; None: the one that the engine makes of its arguments."""
+
+
+def attach_options(config: "TransformerConfig", options: ModelOptions) -> None:
+    """Put the options on the engine's configuration, in place; a copy of the configuration keeps them."""
+    setattr(config, _ATTRIBUTE, options)
+
+
+def options_of(config: "TransformerConfig") -> ModelOptions:
+    """The options of the model that ``config`` belongs to; all defaults where none were attached."""
+    return getattr(config, _ATTRIBUTE, ModelOptions())
