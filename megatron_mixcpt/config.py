@@ -32,11 +32,29 @@ class RunConfig:
     """Show everything that the engine prints on the terminal, too; by default it is in the rank logs only
     (SAVE/logs)."""
 
+    dry_run: bool = False
+    """Check everything, print what the run would do, and stop."""
+
+    assume_ranks: int | None = None
+    """With --dry-run: check the run as N ranks would (torchrun's --nproc-per-node x --nnodes), on one process without
+    torchrun, such as on a login node without a GPU."""
+
     def __post_init__(self) -> None:
+        if self.assume_ranks is not None:
+            self._check_assumed_ranks(self.assume_ranks)
         if self.keep_last is not None and self.keep_last < 1:
             raise ConfigError(f"--keep-last {self.keep_last}: must be greater than 0 (checkpoints to keep)")
         if self.loss_spike_sigma < 0.0:
             raise ConfigError(f"--loss-spike-sigma {self.loss_spike_sigma}: must be at least 0; 0 disables the warning")
+
+    def _check_assumed_ranks(self, num_ranks: int) -> None:
+        if num_ranks < 1:
+            raise ConfigError(f"--assume-ranks {num_ranks}: must be greater than 0, the number of ranks of the run")
+        if not self.dry_run:
+            raise ConfigError(
+                f"--assume-ranks {num_ranks} is for --dry-run: a run has as many ranks as torchrun starts (torchrun "
+                "--nproc-per-node, --nnodes); add --dry-run, or remove it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +108,6 @@ class MixCPTConfig(RunConfig):
     document_masking: bool = False
     """Restrict attention to each document and restart positions at each, so that every document of a sequence is read
     as if it stood alone. Uses Transformer Engine's packed sequences, or a dense mask without it."""
-
-    dry_run: bool = False
-    """Check everything, print what the run would do, and stop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,9 +170,6 @@ class AlignmentConfig(RunConfig):
     held_out: float = 0.0
     """Fraction of the samples that is held out for validation, chosen by content and measured before the first step
     and at each --eval-interval."""
-
-    dry_run: bool = False
-    """Check everything, print what the run would do, and stop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,6 +35,19 @@ class NumbersError(MixCPTError):
     """A loss or gradient that is NaN or Inf."""
 
 
+def nearest(number: int, works: Callable[[int], bool], *, most: int) -> str:
+    """The nearest smaller and larger numbers that work, for the way out of an error: ``4 or 8``.
+
+    Args:
+        number: one that does not work.
+        works: whether a number does.
+        most: the largest that is tried.
+    """
+    below = next((tried for tried in range(min(number - 1, most), 0, -1) if works(tried)), None)
+    above = next((tried for tried in range(number + 1, most + 1) if works(tried)), None)
+    return " or ".join(str(tried) for tried in (below, above) if tried is not None) or "other numbers"
+
+
 def exit_on_user_error[**P, R](main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a tool's ``main`` so that a :class:`MixCPTError` ends it with one line on stderr and exit code 1.
 

@@ -1,37 +1,35 @@
 """How a run's ranks are divided: computed once from its settings, and checked as the engine would.
 
-The settings are the engine's arguments by name. The trainers and the memory plan ask the same checks, so that what is
-planned also trains. Without them the engine would refuse later, some of it only in the first step.
+The settings are the engine's arguments by name. The trainers, the memory plan, scoring and evaluation ask the same
+checks, so that what is planned also trains. Without them the engine would refuse later, with an assertion of its own,
+some of it only in the first step.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
-from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.errors import ConfigError, nearest
 from megatron_mixcpt.flags import flag_name
+from megatron_mixcpt.pipeline_stages import stages_of
 
 Settings = Mapping[str, Any]
 
-# With these flags the pipeline's stages hold different numbers of layers; the engine checks them.
-_UNEVEN_STAGES = (
-    "decoder_first_pipeline_num_layers",
-    "decoder_last_pipeline_num_layers",
-    "pipeline_model_parallel_layout",
-    "account_for_embedding_in_pipeline_split",
-    "account_for_loss_in_pipeline_split",
-)
 _SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 _POSITIVE = (
     *_SIZES,
     "expert_model_parallel_size",
     "expert_tensor_parallel_size",
+    "num_distributed_optimizer_instances",
     "micro_batch_size",
     "global_batch_size",
     "seq_length",
     "num_virtual_stages_per_pipeline_rank",
     "num_layers_per_virtual_pipeline_stage",
+    "microbatch_group_size_per_vp_stage",
     "recompute_num_layers",
+    "make_vocab_size_divisible_by",
 )
 
 
@@ -50,6 +48,8 @@ class ParallelSizes:
     """Ranks that share each expert; the engine's default is as many as share each layer."""
     chunks: int = 1
     """Chunks of layers on each pipeline rank; above 1 the pipeline is interleaved."""
+    microbatch_group: int = 1
+    """Microbatches that a chunk of an interleaved pipeline takes before the next chunk; 1 in any other."""
 
     @classmethod
     def of(cls, settings: Settings, num_ranks: int | None = None) -> "ParallelSizes":
@@ -60,23 +60,42 @@ class ParallelSizes:
             num_ranks: of the whole run. None: those of one copy of the model.
 
         Raises:
-            ConfigError: a size that is not positive, or ranks that do not make complete copies of the model.
+            ConfigError: a size that is not positive, that the model's layers, heads, columns or experts cannot be
+                divided by, or ranks that do not make complete copies of the model.
         """
         for name in _POSITIVE:
             if (value := settings.get(name)) is not None and value < 1:
                 raise ConfigError(f"{flag_name(name)} {value} must be greater than 0")
         tensor, pipeline, context = (settings.get(name, 1) for name in _SIZES)
-        needed = tensor * pipeline * context
-        num_ranks = needed if num_ranks is None else num_ranks
-        if num_ranks < needed or num_ranks % needed:
-            raise ConfigError(
-                f"{num_ranks} ranks cannot hold complete copies of a model of {tensor} x {pipeline} x {context} = "
-                f"{needed} ranks (--tensor-model-parallel-size x --pipeline-model-parallel-size x "
-                "--context-parallel-size): take a multiple of that many (torchrun --nproc-per-node, --nnodes; "
-                "--num-gpus of tools/plan.py)"
-            )
-        sizes = {"tensor": tensor, "pipeline": pipeline, "context": context, "data": num_ranks // needed}
-        return cls(**sizes, **_expert_sizes(settings, tensor), chunks=_chunks(settings, pipeline))
+        expert, expert_tensor = _expert_sizes(settings, tensor)
+        of_stage = lcm(tensor * context, expert * expert_tensor)
+        num_ranks = of_stage * pipeline if num_ranks is None else num_ranks
+        sizes = cls(
+            tensor=tensor,
+            pipeline=pipeline,
+            context=context,
+            data=num_ranks // (tensor * pipeline * context),
+            expert=expert,
+            expert_tensor=expert_tensor,
+            chunks=(chunks := len(stages_of(settings)[0])),
+            microbatch_group=(settings.get("microbatch_group_size_per_vp_stage") or pipeline) if chunks > 1 else 1,
+        )
+        _check_width(sizes, settings)
+        if settings.get("num_experts"):
+            _check_experts(sizes, settings)
+        if num_ranks < 1 or num_ranks % (of_stage * pipeline):
+            raise ConfigError(_wrong_ranks(sizes, num_ranks, of_stage * pipeline))
+        return sizes
+
+    @property
+    def described(self) -> str:
+        """The sizes in one line, by the names that the flags have in every text about them."""
+        text = f"TP {self.tensor} x PP {self.pipeline} x CP {self.context} x DP {self.data}"
+        if self.chunks > 1:
+            text += f", {self.chunks} chunks of layers on each rank"
+        if self.expert * self.expert_tensor > 1:
+            text += f", experts EP {self.expert} x ETP {self.expert_tensor} x DP {self.expert_data}"
+        return text
 
     @property
     def ranks_per_copy(self) -> int:
@@ -88,110 +107,83 @@ class ParallelSizes:
         """Copies of each expert: the TP x CP x DP ranks of a stage hold its experts as EP x ETP x so many copies."""
         return self.tensor * self.context * self.data // (self.expert * self.expert_tensor)
 
-    @property
-    def microbatches_multiple(self) -> int:
-        """What the microbatches of a step must be a multiple of: interleaved pipelines take them in groups."""
-        return self.pipeline if self.chunks > 1 else 1
+
+def _wrong_ranks(sizes: ParallelSizes, num_ranks: int, needed: int) -> str:
+    """Why so many ranks are not divided; ``needed``: what they must be a multiple of."""
+    layout = f"TP {sizes.tensor} x PP {sizes.pipeline} x CP {sizes.context}"
+    if sizes.expert * sizes.expert_tensor > 1:
+        layout += f", with experts EP {sizes.expert} x ETP {sizes.expert_tensor} x PP {sizes.pipeline}"
+    fewer = f"{num_ranks // needed * needed} or " if num_ranks > needed else ""
+    return (
+        f"{num_ranks} rank{'s' * (num_ranks != 1)} cannot be divided into complete copies of the model of {needed} "
+        f"({layout}): start {fewer}{(num_ranks // needed + 1) * needed} (torchrun's --nproc-per-node x --nnodes; "
+        "GPUS_PER_NODE x NNODES of the examples; --assume-ranks of a dry run; --num-gpus of tools/plan.py), or change "
+        "these sizes"
+    )
 
 
-def _expert_sizes(settings: Settings, tensor: int) -> dict[str, int]:
-    """How the experts are divided; 1 each in a dense model. Raises ConfigError for flags of experts that it lacks."""
-    given = {name: settings.get(name) for name in ("expert_model_parallel_size", "expert_tensor_parallel_size")}
-    expert, expert_tensor = given.values()
+def _expert_sizes(settings: Settings, tensor: int) -> tuple[int, int]:
+    """EP and ETP; 1 each in a dense model. Raises ConfigError for flags of experts that the model lacks."""
+    names = ("expert_model_parallel_size", "expert_tensor_parallel_size")
+    expert, expert_tensor = (settings.get(name) for name in names)
     if settings.get("num_experts"):
-        return {"expert": expert or 1, "expert_tensor": expert_tensor or tensor}
-    for name, value in given.items():
+        return expert or 1, expert_tensor or tensor
+    for name, value in zip(names, (expert, expert_tensor), strict=True):
         if (value or 1) > 1:
             raise ConfigError(f"{flag_name(name)} {value}: the model has no experts; remove it")
-    return {}
-
-
-def _chunks(settings: Settings, pipeline: int) -> int:
-    """Chunks of layers on each rank, by whichever of the engine's two flags is given."""
-    chunks, layers = (
-        settings.get(name) for name in ("num_virtual_stages_per_pipeline_rank", "num_layers_per_virtual_pipeline_stage")
-    )
-    if chunks and layers:
-        raise ConfigError(
-            f"--num-virtual-stages-per-pipeline-rank {chunks} and --num-layers-per-virtual-pipeline-stage {layers} "
-            "decide the same: give one of them"
-        )
-    if layers and settings["num_layers"] % (pipeline * layers):
-        raise ConfigError(
-            f"--num-layers-per-virtual-pipeline-stage {layers} x --pipeline-model-parallel-size {pipeline} does not "
-            f"divide the model's {settings['num_layers']} layers: choose a number that does"
-        )
-    return settings["num_layers"] // (pipeline * layers) if layers else chunks or 1
+    return 1, 1
 
 
 def check_layout(sizes: ParallelSizes, settings: Settings) -> None:
-    """Raise ConfigError where the model, its sequences or its recomputation cannot be divided as the settings say."""
-    _check_width(sizes, settings)
-    if not any(settings.get(name) for name in _UNEVEN_STAGES):
-        _check_depth(sizes, settings)
-    if sizes.chunks > 1 and sizes.pipeline == 1:
-        raise ConfigError(
-            f"{sizes.chunks} chunks of layers on each rank need --pipeline-model-parallel-size 2 or more: remove "
-            "--num-virtual-stages-per-pipeline-rank and --num-layers-per-virtual-pipeline-stage"
-        )
-    _check_sequence(sizes, settings)
-    _check_recomputation(settings)
-    if settings.get("num_experts"):
-        _check_experts(sizes, settings)
-
-
-def _check_experts(sizes: ParallelSizes, settings: Settings) -> None:
-    """Experts are divided over EP groups, their columns over the ranks of each, and ranks over both."""
-    num_experts = settings["num_experts"]
-    columns = settings.get("moe_ffn_hidden_size") or settings["ffn_hidden_size"]
-    if num_experts % sizes.expert:
-        raise ConfigError(
-            f"--expert-model-parallel-size {sizes.expert} does not divide the model's {num_experts} experts: choose a "
-            "size that does"
-        )
-    if columns % sizes.expert_tensor:
-        raise ConfigError(
-            f"--expert-tensor-parallel-size {sizes.expert_tensor} (default: --tensor-model-parallel-size) does not "
-            f"divide the {columns} columns of the model's experts: choose a size that does"
-        )
-    shared, ranks = sizes.tensor * sizes.context * sizes.data, sizes.expert * sizes.expert_tensor
-    if shared % ranks:
-        raise ConfigError(
-            f"the {shared} ranks of each pipeline stage cannot be divided into {sizes.expert} x {sizes.expert_tensor} "
-            "(--expert-model-parallel-size x --expert-tensor-parallel-size): choose sizes whose product divides "
-            f"{shared}"
-        )
-    if sizes.tensor > 1 and not settings.get("sequence_parallel"):
+    """Raise ConfigError where sequences cannot be divided, or layers recomputed, as the settings of a training say."""
+    if settings.get("num_experts") and sizes.tensor > 1 and not settings.get("sequence_parallel"):
         raise ConfigError(
             f"--tensor-model-parallel-size {sizes.tensor} of a model with experts needs --sequence-parallel: add it"
         )
+    _check_sequence(sizes, settings)
+    _check_recomputation(settings)
 
 
 def _check_width(sizes: ParallelSizes, settings: Settings) -> None:
     """Heads, the MLP and the groups are divided over tensor parallel ranks; ranks may share a group."""
     tensor, groups = sizes.tensor, settings["num_query_groups"]
-    whats = {"num_attention_heads": "attention heads"}
+    counts = {"attention heads": settings["num_attention_heads"]}
     if not settings.get("num_experts") or settings.get("moe_layer_freq", 1) != 1:  # else no layer has a dense MLP
-        whats["ffn_hidden_size"] = "MLP columns"
-    for name, what in whats.items():
-        if settings[name] % tensor:
+        counts["MLP columns"] = settings["ffn_hidden_size"]
+    if shared := settings.get("moe_shared_expert_intermediate_size"):
+        counts["columns of the shared experts"] = shared
+
+    def works(size: int) -> bool:
+        return not any(count % size for count in counts.values()) and not (groups % size and size % groups)
+
+    choose = f"choose {nearest(tensor, works, most=settings['num_attention_heads'])}"
+    for what, count in counts.items():
+        if count % tensor:
             raise ConfigError(
-                f"--tensor-model-parallel-size {tensor} does not divide the model's {settings[name]} {what}: choose a "
-                "size that does"
+                f"--tensor-model-parallel-size {tensor} does not divide the model's {count} {what}: {choose}"
             )
     if groups % tensor and tensor % groups:
         raise ConfigError(
             f"--tensor-model-parallel-size {tensor} is neither a divisor nor a multiple of the model's {groups} query "
-            "groups: choose a size that is"
+            f"groups: {choose}"
         )
 
 
-def _check_depth(sizes: ParallelSizes, settings: Settings) -> None:
-    if settings["num_layers"] % (sizes.pipeline * sizes.chunks):
-        chunks = f" x {sizes.chunks} chunks on each rank" if sizes.chunks > 1 else ""
+def _check_experts(sizes: ParallelSizes, settings: Settings) -> None:
+    """Experts are divided over EP groups, and their columns over the ranks of each."""
+    num_experts = settings["num_experts"]
+    columns = settings.get("moe_ffn_hidden_size") or settings["ffn_hidden_size"]
+    if num_experts % sizes.expert:
+        choose = nearest(sizes.expert, lambda size: num_experts % size == 0, most=num_experts)
         raise ConfigError(
-            f"--pipeline-model-parallel-size {sizes.pipeline}{chunks} does not divide the model's "
-            f"{settings['num_layers']} layers: choose a number that does"
+            f"--expert-model-parallel-size {sizes.expert} does not divide the model's {num_experts} experts: choose "
+            f"{choose}"
+        )
+    if columns % sizes.expert_tensor:
+        choose = nearest(sizes.expert_tensor, lambda size: columns % size == 0, most=columns)
+        raise ConfigError(
+            f"--expert-tensor-parallel-size {sizes.expert_tensor} (default: --tensor-model-parallel-size) does not "
+            f"divide the {columns} columns of the model's experts: choose {choose}"
         )
 
 
@@ -202,15 +194,15 @@ def _check_sequence(sizes: ParallelSizes, settings: Settings) -> None:
             f"--seq-length {length} is longer than the model's {longest} positions: give at most that, or "
             f"--max-position-embeddings {length} for a model that can be used beyond them"
         )
-    if sizes.context > 1 and length % (2 * sizes.context):
+    shared = sizes.tensor if settings.get("sequence_parallel") else 1
+    multiple = lcm(2 * sizes.context, sizes.context * shared) if sizes.context > 1 else shared
+    if length % multiple:
+        context = f"twice --context-parallel-size {sizes.context}" if sizes.context > 1 else ""
+        tensor = f"--sequence-parallel over --tensor-model-parallel-size {sizes.tensor}" if shared > 1 else ""
+        reason = " and ".join(filter(None, (context, tensor)))
+        choose = nearest(length, lambda tried: tried % multiple == 0, most=length + multiple)
         raise ConfigError(
-            f"--seq-length {length} is not a multiple of {2 * sizes.context}, which is twice --context-parallel-size "
-            f"{sizes.context}: change one of them"
-        )
-    if settings.get("sequence_parallel") and length // sizes.context % sizes.tensor:
-        raise ConfigError(
-            f"--sequence-parallel: the {length // sizes.context} tokens of a sequence on each rank cannot be divided "
-            f"by --tensor-model-parallel-size {sizes.tensor}; change --seq-length"
+            f"--seq-length {length} is not a multiple of {multiple}, which it must be for {reason}: choose {choose}"
         )
 
 
@@ -238,9 +230,21 @@ def check_batches(sizes: ParallelSizes, settings: Settings) -> None:
             f"--global-batch-size {batch} is not a multiple of --micro-batch-size {micro} x {sizes.data} copies of the "
             "model (data parallel): change one of them"
         )
-    microbatches, group = batch // (micro * sizes.data), sizes.microbatches_multiple
-    if microbatches % group and not settings.get("microbatch_group_size_per_vp_stage"):
+    _check_microbatches(batch // (micro * sizes.data), sizes, micro * sizes.data)
+
+
+def _check_microbatches(number: int, sizes: ParallelSizes, of_each: int) -> None:
+    """An interleaved pipeline takes microbatches in groups; the last may be smaller, but fills the stages too."""
+    group, stages = sizes.microbatch_group, sizes.pipeline
+    if sizes.chunks == 1:
+        return
+    if group < stages:
         raise ConfigError(
-            f"--global-batch-size {batch} makes {microbatches} microbatches in each step, and an interleaved pipeline "
-            f"takes a multiple of its {group} stages: give a multiple of {micro * sizes.data * group}"
+            f"--microbatch-group-size-per-vp-stage {group} is less than the {stages} pipeline stages: give {stages} or "
+            "more, or remove it"
+        )
+    if number < group or 0 < number % group < stages:
+        raise ConfigError(
+            f"--global-batch-size {number * of_each} makes {number} microbatches in each step, and this interleaved "
+            f"pipeline takes them in groups of {group}: give a multiple of {of_each * group}"
         )

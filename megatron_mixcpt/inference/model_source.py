@@ -1,5 +1,6 @@
 """The model to run: a Hugging Face folder, or a Megatron checkpoint with its ``hf/`` folder."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, read_config, read_model_folder
 from megatron_mixcpt.conversion.megatron_layout import find_iteration
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
-from megatron_mixcpt.errors import CheckpointError, ConfigError
+from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.inference.engine_model import (
     build_engine_model,
     load_megatron_weights,
@@ -19,6 +20,7 @@ from megatron_mixcpt.inference.engine_model import (
     transformer_config,
 )
 from megatron_mixcpt.inference.settings import check_one_model
+from megatron_mixcpt.parallel_sizes import ParallelSizes
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -82,18 +84,15 @@ class ModelSource:
         stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
         return {"model": str(self.weights.resolve()), "model files": stamps}
 
-    def check_layout(self, tp_size: int, pp_size: int) -> None:
-        """Raise ConfigError where the model's heads or layers cannot be divided by the parallel sizes."""
-        arguments = self.plan.engine_arguments
-        for flag, size, name in (
-            ("--tensor-model-parallel-size", tp_size, "num_attention_heads"),
-            ("--tensor-model-parallel-size", tp_size, "num_query_groups"),
-            ("--pipeline-model-parallel-size", pp_size, "num_layers"),
-        ):
-            count = arguments[name]
-            ranks_share = name == "num_query_groups" and size > count and size % count == 0
-            if size < 1 or (count % size and not ranks_share):
-                raise ConfigError(f"{flag} {size} must divide the model's {self.plan.origins[name]}; choose another")
+    def check_layout(self, tp_size: int, pp_size: int, *, cp_size: int = 1, ep_size: int = 1) -> None:
+        """Raise ConfigError where the model or the ranks that were started cannot be divided by the parallel sizes."""
+        sizes = {
+            "tensor_model_parallel_size": tp_size,
+            "pipeline_model_parallel_size": pp_size,
+            "context_parallel_size": cp_size,
+            "expert_model_parallel_size": ep_size,
+        }
+        ParallelSizes.of({**self.plan.engine_arguments, **sizes}, int(os.environ.get("WORLD_SIZE", "1")))
 
     def build(self, dtype: torch.dtype) -> GPTModel:
         """This rank's part of the model, with its weights; the parallel groups must be initialised."""

@@ -38,7 +38,8 @@ ROOMS = {
     "rank_exit": _room("a failed rank ends at once, with all that it started", "terminal torchrun_report"),
     "named_paths": _room("NAME=PATH on a command line"),
     "flags": _room("settings as dataclasses: flags, help and record"),
-    "parallel_sizes": _room("how a run's ranks are divided, checked as the engine would", "flags"),
+    "parallel_sizes": _room("how a run's ranks are divided, checked as the engine would", "flags pipeline_stages"),
+    "pipeline_stages": _room("how many layers each pipeline stage holds", "flags"),
     "log_names": _room("names of the curves that training writes and the report reads"),
     "objective": _room("the options of the loss", "flags"),
     "config": _room("settings of each training stage", "flags objective data/reading"),
@@ -71,7 +72,7 @@ ROOMS = {
     "distillation": _room("teacher and student in one pipeline", "losses objective", "engine core"),
     "inference": _room(
         "a model in memory without the trainer",
-        "flags conversion models losses data/tokens",
+        "flags parallel_sizes conversion models losses data/tokens",
         "engine core",
     ),
     "verification": _room("a model folder and its conversion, checked", "flags conversion inference", "torch"),

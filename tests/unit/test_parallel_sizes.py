@@ -23,8 +23,8 @@ MOE = {"num_experts": 6, "moe_ffn_hidden_size": 10}
 def test_sizes_follow_from_the_flags() -> None:
     settings = MODEL | {"tensor_model_parallel_size": 4, "pipeline_model_parallel_size": 2}
     sizes = ParallelSizes.of(settings | {"num_layers_per_virtual_pipeline_stage": 2}, num_ranks=24)
-    assert sizes == ParallelSizes(tensor=4, pipeline=2, context=1, data=3, chunks=2)
-    assert (sizes.ranks_per_copy, sizes.microbatches_multiple) == (8, 2)
+    assert sizes == ParallelSizes(tensor=4, pipeline=2, context=1, data=3, chunks=2, microbatch_group=2)
+    assert sizes.ranks_per_copy == 8
     assert ParallelSizes.of(settings) == ParallelSizes(tensor=4, pipeline=2)
     assert global_batch_size(sizes, settings) == 6
     assert global_batch_size(sizes, settings | {"global_batch_size": 12}) == 12
@@ -42,20 +42,36 @@ def test_experts_are_divided_over_the_ranks_of_a_stage() -> None:
     ("changed", "num_ranks", "message"),
     [
         ({"tensor_model_parallel_size": 0}, 1, "--tensor-model-parallel-size 0 must be greater than 0"),
-        ({"pipeline_model_parallel_size": 2}, 3, "3 ranks cannot hold complete copies of a model of 1 x 2 x 1 = 2 "),
-        ({"pipeline_model_parallel_size": 2}, 1, "1 ranks cannot hold complete copies"),
-        ({"tensor_model_parallel_size": 8}, 8, "does not divide the model's 12 attention heads"),
+        (
+            {"pipeline_model_parallel_size": 2},
+            3,
+            "^3 ranks cannot be divided into complete copies of the model of 2 .TP 1 x PP 2 x CP 1.: start 2 or 4",
+        ),
+        ({"pipeline_model_parallel_size": 2}, 1, "^1 rank cannot be divided .*: start 2 "),
+        ({"tensor_model_parallel_size": 8}, 8, "8 does not divide the model's 12 attention heads: choose 6 or 12"),
         ({"tensor_model_parallel_size": 2, "ffn_hidden_size": 9}, 2, "does not divide the model's 9 MLP columns"),
-        ({"tensor_model_parallel_size": 3}, 3, "neither a divisor nor a multiple of the model's 2 query groups"),
-        ({"pipeline_model_parallel_size": 3}, 3, "--pipeline-model-parallel-size 3 does not divide the model's 8 "),
+        (
+            {"tensor_model_parallel_size": 3},
+            3,
+            "neither a divisor nor a multiple of the model's 2 query groups: choose 2 or 4",
+        ),
+        (
+            {"pipeline_model_parallel_size": 3},
+            3,
+            "--pipeline-model-parallel-size 3 does not divide the model's 8 layers: choose 2 or 4",
+        ),
         ({"num_virtual_stages_per_pipeline_rank": 2}, 1, "2 chunks of layers on each rank need"),
         ({"seq_length": 128}, 1, "--seq-length 128 is longer than the model's 64 positions"),
-        ({"context_parallel_size": 3}, 3, "--seq-length 64 is not a multiple of 6"),
+        (
+            {"context_parallel_size": 3},
+            3,
+            "--seq-length 64 is not a multiple of 6, .* twice --context-parallel-size 3: choose 60 or 66",
+        ),
         ({"expert_model_parallel_size": 2}, 2, "--expert-model-parallel-size 2: the model has no experts"),
         ({"expert_tensor_parallel_size": 2}, 2, "--expert-tensor-parallel-size 2: the model has no experts"),
-        ({**MOE, "expert_model_parallel_size": 4}, 4, "4 does not divide the model's 6 experts"),
+        ({**MOE, "expert_model_parallel_size": 4}, 4, "4 does not divide the model's 6 experts: choose 3 or 6"),
         ({**MOE, "expert_tensor_parallel_size": 4}, 4, "4 .* does not divide the 10 columns of the model's experts"),
-        ({**MOE, "expert_model_parallel_size": 3}, 2, "the 2 ranks of each pipeline stage cannot be .* 3 x 1 "),
+        ({**MOE, "expert_model_parallel_size": 3}, 2, "^2 ranks cannot .* of 3 .*EP 3 x ETP 1 x PP 1.: start 3 "),
         ({**MOE, "tensor_model_parallel_size": 2}, 2, "a model with experts needs --sequence-parallel"),
         ({"recompute_granularity": "full"}, 1, "needs --recompute-method: give --recompute-method uniform"),
         ({"recompute_activations": True, "recompute_num_layers": 1}, 1, "--recompute-num-layers 1 goes with"),

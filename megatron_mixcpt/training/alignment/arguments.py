@@ -171,7 +171,7 @@ def _row_shape(config: AlignmentConfig, settings: dict[str, Any], sizes: Paralle
         row_length=settings["seq_length"],
         micro_batch_size=settings["micro_batch_size"],
         data_parallel_size=sizes.data,
-        microbatches_multiple=sizes.microbatches_multiple,
+        microbatches_multiple=sizes.microbatch_group,
         length_step=length_step(settings["seq_length"], divisor * (16 if settings.get("fp8") else 1)),
         is_uniform=sizes.pipeline > 1,
         packing=config.packing,
@@ -187,7 +187,7 @@ def _engine_args(
     resumed: MegatronCheckpoint | None,
 ) -> argparse.Namespace:
     """The engine's arguments, in which a sample is a row: it then counts samples, whatever rows they lie in."""
-    validation = validation_settings(["held-out"], pipeline_size=sizes.pipeline, data_parallel_size=sizes.data)
+    validation = validation_settings(["held-out"], sizes)
     engine_settings = settings | {
         "micro_batch_size": 1,
         "train_iters": 1,

@@ -5,6 +5,7 @@ alone; see ``distillation/wrapper.py``.
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def start_alignment[Config: AlignmentConfig](
     flags = parse_alignment_flags(argv, config_class, defaults)
     show_where(flags.args, flags.config)
     dry_run = flags.config.dry_run
-    groups = start_distributed() if flags.args.world_size > 1 or not dry_run else None
+    groups = start_distributed() if int(os.environ["WORLD_SIZE"]) > 1 or not dry_run else None
     run = prepare_run(flags)
     show_plan(flags.args, flags.config, describe(run) if flags.args.rank == 0 else "")
     return None if dry_run or groups is None else (run, groups)

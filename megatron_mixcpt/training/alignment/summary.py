@@ -6,6 +6,7 @@ from megatron_mixcpt.data.chat.refusals import NOTES, REFUSALS
 from megatron_mixcpt.data.reading.record_maker import DROP_REASONS
 from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.training.alignment.prepare import AlignmentRun
+from megatron_mixcpt.training.engine.console import describe_layout
 
 _REASONS = REJECT_REASONS | DROP_REASONS | REFUSALS
 # How full the rows are is worked out for so many batches: seconds at 326,000 samples.
@@ -15,7 +16,6 @@ _MOST_BATCHES = 5000
 def describe(run: AlignmentRun) -> str:
     """The model, the samples, the batches and the layout as lines of text."""
     args, source, order = run.args, run.flags.source, run.train.order
-    sizes = run.flags.sizes
     num_held_out = run.valid.order.num_samples if run.valid else 0
     summary = run.samples.summary
     return "\n".join(
@@ -30,8 +30,7 @@ def describe(run: AlignmentRun) -> str:
             f"cache          {run.cache or 'none: give --save or --data-cache-path to encode once for all starts'}",
             f"batches        {order.num_batches:,} of {order.global_batch_size:,} samples, {order.epochs} epochs",
             f"rows           {_rows(run)}",
-            f"layout         TP {sizes.tensor} x PP {sizes.pipeline} x DP {sizes.data}"
-            f" = {args.world_size} ranks, {str(args.params_dtype).removeprefix('torch.')}",
+            f"layout         {describe_layout(run.flags.sizes, args)}",
             f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",
         ]
     )

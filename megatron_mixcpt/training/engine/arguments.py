@@ -11,11 +11,16 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
-from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
+from megatron.training.arguments import (
+    add_megatron_arguments,
+    core_transformer_config_from_args,
+    parse_and_validate_args,
+)
 
 from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
 from megatron_mixcpt.data.reading.record_flags import add_record_flags
@@ -29,6 +34,7 @@ Settings = Mapping[str, Any]
 """Engine arguments by destination: defaults, and over them what the command line says."""
 
 _WITHOUT_FUSED_KERNELS = dict.fromkeys(("masked_softmax_fusion", "apply_rope_fusion", "bias_dropout_fusion"), False)
+_STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 # Of Apex. The engine's linear layers, of which the output layer is one in any case, add weight gradients with it.
 _GRADIENT_ACCUMULATION = "fused_weight_gradient_mlp_cuda"
 
@@ -179,10 +185,23 @@ def parse_engine_args(argv: Sequence[str], config_class: type, settings: Setting
     # A dry run prints its own plan; the engine would list a thousand arguments.
     quiet = contextlib.redirect_stdout(io.StringIO()) if settings.get("dry_run") else contextlib.nullcontext()
     try:
-        with quiet:
-            return parse_and_validate_args(extra_args_provider=add_flags)
-    except (AssertionError, ValueError) as error:
-        raise ConfigError(f"the engine refuses these flags: {error}") from error
+        with quiet, _world_size(num_ranks_of(settings)):
+            args = parse_and_validate_args(extra_args_provider=add_flags)
+        # What the layers are built from has checks of its own. The training makes it again once its ranks have joined.
+        core_transformer_config_from_args(args)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        raise ConfigError(f"the engine refuses these flags: {reason}") from error
+    return args
+
+
+@contextlib.contextmanager
+def _world_size(num_ranks: int) -> Iterator[None]:
+    """Let the engine read that it runs on so many ranks."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    os.environ["WORLD_SIZE"] = str(num_ranks)
+    yield
+    os.environ["WORLD_SIZE"] = started
 
 
 def without_flags(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
@@ -223,9 +242,22 @@ def _padded_vocab_size(settings: Settings) -> int:
     return padded
 
 
+def num_ranks_of(settings: Settings) -> int:
+    """The ranks of the run: those that were started, or that a dry run on one process assumes (``--assume-ranks``).
+
+    Raises ConfigError where torchrun has started another number than is assumed.
+    """
+    started, assumed = int(os.environ.get("WORLD_SIZE", "1")), settings.get("assume_ranks")
+    if assumed and assumed != started and (started > 1 or _STARTED_BY_TORCHRUN in os.environ):
+        raise ConfigError(
+            f"--assume-ranks {assumed}, and torchrun has started {started}: run the tool without torchrun, or remove it"
+        )
+    return assumed or started
+
+
 def parallel_sizes(settings: Settings) -> ParallelSizes:
-    """How the ranks that torchrun started are divided. Raises ConfigError where they do not make complete copies."""
-    return ParallelSizes.of(settings, num_ranks=int(os.environ.get("WORLD_SIZE", "1")))
+    """How the ranks of the run are divided. Raises ConfigError where the model or the ranks cannot be divided so."""
+    return ParallelSizes.of(settings, num_ranks_of(settings))
 
 
 def check_packed_rows(settings: Settings) -> None:

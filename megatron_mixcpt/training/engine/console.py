@@ -20,6 +20,7 @@ from megatron.training.utils import is_last_rank
 from torch import Tensor
 
 from megatron_mixcpt.config import RunConfig
+from megatron_mixcpt.parallel_sizes import ParallelSizes
 from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.interval_line import Interval
 from megatron_mixcpt.training.engine.patches import Change
@@ -51,9 +52,8 @@ def show_start(args: argparse.Namespace, config: RunConfig, plan: str) -> None:
 
 def show_where(args: argparse.Namespace, config: RunConfig) -> None:
     """Open this rank's log, and show where the training runs."""
-    dry_run = getattr(config, "dry_run", False)
-    keep_rank_log(None if dry_run else args.save, args.rank, verbose=config.verbose and not dry_run)
-    if args.rank == 0 and not dry_run:
+    keep_rank_log(None if config.dry_run else args.save, args.rank, verbose=config.verbose and not config.dry_run)
+    if args.rank == 0 and not config.dry_run:
         say(_where(args))
 
 
@@ -61,6 +61,13 @@ def show_plan(args: argparse.Namespace, config: RunConfig, plan: str) -> None:
     """Show what the training is about to do; a dry run ends with it."""
     if args.rank == 0:
         say(f"\n{plan}\n")
+
+
+def describe_layout(sizes: ParallelSizes, args: argparse.Namespace) -> str:
+    """How the ranks are divided, in which precision, and what the layers are made of, for a run's summary."""
+    layers = "Transformer Engine's layers" if args.transformer_impl == "transformer_engine" else "PyTorch's layers"
+    precision = str(args.params_dtype).removeprefix("torch.")
+    return f"{sizes.described} = {args.world_size} rank{'s' * (args.world_size > 1)}, {precision}, {layers}"
 
 
 def _where(args: argparse.Namespace) -> str:

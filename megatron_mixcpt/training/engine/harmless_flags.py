@@ -124,7 +124,7 @@ _OURS = {
     "where things lie; their content is compared": "--hf-model --mixture --teacher --sft --dpo --chat-template",
     "the number of sequences of each kind, which it decides, is compared": "--mixture-weights",
     "when checkpoints are deleted": "--keep-last",
-    "what happens at the start": "--resume-with-changes --dry-run",
+    "what happens at the start": "--resume-with-changes --dry-run --assume-ranks",
     "the samples that they make are compared": """
         --on-bad-record --max-rejects --keep-templates --template-rules --include-held-out-splits
     """,

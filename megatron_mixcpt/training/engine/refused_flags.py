@@ -169,5 +169,8 @@ _BY_REASON = {
 REFUSED = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 """Names among the engine's arguments, each with its reason."""
 
-REFUSED_VALUES = {"dataloader_type": {"external": "the samples come from the engine's own loaders"}}
+REFUSED_VALUES = {
+    "dataloader_type": {"external": "the samples come from the engine's own loaders"},
+    "transformer_impl": {"inference_optimized": "its layers do not train"},
+}
 """Single values of flags that are served otherwise, by the argument's name, each with its reason."""

@@ -4,8 +4,12 @@
 checkpoints are those of bfloat16. The output layer and the losses stay outside of it, and so does the frozen teacher.
 """
 
+import importlib
+import sys
 from collections.abc import Mapping
 from typing import Any
+
+from megatron.core.extensions.transformer_engine import HAVE_TE
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import flag_name
@@ -28,6 +32,11 @@ def check_transformer_engine(explicit: Settings, settings: Settings, *, teacher_
         teacher_fp8: whether the teacher's layers run in 8 bits.
     """
     uses_it = settings["transformer_impl"] == "transformer_engine"
+    if uses_it and not HAVE_TE:
+        raise ConfigError(
+            f"--transformer-impl transformer_engine: Transformer Engine cannot be imported here ({_why_missing()}); "
+            "install it, or remove the flag: layers that do without it are used then"
+        )
     _check_attention(explicit, uses_it)
     for flag, given in {"--teacher-fp8": teacher_fp8, "--fp8-format": bool(settings.get("fp8"))}.items():
         if given and not uses_it:
@@ -43,6 +52,16 @@ def check_transformer_engine(explicit: Settings, settings: Settings, *, teacher_
                 raise ConfigError(f"{flag_name(name)} has no effect without --fp8-format: add that, or remove it")
     if teacher_fp8:
         _check_kernels("--teacher-fp8", "tensorwise", settings)
+
+
+def _why_missing() -> str:
+    if sys.modules.get("transformer_engine", ...) is None:  # as cpu_emulation leaves it
+        return "it computes on GPUs alone, and this run is on the CPU"
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:  # its libraries raise what they like
+        return str(error) or type(error).__name__
+    return "its version is not supported"
 
 
 def _check_attention(explicit: Settings, uses_it: bool) -> None:

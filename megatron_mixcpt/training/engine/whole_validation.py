@@ -16,6 +16,7 @@ import torch
 from megatron.training import get_args, training
 from torch.utils.data import Dataset
 
+from megatron_mixcpt.parallel_sizes import ParallelSizes
 from megatron_mixcpt.training.engine.patches import Change
 
 # Microbatches of one evaluation step for each pipeline stage: few of the stages' turns are then spent waiting.
@@ -43,15 +44,16 @@ class PaddedSamples(Dataset):
         return sample | {"loss_mask": torch.zeros_like(sample["loss_mask"])}
 
 
-def validation_settings(names: list[str], *, pipeline_size: int, data_parallel_size: int) -> dict[str, Any]:
+def validation_settings(names: list[str], sizes: ParallelSizes) -> dict[str, Any]:
     """Engine arguments that measure the datasets with these names completely."""
-    microbatches = _MICROBATCHES_PER_STAGE * pipeline_size if pipeline_size > 1 else 1
+    is_pipeline = sizes.pipeline > 1
+    microbatches = max(_MICROBATCHES_PER_STAGE * sizes.pipeline, sizes.microbatch_group) if is_pipeline else 1
     return {
         "full_validation": True,
         "multiple_validation_sets": True,
         "validation_set_names": names,
         "eval_micro_batch_size": 1,  # the only one that the engine's sampler of whole sets knows
-        "eval_global_batch_size": microbatches * data_parallel_size,
+        "eval_global_batch_size": microbatches * sizes.data,
     }
 
 

@@ -162,7 +162,7 @@ def _validation(
     if not named and "eval_iters" in explicit:
         return {}
     names = validation_names(held_out, named)
-    decided = validation_settings(names, pipeline_size=sizes.pipeline, data_parallel_size=sizes.data)
+    decided = validation_settings(names, sizes)
     if "eval_iters" in explicit:
         raise ConfigError(
             f"--eval-iters {settings['eval_iters']} with --validation, whose sets are measured completely: remove one"

@@ -5,6 +5,7 @@ import argparse
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.data.tokens.end_of_document import eos_warning
 from megatron_mixcpt.objective import Objective
+from megatron_mixcpt.training.engine.console import describe_layout
 from megatron_mixcpt.training.pretraining.arguments import Run
 
 _METHODS = {
@@ -45,6 +46,12 @@ def _validation(args: argparse.Namespace) -> str:
     return "none: --split 99,1,0 holds samples out, --validation NAME=PATH names more"
 
 
+def _microbatches(run: Run) -> str:
+    micro = run.args.micro_batch_size
+    number = run.args.global_batch_size // (micro * run.sizes.data)
+    return f"{number:,} microbatch{'es' * (number > 1)} of {micro:,} on each rank"
+
+
 def _documents(run: Run) -> list[str]:
     """What begins and ends documents; a warning where the model's settings say something else."""
     tokenizer = run.manifest.tokenizer
@@ -60,8 +67,6 @@ def describe(run: Run) -> str:
     """The models, the method, the layout and the mixture's plan as lines of text."""
     args, config, student = run.args, run.config, run.student
     weights = f"{args.num_layers} layers, hidden size {args.hidden_size}, vocabulary {student.vocab_size:,}"
-    layout = f"TP {run.sizes.tensor} x PP {run.sizes.pipeline} x CP {run.sizes.context} x DP {run.sizes.data}"
-    layout += f" = {args.world_size} ranks"
     teacher = str(run.teacher.folder) if config.objective.holds_teacher else "not needed"
     teacher += ", its layers in host memory" if config.teacher_offload == "cpu" else ""
     teacher += ", its layers in 8 bits" if config.teacher_fp8 else ""
@@ -71,7 +76,7 @@ def describe(run: Run) -> str:
             f"teacher        {teacher}",
             f"distillation   {_method(config.objective)}",
             f"loss           {_loss(config)}",
-            f"layout         {layout}, {str(args.params_dtype).removeprefix('torch.')}",
+            f"layout         {describe_layout(run.sizes, args)}",
             f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",
             f"mixture        {run.manifest.folder}{_masking(args)}",
             *(f"  {line}" for line in run.plan.table().splitlines()),
@@ -79,6 +84,6 @@ def describe(run: Run) -> str:
             f"validation     {_validation(args)}",
             *(f"  {name:<12} {path}" for name, path in run.named_sets.items()),
             f"iterations     {args.train_iters or args.train_samples // args.global_batch_size:,}"
-            f" of {args.global_batch_size:,} sequences",
+            f" of {args.global_batch_size:,} sequences, {_microbatches(run)}",
         ]
     )

@@ -46,19 +46,20 @@ def test_exactly_one_model(folder: Path) -> None:
             ModelSource.open(**options)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1), (2, 2), (6, 4)])
-def test_a_layout_that_divides_the_model(folder: Path, sizes: tuple[int, int]) -> None:
-    """Six ranks are more than the two query groups: as in training, three share each."""
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 2), (2, 4)])
+def test_a_layout_that_divides_the_model(folder: Path, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "24")
     ModelSource.open(hf_model=folder / "hf").check_layout(*sizes)
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((4, 1), "--tensor-model-parallel-size 4 must divide the model's num_attention_heads 6; choose another"),
-        ((3, 1), "--tensor-model-parallel-size 3 must divide the model's num_key_value_heads 2"),
-        ((1, 3), "--pipeline-model-parallel-size 3 must divide the model's num_hidden_layers 4"),
-        ((0, 1), "--tensor-model-parallel-size 0 must divide"),
+        ((4, 1), "--tensor-model-parallel-size 4 does not divide the model's 6 attention heads: choose 2"),
+        ((3, 1), "--tensor-model-parallel-size 3 does not divide the model's 80 MLP columns: choose 2"),
+        ((1, 3), "--pipeline-model-parallel-size 3 does not divide the model's 4 layers: choose 2 or 4"),
+        ((0, 1), "--tensor-model-parallel-size 0 must be greater than 0"),
+        ((2, 1), "1 rank cannot be divided into complete copies of the model of 2 .*: start 2"),
     ],
 )
 def test_a_layout_that_does_not(folder: Path, sizes: tuple[int, int], message: str) -> None:

@@ -167,5 +167,5 @@ def test_report_says_what_fits_and_what_does_not() -> None:
 
 def test_impossible_layouts_are_refused() -> None:
     """The checks are those of ``parallel_sizes``; ``test_layout.py`` holds them against the engine's."""
-    with pytest.raises(ConfigError, match="6 ranks cannot hold complete copies .*--num-gpus"):
+    with pytest.raises(ConfigError, match="6 ranks cannot be divided into complete copies .*--num-gpus"):
         plan_memory(LLAMA, Layout(num_gpus=6, tensor_model_parallel_size=4))

@@ -35,6 +35,5 @@ def test_what_cannot_be_is_one_line(repository: Path) -> None:
     result = plan(repository, "--hf-model", "qwen2-7b", "--tensor-model-parallel-size", "8")
     assert result.returncode == 1
     assert result.stderr == (
-        "error: --tensor-model-parallel-size 8 does not divide the model's 28 attention heads: "
-        "choose a size that does\n"
+        "error: --tensor-model-parallel-size 8 does not divide the model's 28 attention heads: choose 4\n"
     )

@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.training.engine import transformer_engine
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 
 SIZES = {"hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4, "kv_channels": 16}
@@ -23,6 +24,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setattr(sys.modules["transformer_engine.pytorch"], "fp8", module, raising=False)
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(transformer_engine, "HAVE_TE", True)
 
 
 def refusal(*, teacher_fp8: bool = False, implementation: str = "transformer_engine", **explicit: object) -> str:
@@ -53,6 +55,17 @@ def test_eight_bits_that_are_refused() -> None:
     )
     assert "the 8 tokens of a microbatch on a rank" in refusal(**FP8, context_parallel_size=4)
     assert "--fp8-recipe has no effect without --fp8-format" in refusal(fp8_recipe="tensorwise")
+
+
+def test_transformer_engine_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer_engine, "HAVE_TE", False)
+    assert "cannot be imported here (its version is not supported); install it, or remove the flag" in refusal()
+    monkeypatch.delitem(sys.modules, "transformer_engine.pytorch")
+    monkeypatch.delitem(sys.modules, "transformer_engine.pytorch.fp8")
+    assert "cannot be imported here (No module named 'transformer_engine.pytorch'" in refusal()
+    monkeypatch.setitem(sys.modules, "transformer_engine", None)
+    assert "cannot be imported here (it computes on GPUs alone, and this run is on the CPU)" in refusal()
+    assert not refusal(implementation="local")
 
 
 def test_without_transformer_engine() -> None:
