@@ -5,7 +5,7 @@ parameter of the stage must be filled, and every rule of the stage's layers used
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ def checkpoint_name(
     """The checkpoint's name of a live parameter.
 
     Args:
-        parameter_name: as in ``model_chunk.named_parameters()``; its layer index counts from the stage's first layer.
+        parameter_name: as :func:`live_tensors` names it; its layer index counts from the stage's first layer.
         layer_numbers: ``layer_number`` (from 1, over the whole model) of the stage's layers in order.
         known: names that the architecture has; decides between a fused and a separate norm.
         first_expert: the first expert of this rank, from 0 over the whole model.
@@ -57,12 +57,21 @@ def checkpoint_name(
     if not match:
         return parameter_name
     prefix, name = f"decoder.layers.{layer_numbers[int(match[1])] - 1}.", match[2]
-    # One module per expert, or Transformer Engine's grouped layers with a numbered weight per expert.
+    # One module per expert, or grouped layers with a numbered weight per expert.
     expert = re.fullmatch(r"mlp\.experts\.local_experts\.(?P<index>\d+)\.(?P<rest>.+)", name)
     expert = expert or re.fullmatch(r"mlp\.experts\.(?P<rest>linear_fc\d\.weight)(?P<index>\d+)", name)
     if expert:
         name = f"mlp.experts.{first_expert + int(expert['index'])}.{expert['rest']}"
     return prefix + name if prefix + name in known else prefix + LOCAL_NAMES.get(name, name)
+
+
+def live_tensors(model_chunk: "GPTModel") -> Iterator[tuple[str, torch.Tensor]]:
+    """Each parameter and its name; one that holds all experts of the rank in turn, with a number as in other layers."""
+    for name, parameter in model_chunk.named_parameters():
+        if re.search(r"\.mlp\.experts\.linear_fc\d\.weight$", name):
+            yield from ((f"{name}{index}", expert) for index, expert in enumerate(parameter.data))
+        else:
+            yield name, parameter.data
 
 
 def load_hf_weights(
@@ -91,7 +100,7 @@ def load_hf_weights(
     first_expert = experts.rank * (num_experts // experts.size)
     stage = _rules_of_stage(model_chunk, rules, layer_numbers)
     unused = {name for name in stage if experts.holds(name, num_experts)}
-    for parameter_name, parameter in model_chunk.named_parameters():
+    for parameter_name, target in live_tensors(model_chunk):
         name = checkpoint_name(parameter_name, layer_numbers, rules, first_expert)
         if name == OUTPUT_LAYER and hf_model.tied:
             name = EMBEDDING
@@ -101,7 +110,7 @@ def load_hf_weights(
                 f"({hf_model.folder}): remove the flag that adds it"
             )
         split = (experts.tp_rank, experts.tp_size) if rules[name].is_expert else (tp_rank, tp_size)
-        _fill(parameter.data, parameter_name, rules[name], hf_model, *split)
+        _fill(target, parameter_name, rules[name], hf_model, *split)
         unused.discard(name)
     if unused:
         raise CheckpointError(

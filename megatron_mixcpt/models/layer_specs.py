@@ -31,6 +31,7 @@ from megatron.core.transformer.transformer_layer import (
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.attention import ScaledDotProductAttention
+from megatron_mixcpt.models.experts import GroupedExperts
 from megatron_mixcpt.models.norm import build_norm
 
 
@@ -44,6 +45,10 @@ class TorchSpecProvider(LocalSpecProvider):
     def core_attention(self) -> type[ScaledDotProductAttention]:
         """Class of the core attention."""
         return ScaledDotProductAttention
+
+    def grouped_mlp_modules(self, moe_use_grouped_gemm: bool) -> type[GroupedExperts]:
+        """Class of a layer's experts, whatever the argument says."""
+        return GroupedExperts
 
 
 def gpt_layer_spec(

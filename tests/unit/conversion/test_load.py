@@ -35,7 +35,7 @@ def test_layers_count_over_the_whole_model(parameter, expected):
     "parameter",
     [
         "mlp.experts.local_experts.1.linear_fc2.weight",  # one module per expert
-        "mlp.experts.linear_fc2.weight1",  # Transformer Engine's grouped layers
+        "mlp.experts.linear_fc2.weight1",  # grouped layers
     ],
 )
 def test_experts_count_over_the_whole_model(parameter):
