@@ -14,6 +14,11 @@ ACCURACY = "accuracy"
 REWARD_MARGIN = "reward margin"
 """Of DPO: the chosen response's reward less the rejected one's."""
 
+EXPERT_LOAD = "expert load max/mean"
+"""Of a mixture of experts: tokens of the largest expert over the mean of its layer, in the layer where it is worst."""
+IDLE_EXPERTS = "experts without tokens"
+"""Share of all experts to which no token of the step went."""
+
 
 def of_dataset(curve: str, dataset: str) -> str:
     """A curve over the samples of one dataset of the mixture alone: a kind of data, or a named source of one."""

@@ -11,6 +11,8 @@ from megatron_mixcpt.log_names import (
     ACCURACY,
     AGREEMENT,
     DIVERGENCE,
+    EXPERT_LOAD,
+    IDLE_EXPERTS,
     LOSS,
     REWARD_MARGIN,
     STUDENT_LOSS,
@@ -30,6 +32,8 @@ TRAINING_CURVES = {
     AGREEMENT: ("Agreement", "share of tokens where student and teacher put the same token first"),
     ACCURACY: ("DPO: accuracy", "share of pairs with the chosen response ahead"),
     REWARD_MARGIN: ("DPO: reward margin", "chosen less rejected"),
+    EXPERT_LOAD: ("Routers: load", "tokens of the largest expert over the mean, in the least balanced layer"),
+    IDLE_EXPERTS: ("Routers: experts without tokens", "share of all experts to which no token of a step went"),
 }
 _NAMES_OF_KINDS = {"cpt": "documents", "sft": "instructions", "dpo": "preferences"}
 _MOST_POINTS = 80

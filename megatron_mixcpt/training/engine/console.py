@@ -25,6 +25,7 @@ from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.interval_line import Interval
 from megatron_mixcpt.training.engine.patches import Change
 from megatron_mixcpt.training.engine.rank_logs import FOLDER, keep_rank_log, rank_log
+from megatron_mixcpt.training.router_load import RouterLoad
 
 
 def quiet_terminal(main: Callable[..., None]) -> Callable[..., None]:
@@ -110,6 +111,7 @@ def shown_training(
         shows_evaluations: show the figures of each evaluation as a table; False where something else shows them.
     """
     interval, table = Interval(), EvaluationTable()
+    load = RouterLoad(args.num_layers, args.num_experts) if args.num_experts else None
     changes: dict[str, Callable[[Any], Any]] = {
         "megatron.training.training.setup_model_and_optimizer": lambda function: _as_phase(
             function, "loading weights", "weights loaded"
@@ -117,8 +119,8 @@ def shown_training(
         "megatron.training.training.build_train_valid_test_data_iterators": lambda function: _as_phase(
             function, "building datasets", "datasets built"
         ),
-        "megatron.training.training.train": lambda function: _starting(function, interval),
-        "megatron.training.training.training_log": lambda function: _with_line(function, interval, tokens_of),
+        "megatron.training.training.train": lambda function: _starting(function, interval, load),
+        "megatron.training.training.training_log": lambda function: _with_line(function, interval, tokens_of, load),
         "megatron.training.training.save_checkpoint": lambda function: _showing_saves(function, interval),
         "megatron.training.checkpointing.schedule_async_save": _showing_ends_of_saves,
         "megatron.training.training.evaluate": table.collecting,
@@ -138,9 +140,14 @@ def _as_phase(function: Callable, start: str, end: str) -> Callable:
     return shown
 
 
-def _starting(train: Callable, interval: Interval) -> Callable:
+def _starting(train: Callable, interval: Interval, load: RouterLoad | None) -> Callable:
+    """The engine's training loop, whose start is shown, and whose routers are counted from then on."""
+    signature = inspect.signature(train)
+
     @functools.wraps(train)
     def starting(*positional: Any, **named: Any) -> Any:
+        if load is not None:
+            load.watch(signature.bind(*positional, **named).arguments["model"])
         if is_last_rank():
             say("first step ...")
         interval.start()
@@ -149,16 +156,23 @@ def _starting(train: Callable, interval: Interval) -> Callable:
     return starting
 
 
-def _with_line(training_log: Callable, interval: Interval, tokens_of: Callable[[int], int]) -> Callable:
-    """The engine's ``training_log``, whose line goes to the log; the last rank has the losses and shows ours."""
+def _with_line(
+    training_log: Callable, interval: Interval, tokens_of: Callable[[int], int], load: RouterLoad | None
+) -> Callable:
+    """The engine's ``training_log``, whose line goes to the log; the last rank has the losses and shows ours.
+
+    How evenly the routers of a mixture of experts spread the tokens goes where the figures of the loss go.
+    """
     signature = inspect.signature(training_log)
 
     @functools.wraps(training_log)
     def logged(*positional: Any, **named: Any) -> Any:
-        result = training_log(*positional, **named)
         call = signature.bind(*positional, **named)
         call.apply_defaults()
         of = call.arguments
+        if load is not None:
+            _add_load(of["loss_dict"], load.take())
+        result = training_log(*positional, **named)
         if is_last_rank():
             interval.add(of["loss_dict"], num_tokens=tokens_of(of["iteration"]), skipped=bool(of["skipped_iter"]))
             if of["is_first_iteration"]:
@@ -168,6 +182,12 @@ def _with_line(training_log: Callable, interval: Interval, tokens_of: Callable[[
         return result
 
     return logged
+
+
+def _add_load(figures: dict[str, Tensor], load: dict[str, Tensor]) -> None:
+    """Only ranks of the last stage have figures of the loss, in a dictionary that the engine makes for each step."""
+    if figures:
+        figures.update(load)
 
 
 def _showing_saves(save_checkpoint: Callable, interval: Interval) -> Callable:

@@ -20,6 +20,7 @@ _SHOWN = (
     "swapped fraction",
     "accuracy",
     "reward margin",
+    "expert load max/mean",
     TOKENS_PER_SECOND,
 )
 # Where a line would be too wide.
