@@ -39,6 +39,7 @@ MODEL = {
     "eos_token_id": 0,
     "tie_word_embeddings": False,
 }
+MIXTURE = MODEL | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "head_dim": 32}
 FULL_RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 # Name -> ranks, and what differs from the defaults, by the names that flags and the plan's layout share.
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -56,18 +57,35 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "DP2": (2, {}),
     "DP2, sharded optimizer": (2, {"use_distributed_optimizer": True}),
     "DP2, sharded, bf16": (2, {"use_distributed_optimizer": True, "bf16": True}),
+    "experts": (1, {}),
+    "experts, EP2": (2, {"expert_model_parallel_size": 2}),
+    "experts, EP2, sharded, bf16": (
+        2,
+        {"expert_model_parallel_size": 2, "use_distributed_optimizer": True, "bf16": True},
+    ),
+    "experts, TP2, ETP1": (
+        2,
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_tensor_parallel_size": 1},
+    ),
 }
 
 
+def model_name(layout: str) -> str:
+    """The folder of a layout's model: of those named after experts, a mixture of them."""
+    return "qwen3-moe" if layout.startswith("experts") else "llama"
+
+
 def make_world(root: Path) -> Path:
-    """A random Llama of these sizes and a mixture for it in ``root``, which is returned."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A random Llama and a Qwen3-MoE of these sizes, and a mixture for both, in ``root``, which is returned."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     from tests.distributed.tiny_run import make_mixture
     from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
     LlamaForCausalLM(LlamaConfig(**MODEL)).save_pretrained(root / "llama")
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**MIXTURE)).save_pretrained(root / "qwen3-moe")
     save_tiny_tokenizer(root / "llama")
+    save_tiny_tokenizer(root / "qwen3-moe")
     make_mixture(root / "mixture", root / "llama")
     return root
 
@@ -77,7 +95,7 @@ def planned(world: Path, name: str) -> list[int]:
     num_ranks, settings = LAYOUTS[name]
     shape = {"seq_length": SEQ_LENGTH, "global_batch_size": GLOBAL_BATCH_SIZE, "num_gpus": num_ranks}
     cpu = {"transformer_impl": "local", "gradient_accumulation_fusion": False}
-    stages = plan_memory(model_shape(str(world / "llama")), settings_from(shape | cpu | settings, Layout))
+    stages = plan_memory(model_shape(str(world / model_name(name))), settings_from(shape | cpu | settings, Layout))
     return [stage.peak for stage in stages for _ in range(num_ranks // len(stages))]
 
 
@@ -85,14 +103,14 @@ def measured(world: Path, name: str) -> list[int]:
     """The peak of each rank of a run of two steps, in bytes."""
     num_ranks, settings = LAYOUTS[name]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = flags(world, settings), folder
+        arguments = flags(world, model_name(name), settings), folder
         run_distributed(train_and_write_peak, num_ranks, *arguments, cpu_emulation=True, timeout_s=240)
         return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(num_ranks)]
 
 
-def flags(world: Path, settings: dict[str, Any]) -> list[str]:
+def flags(world: Path, model: str, settings: dict[str, Any]) -> list[str]:
     """The trainer's command line."""
-    argv = ["--hf-model", str(world / "llama"), "--mixture", str(world / "mixture"), "--train-iters", "2"]
+    argv = ["--hf-model", str(world / model), "--mixture", str(world / "mixture"), "--train-iters", "2"]
     argv += ["--seq-length", str(SEQ_LENGTH), "--global-batch-size", str(GLOBAL_BATCH_SIZE), "--num-workers", "0"]
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"

@@ -6,6 +6,8 @@ column-parallel products (2 h), rotated queries and keys beside the product they
 output (q), and the MLP's two halves and their product (3 f). Where attention repeats keys and values for each query
 head (models/attention.py), it saves these (2 q) and not the product. Where ranks share a query group, the engine
 gathers the product of all ranks on each, and its values are a part of it; the rotated keys are then one group's.
+A mixture of experts saves its experts' inputs
+and products (h + 3 f) for each row that they get instead, of which a token makes as many as it goes to experts.
 Without Transformer Engine each norm also keeps its quotient before the weight (2 h more). Attention keeps no matrix of
 scores, but a float32 number per head and token. Sequence parallelism splits what has h columns over the tensor-parallel
 ranks.
@@ -15,6 +17,10 @@ from megatron_mixcpt.planning.layout import PlannedRun
 
 # int64 tokens, labels and positions, float32 loss mask.
 BATCH_BYTES_PER_TOKEN = 28
+# Of a row that was sent to an expert: its place, int64, on both ways, and its weight in float32.
+ROUTED_ROW_BYTES = 20
+# Of a token and an expert: scores, weights and a mask, each in several forms.
+ROUTER_BYTES = 20
 
 
 def hidden_bytes(run: PlannedRun) -> int:
@@ -30,12 +36,23 @@ def layer_bytes(run: PlannedRun) -> int:
     columns = attention_columns(run)
     if "layernorm" in recomputed:
         norms = 0
-    if "mlp" not in recomputed:
+    if not model.num_experts and "mlp" not in recomputed:
         columns += 3 * model.ffn_hidden_size // run.sizes.tensor
-    numbers = run.tokens * columns * run.layout.bytes_per_number
+    numbers = run.tokens * columns * run.layout.bytes_per_number + expert_bytes(run)
     # Float32: the norms' scales, and the attention's log-sum-exp.
     statistics = 4 * run.tokens * (2 + model.num_attention_heads // run.sizes.tensor)
     return (hidden + norms) * hidden_bytes(run) + numbers + statistics
+
+
+def expert_bytes(run: PlannedRun) -> int:
+    """What router and experts save: each row's place, input, halves and their product, and scores of each expert."""
+    model, recomputed = run.model, run.layout.recomputed_modules
+    if not model.num_experts or "moe" in recomputed:
+        return 0
+    inner = model.moe_ffn_hidden_size // run.sizes.expert_tensor
+    columns = model.hidden_size + (2 if "moe_act" in recomputed else 3) * inner
+    rows = run.routed_rows * (columns * run.layout.bytes_per_number + ROUTED_ROW_BYTES)
+    return rows + run.tokens // run.sizes.tensor * model.num_experts * ROUTER_BYTES
 
 
 def attention_columns(run: PlannedRun) -> int:

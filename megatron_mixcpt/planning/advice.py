@@ -38,7 +38,7 @@ def suggest(model: ModelShape, layout: Layout, budget: int) -> list[tuple[str, i
 
 def _worthwhile_changes(model: ModelShape, layout: Layout, peak: int) -> Iterator[tuple[str, Layout, int]]:
     """Flags that save enough, with the layout and the peak that they lead to."""
-    for flags, changes in _changes(layout):
+    for flags, changes in _changes(model, layout):
         try:
             changed = dataclasses.replace(layout, **changes)
             better = peak_bytes(model, changed)
@@ -48,7 +48,7 @@ def _worthwhile_changes(model: ModelShape, layout: Layout, peak: int) -> Iterato
             yield flags, changed, better
 
 
-def _changes(layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+def _changes(model: ModelShape, layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
     """Flags, and the fields of the layout that they change; what costs the least time comes first."""
     tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
     if not layout.use_distributed_optimizer:
@@ -59,6 +59,9 @@ def _changes(layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "--micro-batch-size 1", {"micro_batch_size": 1}
     if not layout.loss_chunk_tokens:
         yield "--loss-chunk-tokens 512", {"loss_chunk_tokens": 512}
+    if model.num_experts:
+        experts = 2 * layout.expert_model_parallel_size
+        yield f"--expert-model-parallel-size {experts}", {"expert_model_parallel_size": experts}
     if 2 * tensor <= GPUS_PER_HOST:
         flags = "" if layout.sequence_parallel else " --sequence-parallel"
         changes = {"tensor_model_parallel_size": 2 * tensor, "sequence_parallel": True}

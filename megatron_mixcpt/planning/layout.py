@@ -9,7 +9,7 @@ from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
 from megatron_mixcpt.planning.shapes import ModelShape
 
-RecomputedModule = Literal["core_attn", "layernorm", "mlp"]
+RecomputedModule = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,12 @@ class Layout:
 
     context_parallel_size: int = 1
     """Ranks that share each sequence."""
+
+    expert_model_parallel_size: int = 1
+    """Groups of ranks that the experts are divided into."""
+
+    expert_tensor_parallel_size: int | None = None
+    """Ranks that share each expert. Default: as many as share each layer."""
 
     num_virtual_stages_per_pipeline_rank: int | None = None
     """Chunks of layers on each rank of an interleaved pipeline. Default: not interleaved."""
@@ -145,6 +151,19 @@ class PlannedRun:
     def tokens(self) -> int:
         """Tokens of a microbatch on each rank."""
         return self.layout.micro_batch_size * self.layout.seq_length // self.sizes.context
+
+    @property
+    def routed_rows(self) -> int:
+        """Rows that a rank's experts get of a microbatch, where routers spread the tokens evenly.
+
+        Each token goes to several experts; ranks that share an expert get the rows of all of them.
+        """
+        return self.tokens // self.sizes.tensor * self.model.moe_router_topk * self.sizes.expert_tensor
+
+    @property
+    def local_experts(self) -> int:
+        """Experts of each layer on a rank; 0 in a dense model."""
+        return self.model.num_experts // self.sizes.expert
 
     @property
     def makes_document_mask(self) -> bool:

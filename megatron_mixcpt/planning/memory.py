@@ -50,24 +50,33 @@ def plan_memory(model: ModelShape, layout: Layout) -> list[StageMemory]:
 def _stage_memory(run: PlannedRun, stage: int) -> StageMemory:
     last = stage == run.sizes.pipeline - 1
     parameters = stage_parameters(run, stage)
+    owned = _owned_parameters(run, parameters)
     activations = _activations(run, stage)
     logits = _logits(run) if last else 0
     return StageMemory(
         student=parameters * run.layout.bytes_per_number,
         teacher=_teacher(run, stage),
         gradients=parameters * 4,
-        optimizer=_optimizer(run, parameters),
+        optimizer=owned * (12 if run.layout.bf16 else 8),
         activations=activations,
         logits=logits,
-        temporary=max(0, _largest_moment(run, last) - logits, _optimizer_step(run, parameters) - activations - logits),
+        temporary=max(0, _largest_moment(run, last) - logits, _optimizer_step(run, owned) - activations - logits),
     )
 
 
 def stage_parameters(run: PlannedRun, stage: int) -> int:
     """Parameters on each rank of a stage; where embedding and output weight are tied, both end stages hold them."""
     layers = run.layers_per_chunk * run.sizes.chunks
-    total = layers * (run.model.layer_matrices // run.sizes.tensor + run.model.layer_norms)
-    return total + _parameters_outside_layers(run, stage)
+    return layers * (_layer_matrices(run) + run.model.layer_norms) + _parameters_outside_layers(run, stage)
+
+
+def _layer_matrices(run: PlannedRun) -> int:
+    """Parameters of a layer's matrices on each rank: its part of the layer, and of the experts that it holds."""
+    return run.model.layer_matrices // run.sizes.tensor + _layer_experts(run)
+
+
+def _layer_experts(run: PlannedRun) -> int:
+    return run.local_experts * run.model.expert_matrices // run.sizes.expert_tensor
 
 
 def _parameters_outside_layers(run: PlannedRun, stage: int) -> int:
@@ -86,14 +95,14 @@ def _teacher(run: PlannedRun, stage: int) -> int:
 
     In 8 bits there is a copy of each layer's matrices beside them, or of one matrix at a time where they are offloaded.
     """
-    layout, matrices = run.layout, run.model.layer_matrices // run.sizes.tensor
+    layout, matrices = run.layout, _layer_matrices(run)
     if not layout.objective.holds_teacher:
         return 0
     if layout.teacher_offload == "none":
         fp8_bytes = run.layers_per_chunk * run.sizes.chunks * matrices
         total = stage_parameters(run, stage) * layout.bytes_per_number
     else:
-        fp8_bytes = 2 * run.model.ffn_hidden_size * run.model.hidden_size // run.sizes.tensor
+        fp8_bytes = _first_matrix(run)
         layers = 2 * (matrices + run.model.layer_norms)
         total = (layers + _parameters_outside_layers(run, stage)) * layout.bytes_per_number
     return total + (fp8_bytes if layout.teacher_fp8 else 0)
@@ -103,27 +112,29 @@ def teacher_host_bytes(run: PlannedRun) -> int:
     """Page-locked memory that each rank takes of its host for the teacher's layers."""
     if run.layout.teacher_offload == "none":
         return 0
-    layer = run.model.layer_matrices // run.sizes.tensor + run.model.layer_norms
+    layer = _layer_matrices(run) + run.model.layer_norms
     return run.layers_per_chunk * run.sizes.chunks * layer * run.layout.bytes_per_number
 
 
-def _optimizer(run: PlannedRun, parameters: int) -> int:
-    """Adam's two float32 moments, and for bfloat16 weights a float32 copy of them, sharded over data parallel ranks."""
-    return parameters * (12 if run.layout.bf16 else 8) // _shards(run)
+def _owned_parameters(run: PlannedRun, parameters: int) -> int:
+    """Those of a rank's parameters whose optimizer state it holds: float32 moments, and of bfloat16 a float32 copy.
+
+    Sharded, a share of the experts over the ranks that hold copies of them, and of the rest over those that hold it.
+    """
+    if not run.layout.use_distributed_optimizer:
+        return parameters
+    experts = run.layers_per_chunk * run.sizes.chunks * _layer_experts(run)
+    return (parameters - experts) // (run.sizes.data * run.sizes.context) + experts // run.sizes.expert_data
 
 
-def _shards(run: PlannedRun) -> int:
-    return run.sizes.data * run.sizes.context if run.layout.use_distributed_optimizer else 1
-
-
-def _optimizer_step(run: PlannedRun, parameters: int) -> int:
+def _optimizer_step(run: PlannedRun, owned: int) -> int:
     """The square roots of all second moments, which PyTorch's AdamW makes at once on a GPU.
 
     The Adam of Transformer Engine and that of Apex, one of which the engine takes where it is installed, make none.
     """
     layout = run.layout
     is_fused = layout.transformer_impl == "transformer_engine" or layout.gradient_accumulation_fusion
-    return 0 if is_fused else 4 * parameters // _shards(run)
+    return 0 if is_fused else 4 * owned
 
 
 def _activations(run: PlannedRun, stage: int) -> int:
@@ -167,8 +178,26 @@ def _output_layer_backward(run: PlannedRun) -> int:
 
 def _layer_backward(run: PlannedRun) -> int:
     """The MLP's: gradients of its halves and what makes them, and of its weight, unless the buffer takes that."""
-    ffn = run.model.ffn_hidden_size // run.sizes.tensor
-    total = 6 * run.tokens * ffn * run.layout.bytes_per_number
+    if run.model.num_experts:
+        return _experts_backward(run)
+    numbers = 6 * run.tokens * run.model.ffn_hidden_size // run.sizes.tensor
     if not run.layout.gradient_accumulation_fusion:
-        total += 2 * ffn * run.model.hidden_size * run.layout.bytes_per_number
-    return total
+        numbers += _first_matrix(run)
+    return numbers * run.layout.bytes_per_number
+
+
+def _first_matrix(run: PlannedRun) -> int:
+    """Parameters of the MLP's first layer on a rank, or of its experts' together."""
+    model = run.model
+    if model.num_experts:
+        return run.local_experts * 2 * model.moe_ffn_hidden_size * model.hidden_size // run.sizes.expert_tensor
+    return 2 * model.ffn_hidden_size * model.hidden_size // run.sizes.tensor
+
+
+def _experts_backward(run: PlannedRun) -> int:
+    """As an MLP's, for the rows of all experts, which are there in two orders."""
+    inner = run.model.moe_ffn_hidden_size // run.sizes.expert_tensor
+    numbers = run.routed_rows * (6 * inner + 2 * run.model.hidden_size)
+    if not run.layout.gradient_accumulation_fusion or run.layout.transformer_impl == "local":
+        numbers += _first_matrix(run)
+    return numbers * run.layout.bytes_per_number

@@ -8,7 +8,7 @@ from megatron_mixcpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A dense decoder with grouped queries, a gated MLP and RMSNorm; names as the engine's."""
+    """A decoder with grouped queries, gated MLPs or experts, and RMSNorm; names as the engine's."""
 
     num_layers: int
     hidden_size: int
@@ -22,6 +22,11 @@ class ModelShape:
     """Whether the output weight is the embedding."""
     qkv_bias: bool = False
     qk_layernorm: bool = False
+    num_experts: int = 0
+    """Experts of each layer, in place of an MLP; 0: a dense model."""
+    moe_ffn_hidden_size: int = 0
+    moe_router_topk: int = 0
+    """Experts that each token goes to."""
 
     @property
     def query_size(self) -> int:
@@ -35,21 +40,37 @@ class ModelShape:
 
     @property
     def layer_matrices(self) -> int:
-        """Parameters of one layer that tensor parallelism splits."""
+        """Parameters of one layer that tensor parallelism splits: attention, and the MLP of a dense model."""
         qkv = self.query_size + 2 * self.kv_size
         bias = qkv if self.qkv_bias else 0
-        return self.hidden_size * (qkv + self.query_size + 3 * self.ffn_hidden_size) + bias
+        mlp = 0 if self.num_experts else 3 * self.ffn_hidden_size
+        return self.hidden_size * (qkv + self.query_size + mlp) + bias
+
+    @property
+    def expert_matrices(self) -> int:
+        """Parameters of one expert; 0 in a dense model."""
+        return 3 * self.hidden_size * self.moe_ffn_hidden_size
 
     @property
     def layer_norms(self) -> int:
-        """Parameters of one layer that every tensor parallel rank holds."""
-        return 2 * self.hidden_size + (2 * self.kv_channels if self.qk_layernorm else 0)
+        """Parameters of one layer that every tensor parallel rank holds: the norms, and the router."""
+        router = self.hidden_size * self.num_experts
+        return 2 * self.hidden_size + (2 * self.kv_channels if self.qk_layernorm else 0) + router
 
     @property
     def num_parameters(self) -> int:
         """All parameters of the model, without padding of the vocabulary."""
+        return self._parameters_with(self.num_experts)
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Those that a token passes through: all but the experts that it does not go to."""
+        return self._parameters_with(self.moe_router_topk)
+
+    def _parameters_with(self, num_experts: int) -> int:
         vocabulary = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
-        return self.num_layers * (self.layer_matrices + self.layer_norms) + vocabulary + self.hidden_size
+        layer = self.layer_matrices + self.layer_norms + num_experts * self.expert_matrices
+        return self.num_layers * layer + vocabulary + self.hidden_size
 
 
 # From the models' config.json on the Hugging Face Hub. The tests compare the number of parameters with the weights'.
@@ -57,6 +78,16 @@ PRESETS = {
     "llama-3-8b": ModelShape(32, 4096, 14336, 32, 8, 128_256, 128, 8192),
     "llama-3-70b": ModelShape(80, 8192, 28672, 64, 8, 128_256, 128, 8192),
     "qwen2-7b": ModelShape(28, 3584, 18944, 28, 4, 152_064, 128, 131_072, qkv_bias=True),
+    "mixtral-8x7b": ModelShape(
+        *(32, 4096, 14336, 32, 8, 32_000, 128, 32_768), num_experts=8, moe_ffn_hidden_size=14336, moe_router_topk=2
+    ),
+    "qwen3-30b-a3b": ModelShape(
+        *(48, 2048, 6144, 32, 4, 151_936, 128, 40_960),
+        qk_layernorm=True,
+        num_experts=128,
+        moe_ffn_hidden_size=768,
+        moe_router_topk=8,
+    ),
 }
 
 
@@ -65,7 +96,7 @@ def model_shape(hf_model: str) -> ModelShape:
 
     Raises:
         CheckpointError: a folder without config.json.
-        ConfigError: no such folder or preset, or an architecture whose memory is not planned here.
+        ConfigError: no such folder or preset, or an architecture that is not supported.
     """
     name = hf_model.lower().split("/")[-1].removeprefix("meta-")
     if name in PRESETS and not Path(hf_model).is_dir():
@@ -80,11 +111,14 @@ def _shape_of_folder(folder: str) -> ModelShape:
 
     plan = read_config(folder)
     arguments = plan.engine_arguments
-    if arguments["num_experts"]:
-        raise ConfigError(f"{folder}/config.json has {arguments['num_experts']} experts: only dense models are planned")
     sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "vocab_size")
+    experts = {}
+    if arguments["num_experts"]:
+        experts = {name: arguments[name] for name in ("num_experts", "moe_router_topk")}
+        experts["moe_ffn_hidden_size"] = arguments.get("moe_ffn_hidden_size") or arguments["ffn_hidden_size"]
     return ModelShape(
         **{name: arguments[name] for name in (*sizes, "kv_channels", "max_position_embeddings", "qk_layernorm")},
         tied=plan.tied,
         qkv_bias=arguments["add_qkv_bias"],
+        **experts,
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from megatron_mixcpt import flags
 from megatron_mixcpt.errors import ConfigError, exit_on_user_error
 from megatron_mixcpt.flags import setting, settings_from
+from megatron_mixcpt.planning.activations import expert_bytes
 from megatron_mixcpt.planning.advice import suggest
 from megatron_mixcpt.planning.layout import Layout, PlannedRun
 from megatron_mixcpt.planning.memory import StageMemory, plan_memory, teacher_host_bytes
@@ -31,7 +32,8 @@ class PlanSettings:
     """The model and the GPUs."""
 
     hf_model: str
-    """Folder with config.json, or a model whose sizes are built in: llama-3-8b, llama-3-70b or qwen2-7b."""
+    """Folder with config.json, or a model whose sizes are built in: llama-3-8b, llama-3-70b, qwen2-7b, mixtral-8x7b or
+    qwen3-30b-a3b."""
 
     gpu_memory: float = setting(default=80.0, metavar="GIB")
     """Memory of each GPU in GiB."""
@@ -69,6 +71,7 @@ def report(model: ModelShape, layout: Layout, *, gpu_memory: float, reserve: flo
         *_table(stages),
         *_verdict(stages, model, layout, gpu_memory, reserve),
         *_offload(run),
+        *_balance(run),
     ]
     if max(stage.peak for stage in stages) > budget:
         lines += _suggestions(model, layout, int(budget))
@@ -77,9 +80,14 @@ def report(model: ModelShape, layout: Layout, *, gpu_memory: float, reserve: flo
 
 def _heading(run: PlannedRun) -> str:
     sizes, layout = run.sizes, run.layout
+    active = experts = ""
+    if run.model.num_experts:
+        active = f" ({run.model.num_active_parameters / 1e9:.2f} billion for each token)"
+        experts = f", experts EP {sizes.expert} x ETP {sizes.expert_tensor} x {sizes.expert_data} copies"
     return (
-        f"{run.model.num_parameters / 1e9:.2f} billion parameters, {'bfloat16' if layout.bf16 else 'float32'}, "
-        f"TP {sizes.tensor} x PP {sizes.pipeline} x CP {sizes.context} x DP {sizes.data}; microbatches of "
+        f"{run.model.num_parameters / 1e9:.2f} billion parameters{active}, "
+        f"{'bfloat16' if layout.bf16 else 'float32'}, "
+        f"TP {sizes.tensor} x PP {sizes.pipeline} x CP {sizes.context} x DP {sizes.data}{experts}; microbatches of "
         f"{layout.micro_batch_size} x {layout.seq_length} tokens, {run.num_microbatches} on each rank in each step; "
         "GiB on each rank:"
     )
@@ -116,6 +124,17 @@ def _offload(run: PlannedRun) -> list[str]:
             f"{run.tokens:,}) the teacher waits for its weights; raise --micro-batch-size where memory allows"
         )
     return lines
+
+
+def _balance(run: PlannedRun) -> list[str]:
+    """What the plan assumes of routers, and what it costs where they do otherwise."""
+    if not run.model.num_experts:
+        return []
+    rows = expert_bytes(run) * run.layers_per_chunk / GIB
+    return [
+        "the plan assumes that routers spread tokens evenly over the ranks' experts; of each microbatch in flight, "
+        f"{rows:.2f} GiB a rank grow with the tokens that its experts get (log: expert load max/mean)"
+    ]
 
 
 def _suggestions(model: ModelShape, layout: Layout, budget: int) -> list[str]:

@@ -6,16 +6,19 @@ import pytest
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.objective import Objective
-from megatron_mixcpt.planning.activations import attention_columns
+from megatron_mixcpt.planning.activations import attention_columns, expert_bytes
 from megatron_mixcpt.planning.advice import peak_bytes, suggest
 from megatron_mixcpt.planning.layout import Layout, PlannedRun
-from megatron_mixcpt.planning.memory import plan_memory
+from megatron_mixcpt.planning.memory import plan_memory, stage_parameters
 from megatron_mixcpt.planning.shapes import PRESETS, ModelShape
 from megatron_mixcpt.planning.tool import report
 
 # Hidden size 8, MLP 16, 4 heads in 2 groups of 2 channels, 10 tokens: a layer has 8 x (8 + 8 + 8) + 3 x 8 x 16 + 16 =
 # 592 parameters.
 SMALL = ModelShape(4, 8, 16, 4, 2, 10, 2, 2048)
+# The same attention, and 4 experts of 6 columns of which a token goes to 2: a layer has 8 x (8 + 8 + 8) + 16 = 208
+# parameters beside its router's 8 x 4 and its experts' 4 x 3 x 8 x 6 = 576.
+EXPERTS = dataclasses.replace(SMALL, num_experts=4, moe_ffn_hidden_size=6, moe_router_topk=2)
 LLAMA = PRESETS["llama-3-8b"]
 GIB = 2**30
 PLAIN = Objective(distillation="none")
@@ -27,6 +30,33 @@ def test_what_is_always_there_follows_from_the_parameters() -> None:
     assert SMALL.num_parameters == parameters
     assert (stage.student, stage.teacher, stage.gradients) == (2 * parameters, 2 * parameters, 4 * parameters)
     assert stage.optimizer == 12 * parameters // 2  # a float32 copy and two moments, over two ranks
+
+
+def test_experts_are_divided_and_their_optimizer_sharded_apart() -> None:
+    """Two of four ranks hold copies of each expert, and all four of the rest."""
+    layout = Layout(num_gpus=4, bf16=True, use_distributed_optimizer=True, expert_model_parallel_size=2)
+    (stage,) = plan_memory(EXPERTS, layout)
+    experts, rest = 4 * 576 // 2, 4 * (208 + 32) + 2 * 80 + 8
+    assert (stage.student, stage.gradients) == (2 * (experts + rest), 4 * (experts + rest))
+    assert stage.optimizer == 12 * (experts // 2 + rest // 4)
+    # TP 2 splits attention but no expert, of which two ranks then hold copies; an expert's rows are a rank's own.
+    sizes = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_tensor_parallel_size": 1}
+    run = PlannedRun.of(EXPERTS, Layout(**sizes, expert_model_parallel_size=2))
+    attention = 8 * (8 + 8 + 8)  # of 208 parameters, 16 are the norms'
+    assert stage_parameters(run, 0) == 4 * (attention // 2 + 16 + 32 + 576 // 2) + 2 * 5 * 8 + 8
+    assert run.routed_rows == 2048 // 2 * 2
+    shared = dataclasses.replace(run, sizes=dataclasses.replace(run.sizes, expert=1, expert_tensor=2))
+    assert shared.routed_rows == 2048 * 2
+
+
+def test_a_layer_with_experts_saves_their_rows() -> None:
+    """In float32, for 2,048 tokens: 4,096 rows of 8 + 3 x 6 numbers and their places, and scores of 4 experts."""
+    run = PlannedRun.of(EXPERTS, Layout())
+    assert expert_bytes(run) == 4096 * (4 * (8 + 18) + 20) + 2048 * 4 * 20
+    selective = {"recompute_granularity": "selective"}
+    activation = PlannedRun.of(EXPERTS, Layout(**selective, recompute_modules=("moe_act",)))
+    assert expert_bytes(run) - expert_bytes(activation) == 4096 * 4 * 6
+    assert expert_bytes(PlannedRun.of(EXPERTS, Layout(**selective, recompute_modules=("moe",)))) == 0
 
 
 def test_stages_hold_their_own_part() -> None:

@@ -12,10 +12,25 @@ from megatron_mixcpt.planning.shapes import PRESETS, ModelShape, model_shape
 # The parameters of the published weights, as their safetensors files add up.
 @pytest.mark.parametrize(
     ("name", "num_parameters"),
-    [("llama-3-8b", 8_030_261_248), ("llama-3-70b", 70_553_706_496), ("qwen2-7b", 7_615_616_512)],
+    [
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+        ("qwen2-7b", 7_615_616_512),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("qwen3-30b-a3b", 30_532_122_624),
+    ],
 )
 def test_presets_have_the_published_number_of_parameters(name: str, num_parameters: int) -> None:
     assert PRESETS[name].num_parameters == num_parameters
+
+
+def test_a_token_passes_through_some_of_the_experts() -> None:
+    """The model cards speak of 12.9 and 3.3 billion; a dense model's parameters are all active."""
+    active = {name: PRESETS[name].num_active_parameters for name in ("mixtral-8x7b", "qwen3-30b-a3b", "llama-3-8b")}
+    # Six of eight experts are left out, and 120 of 128.
+    assert active["mixtral-8x7b"] == 46_702_792_704 - 32 * 6 * 3 * 4096 * 14336
+    assert active["qwen3-30b-a3b"] == 30_532_122_624 - 48 * 120 * 3 * 2048 * 768
+    assert active["llama-3-8b"] == PRESETS["llama-3-8b"].num_parameters
 
 
 @pytest.mark.parametrize("name", ["llama-3-8b", "Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"])
@@ -38,6 +53,26 @@ def test_a_folder_says_its_own_sizes(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert model_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 2, 100, 16, 128, tied=True, qkv_bias=True)
+
+
+def test_a_folder_of_a_mixture_of_experts(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["MixtralForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 100,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "tie_word_embeddings": False,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    experts = {"num_experts": 4, "moe_ffn_hidden_size": 96, "moe_router_topk": 2}
+    assert model_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 2, 100, 16, 128, **experts)
 
 
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
