@@ -82,13 +82,18 @@ def build(kind: str, num_experts: int, dtype: torch.dtype, options: argparse.Nam
         add_bias_linear=False,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
+        moe_router_dtype="fp32",
+        perform_initialization=False,
     )
     builder = GroupedExperts if kind == "grouped" else LocalSpecProvider().grouped_mlp_modules(True)
     return builder(num_experts, config, pg_collection=get_default_pg_collection())
 
 
 def share_weights(loop: Any, grouped: Any) -> None:
-    """Give the loop's experts the grouped ones' weights."""
+    """Random weights, the same for both."""
+    torch.manual_seed(0)
+    for layer in (grouped.linear_fc1, grouped.linear_fc2):
+        layer.weight.data.normal_(std=0.05)
     for index, expert in enumerate(loop.local_experts):
         for name in ("linear_fc1", "linear_fc2"):
             getattr(expert, name).weight.data.copy_(getattr(grouped, name).weight[index])
