@@ -36,6 +36,7 @@ def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **ov
         activation_func=torch.nn.functional.silu,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
         pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        context_parallel_size=parallel_state.get_context_parallel_world_size(),
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,

@@ -1,7 +1,8 @@
-"""Log-probabilities of tokens from the engine's model, forward only, at any TP x PP x DP.
+"""Log-probabilities of tokens from the engine's model, forward only, at any TP x PP x CP x DP.
 
 Logits stay split over the tensor-parallel ranks: a token's log-probability takes one all-gather of 12 bytes per rank.
-Each data-parallel rank runs its share of the batches.
+Each data-parallel rank runs its share of the batches. Context-parallel ranks, which only the trainers make, share each
+batch's sequences.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,12 +12,21 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
+from torch.nn.functional import pad
 
-from megatron_mixcpt.inference.batches import ScoredSequence, TokenBatch, make_batch, padded_length, plan_batches
+from megatron_mixcpt.inference.batches import (
+    IGNORED,
+    ScoredSequence,
+    TokenBatch,
+    make_batch,
+    padded_length,
+    plan_batches,
+)
 from megatron_mixcpt.inference.engine_model import forward_through_stages
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.inference.parallel_groups import start_ranks
 from megatron_mixcpt.losses.dpo import vocab_parallel_log_probs
+from megatron_mixcpt.models.context_parallel import share_of_sequence
 
 
 class ForwardRunner:
@@ -29,6 +39,7 @@ class ForwardRunner:
         self._device = next(self._model.parameters()).device
         self._tp_group = parallel_state.get_tensor_model_parallel_group()
         self._tp_rank = parallel_state.get_tensor_model_parallel_rank()
+        self._cp_group = parallel_state.get_context_parallel_group()
         self._dp_rank = parallel_state.get_data_parallel_rank()
         self.dp_size = parallel_state.get_data_parallel_world_size()
         """How many ranks share the batches."""
@@ -54,22 +65,35 @@ class ForwardRunner:
 
     @torch.no_grad()
     def token_log_probs(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[TokenBatch, Tensor | None]]:
-        """Run batches one after the other; the TP x PP ranks of one model must pass the same ones.
+        """Run batches one after the other; the TP x PP x CP ranks of one model must pass the same ones.
 
         Yields:
-            The batch, and float32 [b, s] in nats: the label's log-probability, 0 where the label is ``IGNORED``. None
-            on every stage of the pipeline but the last.
+            The batch, and float32 [b, s/cp] in nats for this rank's share of its tokens: the label's log-probability,
+            0 where the label is ``IGNORED``. None on every stage of the pipeline but the last.
         """
         for batch in batches:
-            logits = forward_through_stages(self._model, torch.from_numpy(batch.tokens))
+            tokens, labels, positions = self._share(batch)
+            logits = forward_through_stages(self._model, tokens, positions)
             if logits is None:
                 yield batch, None
                 continue
-            labels = torch.from_numpy(batch.labels).to(self._device)
             yield (
                 batch,
                 vocab_parallel_log_probs(logits, labels, tp_group=self._tp_group, vocab_size=self._vocab_size),
             )
+
+    def _share(self, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, labels and positions [b, s/cp] of this context-parallel rank, on its device."""
+        multiple = 2 * self._cp_group.size()
+        padding = -batch.tokens.shape[1] % multiple
+        tokens = pad(torch.from_numpy(batch.tokens), (0, padding))
+        rows = {
+            "tokens": tokens,
+            "labels": pad(torch.from_numpy(batch.labels), (0, padding), value=IGNORED),
+            "positions": torch.arange(tokens.shape[1]).expand_as(tokens),
+        }
+        share = share_of_sequence({name: values.to(self._device) for name, values in rows.items()}, self._cp_group)
+        return share["tokens"], share["labels"], share["positions"]
 
     def sequence_log_probs(
         self,
@@ -89,7 +113,7 @@ class ForwardRunner:
         sums = torch.zeros(len(sequences), dtype=torch.float64, device=self._device)
         share = (make_batch(sequences, places) for places in plan[self._dp_rank :: self.dp_size])
         for batch, log_probs in self.token_log_probs(share):
-            # Tensor-parallel ranks have the same values: one of them counts.
+            # Tensor-parallel ranks have the same values: one of them counts. Context-parallel ranks have a part each.
             if log_probs is not None and self._tp_rank == 0:
                 sums[list(batch.places)] = log_probs.sum(1, dtype=torch.float64)
             if on_sequences is not None:

@@ -1,4 +1,4 @@
-"""Context parallelism of attention without Transformer Engine: keys and values of the whole sequence on every rank.
+"""Context parallelism: a rank's share of a sequence, and attention over all of it without Transformer Engine.
 
 The engine cuts a sequence into 2 cp chunks, cp ranks; rank r holds chunks r and 2 cp - 1 - r (``zigzag``, see
 ``get_batch_on_this_cp_rank`` in megatron/core/utils.py), so that all ranks have the same share of a causal mask. Each
@@ -7,8 +7,11 @@ them round piece by piece, this takes memory for whole keys and values in each l
 and any kernel that computes attention can be used as it is.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
+from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.distributed import ProcessGroup
@@ -33,10 +36,41 @@ def gather_keys_and_values(key: Tensor, value: Tensor, cp_group: ProcessGroup | 
     return key, value
 
 
+def share_of_sequence(tensors: Mapping[str, Tensor], cp_group: ProcessGroup | None) -> dict[str, Tensor]:
+    """This rank's two chunks of tensors [b, s, ...]: [b, s/cp, ...]. ``s`` is a multiple of twice the ranks."""
+    if cp_group is None or cp_group.size() == 1:
+        return dict(tensors)
+    return get_batch_on_this_cp_rank(dict(tensors), False, cp_group, use_per_sequence_balancing=True)
+
+
+def sum_over_shares(sums: Tensor, cp_group: ProcessGroup | None) -> Tensor:
+    """Sums over this rank's tokens, any shape -> over all ranks', the same on each. One all-reduce, none in backward.
+
+    Every rank computes the same from the result, and its gradient is that of its own tokens: nothing is counted twice
+    as long as the ranks' gradients are added up afterwards, as the engine does.
+    """
+    return sums if cp_group is None or cp_group.size() == 1 else _SumOverShares.apply(sums, cp_group)
+
+
 def chunk_numbers(cp_group: ProcessGroup) -> tuple[int, int]:
     """The two chunks of a sequence that this rank holds, counted from 0."""
     rank, size = cp_group.rank(), cp_group.size()
     return rank, 2 * size - 1 - rank
+
+
+class _SumOverShares(torch.autograd.Function):
+    """An all-reduce whose gradient passes as it is."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, sums: Tensor, group: ProcessGroup) -> Tensor:
+        total = sums.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return grad, None
 
 
 class _GatherSequence(torch.autograd.Function):

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron_mixcpt.distillation.distilled_samples import is_distilled
 from megatron_mixcpt.models.attention import MASKED_SCORE
+from megatron_mixcpt.models.context_parallel import share_of_sequence
 
 
 class Batch(NamedTuple):
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """float32: 1 where the label counts."""
     position_ids: Tensor
     attention_mask: Tensor | None
-    """[b, 1, s, s], what attention adds to the scores, see :func:`document_mask`; None: causal."""
+    """[b, 1, s, s of all ranks], what attention adds to the scores, see :func:`document_mask`; None: causal."""
     distill_mask: Tensor | None
     """bool: whose tokens are distilled; None: nobody's."""
     packed_seq_params: PackedSeqParams | None
@@ -36,7 +36,8 @@ class Batch(NamedTuple):
     kind: Tensor | None
     """int64 [b], each sample's place in the plan's datasets; None where there is only one."""
     num_tokens: float
-    """Unmasked tokens, counted on the host; where context parallelism splits the sequence, this rank's part of them."""
+    """Unmasked tokens, counted on the host; of a sequence that ranks share, to each rank an even part of them: what the
+    ranks have adds up to the number that the engine divides by."""
 
 
 def get_batch(
@@ -68,15 +69,20 @@ def get_batch(
     if boundaries is not None and packed_attention:
         packed = _packed(to_device(torch.unique_consecutive(boundaries)), int(sample["max_seqlen"].max()))
     elif boundaries is not None:
-        mask = document_mask(to_device(boundaries), fields["tokens"].shape[1], mask_dtype)
-    batch = get_batch_on_this_cp_rank(
-        fields | {"attention_mask": mask}, False, cp_group, use_per_sequence_balancing=True
-    )
+        mask = document_mask(to_device(boundaries), fields["tokens"].shape[1], mask_dtype, cp_group)
+    batch = share_of_sequence(fields, cp_group)
     distill_mask = None
     if chosen.any():  # on the host: no wait for the device
         distill_mask = to_device(chosen).unsqueeze(1).expand_as(batch["tokens"])
     kind = None if kind is None else to_device(kind)
-    return Batch(**batch, distill_mask=distill_mask, packed_seq_params=packed, kind=kind, num_tokens=num_tokens)
+    return Batch(
+        **batch,
+        attention_mask=mask,
+        distill_mask=distill_mask,
+        packed_seq_params=packed,
+        kind=kind,
+        num_tokens=num_tokens,
+    )
 
 
 def to_device(tensor: Tensor) -> Tensor:
@@ -87,7 +93,9 @@ def to_device(tensor: Tensor) -> Tensor:
     return tensor.pin_memory().cuda(non_blocking=True)
 
 
-def document_mask(boundaries: Tensor, seq_length: int, dtype: torch.dtype) -> Tensor:
+def document_mask(
+    boundaries: Tensor, seq_length: int, dtype: torch.dtype, cp_group: ProcessGroup | None = None
+) -> Tensor:
     """The dense mask of causal attention within documents, on the boundaries' device.
 
     All layers share it, for it is what attention adds to the scores: of a bool mask, each layer would make such a
@@ -98,15 +106,18 @@ def document_mask(boundaries: Tensor, seq_length: int, dtype: torch.dtype) -> Te
             takes).
         seq_length: of the sample, in tokens.
         dtype: the queries'.
+        cp_group: the ranks that share the sequence; None: none do.
 
     Returns:
-        [b, 1, s, s], ``MASKED_SCORE`` where attention is forbidden, 0 elsewhere.
+        [b, 1, s/cp, s], rows for this rank's tokens: ``MASKED_SCORE`` where attention is forbidden, 0 elsewhere.
     """
-    position = torch.arange(seq_length, device=boundaries.device, dtype=boundaries.dtype)
-    document = torch.searchsorted(boundaries, position.expand(len(boundaries), -1).contiguous(), right=True)
-    mask = torch.zeros(len(boundaries), 1, seq_length, seq_length, dtype=dtype, device=boundaries.device)
-    mask.masked_fill_((document.unsqueeze(2) != document.unsqueeze(1)).unsqueeze(1), MASKED_SCORE)
-    return mask.masked_fill_(position.unsqueeze(1) < position, MASKED_SCORE)
+    position = torch.arange(seq_length, device=boundaries.device, dtype=boundaries.dtype).expand(len(boundaries), -1)
+    document = torch.searchsorted(boundaries, position.contiguous(), right=True)
+    own = share_of_sequence({"position": position, "document": document}, cp_group)
+    mask = torch.zeros(*own["position"].shape, seq_length, dtype=dtype, device=boundaries.device)
+    mask.masked_fill_(own["document"].unsqueeze(2) != document.unsqueeze(1), MASKED_SCORE)
+    mask.masked_fill_(own["position"].unsqueeze(2) < position.unsqueeze(1), MASKED_SCORE)
+    return mask.unsqueeze(1)
 
 
 def _packed(boundaries: Tensor, max_length: int) -> PackedSeqParams:

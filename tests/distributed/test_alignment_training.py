@@ -23,6 +23,8 @@ SEQ_LENGTH = {"sft": 160, "dpo": 256}
 TP2_PP2 = [*("--tensor-model-parallel-size", "2", "--sequence-parallel"), *("--pipeline-model-parallel-size", "2")]
 INTERLEAVED = ["--pipeline-model-parallel-size", "2", "--num-layers-per-virtual-pipeline-stage", "1"]
 DP2 = ["--use-distributed-optimizer"]
+CP2 = ["--context-parallel-size", "2"]
+CP2_TP2 = [*CP2, "--tensor-model-parallel-size", "2", "--sequence-parallel"]
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +90,18 @@ def assert_curves(curves: dict[str, list[float]], expected: dict[str, list[float
         ("sft", 1, []),
         ("sft", 1, ["--no-packing"]),
         ("sft", 4, TP2_PP2),
+        ("sft", 2, CP2),
         ("dpo", 1, []),
         ("dpo", 4, TP2_PP2),
+        ("dpo", 4, CP2_TP2),
+        ("dpo", 2, [*CP2, "--precompute-reference"]),
         ("dpo", 2, INTERLEAVED),
         ("dpo", 2, [*DP2, "--precompute-reference"]),
     ],
-    ids=["sft", "sft-unpacked", "sft-TP2xPP2", "dpo", "dpo-TP2xPP2", "dpo-interleaved", "dpo-DP2-precomputed"],
+    ids=(
+        "sft sft-unpacked sft-TP2xPP2 sft-CP2 dpo dpo-TP2xPP2 dpo-CP2xTP2 dpo-CP2-precomputed dpo-interleaved "
+        "dpo-DP2-precomputed"
+    ).split(),
 )
 def test_curves_equal_a_dense_loop(dense, world: Path, tmp_path: Path, stage: str, world_size: int, layout) -> None:
     curves = train(world_size, stage, [*flags(world, stage), *layout], tmp_path)

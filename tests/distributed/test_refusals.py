@@ -139,8 +139,8 @@ def check_world_size(world: Path) -> None:
     over_ranks = ["--transformer-impl", "transformer_engine", "--context-parallel-size", "2"]
     for num_ranks, argv, message in (
         (3, ["--pipeline-model-parallel-size", "2"], "3 ranks cannot hold complete copies of a model of 1 x 2 x 1 = 2"),
-        (2, [*over_ranks, "--document-masking"], "--context-parallel-size 2 with --document-masking: sequences are"),
-        (2, [*over_ranks, "--dataloader-inter-document-masking"], "--context-parallel-size 2 with --document-masking"),
+        (2, [*over_ranks, "--document-masking"], "--document-masking with --context-parallel-size 2: Transf"),
+        (2, [*over_ranks, "--dataloader-inter-document-masking"], "--document-masking with --context-parallel-size 2"),
     ):
         os.environ["WORLD_SIZE"] = str(num_ranks)
         try:

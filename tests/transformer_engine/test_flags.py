@@ -32,14 +32,15 @@ REFUSED = {
     "--use-te-activation-func": "--use-te-activation-func is not supported",
     "--fused-residual-rmsnorm": "--fused-residual-rmsnorm is not supported",
     "--attention-backend local": "give --transformer-impl local",
-    "--attention-backend flash --transformer-impl local": "--attention-backend chooses a kernel of Transformer Engine",
+    "--attention-backend flash --transformer-impl local": "--attention-backend chooses a kernel in Transformer Engine",
     "--teacher-fp8": f"--teacher-fp8: {NO_DEVICE} (Device compute capability 8.9 or higher",
     "--teacher-fp8 --transformer-impl local": "--teacher-fp8 needs Transformer Engine",
     "--fp8-format hybrid --transformer-impl local": "--fp8-format needs Transformer Engine",
     "--apply-layernorm-1p": "--apply-layernorm-1p True (it has",
     "--softmax-type off-by-one": "--softmax-type off-by-one (it has",
     "--window-size 4,0": "--window-size",
-    "--context-parallel-size 2 --document-masking": "--context-parallel-size 2 with --document-masking",
+    "--context-parallel-size 2 --document-masking": "--document-masking with --context-parallel-size 2",
+    "--context-parallel-size 2 --cp-comm-type a2a --transformer-impl local": "--cp-comm-type chooses how ranks",
 }
 ACCEPTED = [
     *(f"--attention-backend {name}" for name in ("flash", "fused", "unfused", "auto")),

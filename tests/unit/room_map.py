@@ -107,8 +107,8 @@ ROOMS = {
     ),
     "training/alignment": _room(
         "SFT and DPO",
-        "training/engine config flags jobs log_names parallel_sizes conversion inference distillation losses data "
-        "data/reading data/chat data/tokens data/datasets rank_exit terminal",
+        "training/engine config flags jobs log_names parallel_sizes conversion inference distillation losses models "
+        "data data/reading data/chat data/tokens data/datasets rank_exit terminal",
         "engine",
     ),
     "testing": _room("gloo ranks for the tests", takes="engine"),

@@ -7,6 +7,7 @@ checkpoint.
 import argparse
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,13 +151,8 @@ def _check_precision(config: AlignmentConfig, settings: dict[str, Any]) -> None:
 
 
 def _check_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> None:
-    if sizes.context > 1:
-        raise ConfigError(
-            f"--context-parallel-size {sizes.context} is not used here, because samples are not split over ranks; use "
-            "--tensor-model-parallel-size or --pipeline-model-parallel-size for large models"
-        )
     check_layout(sizes, settings)
-    check_packed_rows(settings)
+    check_packed_rows(settings, "SFT and DPO, whose rows hold several documents,")
     if settings["global_batch_size"] % sizes.data:
         raise ConfigError(
             f"--global-batch-size {settings['global_batch_size']} is not a multiple of the {sizes.data} data parallel "
@@ -165,14 +161,19 @@ def _check_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> None:
 
 
 def _row_shape(config: AlignmentConfig, settings: dict[str, Any], sizes: ParallelSizes) -> RowShape:
-    """What this layout asks of rows: 8-bit kernels want multiples of 16 tokens on each rank."""
-    divisor = sizes.tensor if settings.get("sequence_parallel") else 1
+    """What this layout asks of rows: 8-bit kernels want multiples of 16 tokens on each rank.
+
+    Ranks that share a row have two chunks of it each.
+    """
+    divisor = (sizes.tensor if settings.get("sequence_parallel") else 1) * (16 if settings.get("fp8") else 1)
+    if sizes.context > 1:
+        divisor = sizes.context * math.lcm(2, divisor)
     return RowShape(
         row_length=settings["seq_length"],
         micro_batch_size=settings["micro_batch_size"],
         data_parallel_size=sizes.data,
         microbatches_multiple=sizes.microbatch_group,
-        length_step=length_step(settings["seq_length"], divisor * (16 if settings.get("fp8") else 1)),
+        length_step=length_step(settings["seq_length"], divisor),
         is_uniform=sizes.pipeline > 1,
         packing=config.packing,
     )

@@ -4,6 +4,8 @@ import functools
 import sys
 from collections.abc import Sequence
 
+from torch.distributed import ProcessGroup
+
 from megatron_mixcpt.config import DPOConfig
 from megatron_mixcpt.rank_exit import exit_as_rank
 from megatron_mixcpt.training.alignment.loss import LossFunc, dpo_loss_func
@@ -30,11 +32,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     run, groups = started
     reference = precompute_reference(run, groups) if run.config.precompute_reference else None
-    loss_func = functools.partial(_loss_func, run, reference)
+    loss_func = functools.partial(_loss_func, run, reference, cp_group=groups.cp)
     train_alignment(run, groups, loss_func, runs_reference=reference is None)
 
 
-def _loss_func(run: AlignmentRun[DPOConfig], reference: ReferenceSums | None, rows: Rows) -> LossFunc:
+def _loss_func(
+    run: AlignmentRun[DPOConfig], reference: ReferenceSums | None, rows: Rows, cp_group: ProcessGroup | None = None
+) -> LossFunc:
     config = run.config
     return functools.partial(
         dpo_loss_func,
@@ -45,4 +49,5 @@ def _loss_func(run: AlignmentRun[DPOConfig], reference: ReferenceSums | None, ro
         loss_type=config.loss,
         label_smoothing=config.dpo_label_smoothing,
         sft_coefficient=config.sft_coefficient,
+        cp_group=cp_group,
     )

@@ -9,10 +9,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from megatron_mixcpt.distillation.log_probs_head import LogProbs
 from megatron_mixcpt.log_names import ACCURACY, LOSS, REWARD_MARGIN
 from megatron_mixcpt.losses.dpo import dpo_loss
+from megatron_mixcpt.models.context_parallel import sum_over_shares
 
 LossFunc = Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
@@ -41,28 +43,30 @@ def dpo_loss_func(
     loss_type: Literal["sigmoid", "ipo"],
     label_smoothing: float,
     sft_coefficient: float,
+    cp_group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The engine's ``loss_func`` of DPO.
 
     Args:
         document: int64 [b, s], the document in its row that a response token belongs to, chosen and rejected in turn;
-            ``num_documents`` for other tokens.
+            ``num_documents`` for other tokens. s is this context-parallel rank's share of the row.
         num_documents: room for documents in a row, even.
         reference_sums: float32 [b, num_documents], the reference's log-probabilities of whole responses where they
             were computed before; None: they are in ``output``.
         output: the fields of :class:`LogProbs`.
         beta, loss_type, label_smoothing: as in ``losses.dpo.dpo_loss``.
         sft_coefficient: factor of the chosen responses' mean loss per token, added to each pair's loss.
+        cp_group: the ranks that share the rows; None: none do. Each computes the pairs of whole documents, and the
+            first counts them.
 
     Returns:
         The summed loss, the number of pairs (int32), and for each reported key its sum and count, float32 [2].
     """
     log_probs = LogProbs(*output)
-    policy = _document_sums(log_probs.policy.transpose(0, 1), document, num_documents)
-    reference = reference_sums
-    if reference is None:
-        reference = _document_sums(log_probs.reference.transpose(0, 1), document, num_documents)
-    lengths = _document_sums(torch.ones_like(document, dtype=torch.float32), document, num_documents)
+    tokens = (log_probs.policy.transpose(0, 1), log_probs.reference.transpose(0, 1), torch.ones_like(document).float())
+    sums = torch.stack([_document_sums(values, document, num_documents) for values in tokens])
+    policy, reference, lengths = sum_over_shares(sums, cp_group).unbind()
+    reference = reference if reference_sums is None else reference_sums
     present = (lengths[:, 0::2] > 0).float()
     num_pairs = present.sum()
     per_token = 1 / lengths.clamp(min=1)
@@ -75,6 +79,8 @@ def dpo_loss_func(
     )
     loss = pairs.loss - sft_coefficient * (policy * per_token)[:, 0::2] if sft_coefficient else pairs.loss
     total = (loss * present).sum()
+    if cp_group is not None and cp_group.rank() > 0:
+        present, num_pairs = torch.zeros_like(present), torch.zeros_like(num_pairs)
     figures = {
         LOSS: loss.detach(),
         "chosen reward": pairs.chosen_reward,

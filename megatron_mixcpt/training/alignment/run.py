@@ -20,6 +20,7 @@ from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.data.chat.templates import RENDERER
 from megatron_mixcpt.distillation.log_probs_head import AlignmentTargets, LogProbsHead
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
+from megatron_mixcpt.models.context_parallel import share_of_sequence
 from megatron_mixcpt.training.alignment.arguments import parse_alignment_flags
 from megatron_mixcpt.training.alignment.batch_steps import BatchSteps
 from megatron_mixcpt.training.alignment.loader import dataset_provider
@@ -36,7 +37,7 @@ class Rows(NamedTuple):
 
     batch: Batch
     document: Tensor
-    """int64 [b, s], see :class:`PackedMicrobatches`."""
+    """int64 [b, s], see :class:`PackedMicrobatches`; s is this context-parallel rank's share, as in ``batch``."""
     sample: Tensor
     """int64 [b, documents], on the host."""
 
@@ -169,5 +170,6 @@ def get_rows(
     sample, document = item.pop("sample"), to_device(item.pop("document"))
     options = {"packed_attention": packed_attention, "mask_dtype": mask_dtype, "cp_group": cp_group}
     batch = get_batch(iter([item]), fraction=0.0, seed=0, **options)
+    document = share_of_sequence({"document": document}, cp_group)["document"]
     # Rows that fill a validation set up have every token masked, and then none of a document.
     return Rows(batch, document.masked_fill(batch.loss_mask == 0, sample.shape[1]), sample)

@@ -260,19 +260,25 @@ def parallel_sizes(settings: Settings) -> ParallelSizes:
     return ParallelSizes.of(settings, num_ranks_of(settings))
 
 
-def check_packed_rows(settings: Settings) -> None:
-    """Raise ConfigError where documents share rows that the attention kernel cannot take so.
+def check_packed_rows(settings: Settings, what: str) -> None:
+    """Raise ConfigError where documents share rows that Transformer Engine's attention cannot take so.
 
     It takes one row at a time. Where context parallelism splits the row, it expects each document to be split over the
     ranks, while the engine's batch splits the row as a whole: attention would cross the documents' boundaries.
+
+    Args:
+        settings: the engine's arguments by name.
+        what: lays several documents into a row, for the message.
     """
+    if settings["transformer_impl"] != "transformer_engine":
+        return
     if (context := settings.get("context_parallel_size", 1)) > 1:
         raise ConfigError(
-            f"--context-parallel-size {context} with --document-masking: sequences are split over ranks without regard "
-            "to their documents, so that attention would be wrong; remove one of the two (--tensor-model-parallel-size "
-            "with --sequence-parallel and --recompute-granularity make room for long sequences as well)"
+            f"{what} with --context-parallel-size {context}: Transformer Engine's attention would cross the boundaries "
+            "of documents; add --transformer-impl local, whose attention does not (or use --tensor-model-parallel-size "
+            "with --sequence-parallel and --recompute-granularity for long sequences)"
         )
-    if settings["transformer_impl"] == "transformer_engine" and settings["micro_batch_size"] > 1:
+    if settings["micro_batch_size"] > 1:
         raise ConfigError(
             f"--micro-batch-size {settings['micro_batch_size']}: Transformer Engine takes the document boundaries of "
             "one sequence at a time; give --micro-batch-size 1"

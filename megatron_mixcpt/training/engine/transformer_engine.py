@@ -20,7 +20,10 @@ STATELESS_RECIPES = {"tensorwise": 16, "blockwise": 16, "mxfp8": 32}
 """Recipes of ``--fp8-recipe`` that keep nothing from step to step; what sizes of matrices must be multiples of."""
 
 _FOR_FP8 = ("fp8_recipe", "first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16")
-_KERNEL_CHOICE = ("attention_backend", "flash_attention_version", "use_flash_attn")
+_OF_ITS_ATTENTION = {
+    "chooses a kernel": ("attention_backend", "flash_attention_version", "use_flash_attn"),
+    "chooses how ranks exchange keys and values": ("cp_comm_type", "hierarchical_context_parallel_sizes"),
+}
 
 
 def check_transformer_engine(explicit: Settings, settings: Settings, *, teacher_fp8: bool = False) -> None:
@@ -65,12 +68,13 @@ def _why_missing() -> str:
 
 
 def _check_attention(explicit: Settings, uses_it: bool) -> None:
-    """The engine's choice of attention kernels is one among Transformer Engine's."""
-    for name in _KERNEL_CHOICE:
-        if name in explicit and not uses_it:
-            raise ConfigError(
-                f"{flag_name(name)} chooses a kernel of Transformer Engine, which is not used here: remove it"
-            )
+    """The engine's choices of attention are among Transformer Engine's."""
+    for choice, names in _OF_ITS_ATTENTION.items():
+        for name in names:
+            if name in explicit and not uses_it:
+                raise ConfigError(
+                    f"{flag_name(name)} {choice} in Transformer Engine, which is not used here: remove it"
+                )
     backend = explicit.get("attention_backend")
     if backend is not None and backend.name == "local":
         raise ConfigError("--attention-backend local is not supported: give --transformer-impl local")

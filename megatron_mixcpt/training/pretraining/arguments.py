@@ -122,7 +122,7 @@ def _checked_sizes(config: MixCPTConfig, settings: dict[str, Any]) -> ParallelSi
     check_layout(sizes, settings)
     check_batches(sizes, settings)
     if settings.get("dataloader_inter_document_masking"):
-        check_packed_rows(settings)
+        check_packed_rows(settings, "--document-masking")
     return sizes
 
 
