@@ -109,6 +109,7 @@ def measure_text_sets(source: ModelSource, settings: EvaluateSettings) -> dict[s
         source,
         tp_size=layout.tensor_model_parallel_size,
         pp_size=layout.pipeline_model_parallel_size,
+        ep_size=layout.expert_model_parallel_size,
         dtype=getattr(torch, layout.dtype),
     )
     measured = {}

@@ -40,6 +40,12 @@ class TokenBatch:
     """int64 [b, s]: the next token, ``IGNORED`` where it is not scored."""
 
 
+def idle_batch() -> TokenBatch:
+    """One row that is no sequence's: for a rank without a batch, where the others cannot run without it."""
+    shape = (1, padded_length(1))
+    return TokenBatch((), np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64))
+
+
 def padded_length(num_tokens: int) -> int:
     """The length of a batch whose longest row has ``num_tokens``: less than an eighth more, or than 8 more."""
     step = max(8, (1 << (num_tokens - 1).bit_length()) // 16)

@@ -32,6 +32,8 @@ def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **ov
         **arguments,
         num_moe_experts=plan.engine_arguments["num_experts"],
         expert_model_parallel_size=parallel_state.get_expert_model_parallel_world_size(),
+        expert_tensor_parallel_size=parallel_state.get_expert_tensor_parallel_world_size(),
+        moe_token_dispatcher_type="alltoall",  # batches of data-parallel ranks differ in size
         gated_linear_unit=plan.engine_arguments["swiglu"],
         activation_func=torch.nn.functional.silu,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),

@@ -18,6 +18,7 @@ from megatron_mixcpt.inference.batches import (
     IGNORED,
     ScoredSequence,
     TokenBatch,
+    idle_batch,
     make_batch,
     padded_length,
     plan_batches,
@@ -41,6 +42,7 @@ class ForwardRunner:
         self._tp_rank = parallel_state.get_tensor_model_parallel_rank()
         self._cp_group = parallel_state.get_context_parallel_group()
         self._dp_rank = parallel_state.get_data_parallel_rank()
+        self._shares_experts = parallel_state.get_expert_model_parallel_world_size() > 1
         self.dp_size = parallel_state.get_data_parallel_world_size()
         """How many ranks share the batches."""
         self.num_tokens = 0
@@ -49,13 +51,15 @@ class ForwardRunner:
         """Places in the batches that held them; the difference is padding."""
 
     @classmethod
-    def start(cls, source: ModelSource, *, tp_size: int, pp_size: int, dtype: torch.dtype) -> "ForwardRunner":
+    def start(
+        cls, source: ModelSource, *, tp_size: int, pp_size: int, ep_size: int = 1, dtype: torch.dtype
+    ) -> "ForwardRunner":
         """Start the ranks, and read the weights.
 
-        Raises ConfigError where the model cannot be split so, or the ranks are not a multiple of ``tp_size * pp_size``.
+        Raises ConfigError where the model cannot be split so, or the ranks do not make complete copies of it.
         """
-        source.check_layout(tp_size, pp_size)
-        start_ranks(tp_size, pp_size)
+        source.check_layout(tp_size, pp_size, ep_size=ep_size)
+        start_ranks(tp_size, pp_size, ep_size)
         return cls(source, dtype)
 
     @property
@@ -111,16 +115,22 @@ class ForwardRunner:
         self.num_tokens += sum(sequence.num_inputs for sequence in sequences)
         self.num_places += sum(len(places) * padded_length(sequences[places[0]].num_inputs) for places in plan)
         sums = torch.zeros(len(sequences), dtype=torch.float64, device=self._device)
-        share = (make_batch(sequences, places) for places in plan[self._dp_rank :: self.dp_size])
-        for batch, log_probs in self.token_log_probs(share):
+        for batch, log_probs in self.token_log_probs(self._own_batches(sequences, plan)):
             # Tensor-parallel ranks have the same values: one of them counts. Context-parallel ranks have a part each.
-            if log_probs is not None and self._tp_rank == 0:
+            if log_probs is not None and batch.places and self._tp_rank == 0:
                 sums[list(batch.places)] = log_probs.sum(1, dtype=torch.float64)
             if on_sequences is not None:
                 on_sequences(len(batch.places))
         if sequences:
             dist.all_reduce(sums)
         return sums.cpu()
+
+    def _own_batches(self, sequences: Sequence[ScoredSequence], plan: list[list[int]]) -> Iterator[TokenBatch]:
+        """This data-parallel rank's share; as many on each where ranks hold parts of each other's experts."""
+        for places in plan[self._dp_rank :: self.dp_size]:
+            yield make_batch(sequences, places)
+        if self._shares_experts and self._dp_rank >= len(plan) % self.dp_size > 0:
+            yield idle_batch()
 
     def from_writer(self, value: Any) -> Any:
         """The writer's ``value``, on every rank; any object that can be pickled."""

@@ -36,6 +36,8 @@ class LayoutSettings:
     """Tensor-parallel ranks."""
     pipeline_model_parallel_size: int = setting(default=1, metavar="PP", decides=False)
     """Pipeline stages."""
+    expert_model_parallel_size: int = setting(default=1, metavar="EP", decides=False)
+    """Groups of data-parallel ranks that the experts of a mixture are divided into."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Data type of the weights and of the computation."""
 

@@ -54,6 +54,7 @@ def score_alignment(settings: ScoreSettings) -> None:
         source,
         tp_size=layout.tensor_model_parallel_size,
         pp_size=layout.pipeline_model_parallel_size,
+        ep_size=layout.expert_model_parallel_size,
         dtype=getattr(torch, layout.dtype),
     )
     template = replace(template, now=runner.from_writer(template.now))
