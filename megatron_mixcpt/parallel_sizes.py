@@ -215,6 +215,13 @@ def _check_recomputation(settings: Settings) -> None:
             raise ConfigError(f"--recompute-granularity full needs {flag_name(name)}: give {flag_name(name)} {example}")
         if granularity == "selective" and value is not None:
             raise ConfigError(f"{flag_name(name)} {value} goes with --recompute-granularity full only: remove it")
+    # The engine's way of not saving a module's output is Transformer Engine's.
+    modules = settings.get("recompute_modules") or ()
+    if granularity == "selective" and "layernorm" in modules and settings["transformer_impl"] == "local":
+        raise ConfigError(
+            "--recompute-modules layernorm needs Transformer Engine, which is not used here (--transformer-impl "
+            "local): leave it out"
+        )
 
 
 def global_batch_size(sizes: ParallelSizes, settings: Settings) -> int:

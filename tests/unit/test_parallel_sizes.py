@@ -75,6 +75,11 @@ def test_experts_are_divided_over_the_ranks_of_a_stage() -> None:
         ({**MOE, "tensor_model_parallel_size": 2}, 2, "a model with experts needs --sequence-parallel"),
         ({"recompute_granularity": "full"}, 1, "needs --recompute-method: give --recompute-method uniform"),
         ({"recompute_activations": True, "recompute_num_layers": 1}, 1, "--recompute-num-layers 1 goes with"),
+        (
+            {"recompute_granularity": "selective", "recompute_modules": ["layernorm"], "transformer_impl": "local"},
+            1,
+            "--recompute-modules layernorm needs Transformer Engine",
+        ),
         ({"global_batch_size": 6}, 2, "--global-batch-size 6 is not a multiple of --micro-batch-size 2 x 2 copies"),
         (
             {
@@ -102,6 +107,8 @@ def test_what_does_not_divide_is_refused(changed: dict[str, Any], num_ranks: int
         {"sequence_parallel": True},  # the engine turns it off without tensor parallelism
         {"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 2},
         {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1},
+        {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]},
+        {"recompute_granularity": "selective", "recompute_modules": ["mlp"], "transformer_impl": "local"},
     ],
 )
 def test_the_nearest_valid_layout_is_accepted(changed: dict[str, Any]) -> None:
