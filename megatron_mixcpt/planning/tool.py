@@ -79,15 +79,11 @@ def report(model: ModelShape, layout: Layout, *, gpu_memory: float, reserve: flo
 
 
 def _heading(run: PlannedRun) -> str:
-    sizes, layout = run.sizes, run.layout
-    active = experts = ""
-    if run.model.num_experts:
-        active = f" ({run.model.num_active_parameters / 1e9:.2f} billion for each token)"
-        experts = f", experts EP {sizes.expert} x ETP {sizes.expert_tensor} x {sizes.expert_data} copies"
+    layout = run.layout
+    active = f" ({run.model.num_active_parameters / 1e9:.2f} billion for each token)" if run.model.num_experts else ""
     return (
         f"{run.model.num_parameters / 1e9:.2f} billion parameters{active}, "
-        f"{'bfloat16' if layout.bf16 else 'float32'}, "
-        f"TP {sizes.tensor} x PP {sizes.pipeline} x CP {sizes.context} x DP {sizes.data}{experts}; microbatches of "
+        f"{'bfloat16' if layout.bf16 else 'float32'}, {run.sizes.described}; microbatches of "
         f"{layout.micro_batch_size} x {layout.seq_length} tokens, {run.num_microbatches} on each rank in each step; "
         "GiB on each rank:"
     )

@@ -26,6 +26,17 @@ def test_flags_are_the_trainers(repository: Path) -> None:
     assert lines[6].startswith("fits: stage 0: ")
 
 
+def test_a_mixture_of_experts(repository: Path) -> None:
+    flags = "--hf-model qwen3-30b-a3b --num-gpus 16 --bf16 --use-distributed-optimizer --expert-model-parallel-size 8"
+    result = plan(repository, *flags.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(
+        "30.53 billion parameters (3.35 billion for each token), bfloat16, TP 1 x PP 1 x CP 1 x DP 16, experts EP 8 x "
+        "ETP 1 x DP 2; "
+    )
+    assert "the plan assumes that routers spread tokens evenly" in result.stdout
+
+
 def test_without_distillation_no_teacher_is_planned(repository: Path) -> None:
     result = plan(repository, "--hf-model", "qwen2-7b", "--alpha", "1", "--tensor-model-parallel-size", "4", "--bf16")
     assert result.stdout.splitlines()[2].split()[2] == "0.00"

@@ -58,7 +58,7 @@ def test_another_dtype_is_not_compared_bit_for_bit(tmp_path: Path) -> None:
     [
         ("llama", torch.float32, {"transformer_impl": "local"}),
         ("llama", torch.bfloat16, {}),
-        ("mixtral", torch.float32, {}),
+        ("mixtral", torch.float32, {"transformer_impl": "local"}),
     ],
 )
 def test_float32_is_compared_on_layers_that_multiply_in_it(
