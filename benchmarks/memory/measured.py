@@ -76,7 +76,7 @@ def model_name(layout: str) -> str:
 
 
 def make_world(root: Path) -> Path:
-    """A random Llama and a Qwen3-MoE of these sizes, and a mixture for both, in ``root``, which is returned."""
+    """A random Llama and a Qwen3-MoE of these sizes, and a mixture for each, in ``root``, which is returned."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     from tests.distributed.tiny_run import make_mixture
@@ -84,9 +84,9 @@ def make_world(root: Path) -> Path:
 
     LlamaForCausalLM(LlamaConfig(**MODEL)).save_pretrained(root / "llama")
     Qwen3MoeForCausalLM(Qwen3MoeConfig(**MIXTURE)).save_pretrained(root / "qwen3-moe")
-    save_tiny_tokenizer(root / "llama")
-    save_tiny_tokenizer(root / "qwen3-moe")
-    make_mixture(root / "mixture", root / "llama")
+    for name in ("llama", "qwen3-moe"):
+        save_tiny_tokenizer(root / name)
+        make_mixture(root / f"{name}-mixture", root / name)
     return root
 
 
@@ -110,7 +110,7 @@ def measured(world: Path, name: str) -> list[int]:
 
 def flags(world: Path, model: str, settings: dict[str, Any]) -> list[str]:
     """The trainer's command line."""
-    argv = ["--hf-model", str(world / model), "--mixture", str(world / "mixture"), "--train-iters", "2"]
+    argv = ["--hf-model", str(world / model), "--mixture", str(world / f"{model}-mixture"), "--train-iters", "2"]
     argv += ["--seq-length", str(SEQ_LENGTH), "--global-batch-size", str(GLOBAL_BATCH_SIZE), "--num-workers", "0"]
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
