@@ -39,6 +39,9 @@ _A = [
      120, "loss:beyond_int32"),
     ("fused-linear", "Loss from hidden states in chunks, gradients of hidden states and weight", "2,048 x 2,048 x "
      "128,256", "dense, float64", "relative 1e-2, that of bfloat16 products", 90, "fused_linear:gradients"),
+    ("experts", "Experts' product in one call, uneven rows: result, gradients, no wait for the device", "8 experts, "
+     "744 rows, 512 to 256 columns; float32, bfloat16", "expert by expert, float64", "1e-4; 1e-2; none without rows",
+     60, "experts:grouped"),
     ("hidden-waits", "No wait for the device in forward, loss and backward", "tiny; lssd, chunks, document masking, "
      "offload", "torch's sync debug mode", "none", 120, "hidden_waits:count"),
     ("engine-1b", "Engine against transformers, causal and masked; attention kernels", "Llama-3.2-1B's shape, random",

@@ -36,7 +36,8 @@ from tests.unit.losses.dense_reference import expected_mixcpt_loss
 
 # What a first hour on a GPU has to answer, by part: a row for each.
 ROWS = {
-    "a": "ceilings loss loss-int64 fused-linear hidden-waits engine-1b engine-smollm2 curves offload-bits resume",
+    "a": "ceilings loss loss-int64 fused-linear experts hidden-waits engine-1b engine-smollm2 curves offload-bits "
+    "resume",
     "b": "loss-speed fused-linear-speed mask offload-speed step-1b profile memory step-smollm2",
     "c": "te-curves te-packed te-no-apex te-fp8 te-step-1b",
     "ranks": "ranks-curves ranks-context-parallel ranks-async-save ranks-sigterm ranks-speed ranks-messages",
