@@ -334,6 +334,41 @@ def _all_to_all_of_sizes(
     return _all_to_all_single(output, input, *sizes, **kw)
 
 
+_all_gather = dist.all_gather
+
+
+@functools.wraps(_all_gather)
+def _gather_of_any_sizes(
+    tensor_list: list[torch.Tensor], tensor: torch.Tensor, group: Any = None, async_op: bool = False
+) -> Any:
+    """Parts [n, ...] of different lengths are filled up to the longest."""
+    if len({part.shape for part in tensor_list}) == 1:
+        return _all_gather(tensor_list, tensor, group, async_op)
+    assert not async_op, "nothing in the engine asks for it"
+    longest = max(len(part) for part in tensor_list)
+    filled = torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
+    gathered = [torch.empty_like(filled) for _ in tensor_list]
+    _all_gather(gathered, filled, group)
+    for part, whole in zip(tensor_list, gathered, strict=True):
+        part.copy_(whole[: len(part)])
+    return None
+
+
+@functools.wraps(dist.reduce_scatter)
+def _scatter_sums_of_any_sizes(
+    output: torch.Tensor,
+    input_list: list[torch.Tensor],
+    op: Any = dist.ReduceOp.SUM,
+    group: Any = None,
+    async_op: bool = False,
+) -> None:
+    """Every rank gets all sums and keeps its own."""
+    assert not async_op, "nothing in the engine asks for it"
+    sums = torch.cat(input_list)
+    dist.all_reduce(sums, op, group)
+    output.copy_(sums.split([len(part) for part in input_list])[dist.get_rank(group)])
+
+
 _init_process_group = _over_gloo(dist.init_process_group, "gloo")
 _new_group = _over_gloo(dist.new_group, None)
 
@@ -406,6 +441,10 @@ EMULATED: dict[str, dict[str, Any]] = {
     "the engine turns the sizes of what experts exchange into arrays where they are CUDA tensors": {
         "torch.distributed.all_to_all_single": _all_to_all_of_sizes,
         "torch.distributed.distributed_c10d.all_to_all_single": _all_to_all_of_sizes,
+    },
+    "gloo takes parts of one size alone, and experts that ranks share get as many tokens as are routed to them": {
+        "torch.distributed.all_gather": _gather_of_any_sizes,
+        "torch.distributed.reduce_scatter": _scatter_sums_of_any_sizes,
     },
     "what has no stand-in says its name": {"torch.cuda._lazy_init": _refuse},
 }

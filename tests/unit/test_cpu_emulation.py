@@ -232,6 +232,11 @@ def check_groups_of_nccl_are_groups_of_gloo() -> None:
     sent = torch.full((int(sizes[rank].sum()),), float(rank), device="cuda")
     dist.all_to_all_single(received, sent, output_split_sizes=sizes[:, rank], input_split_sizes=sizes[rank])
     assert received.tolist() == [[0.0], [0.0, 0.0, 1.0]][rank]
+    parts = [torch.empty(1, 2, device="cuda"), torch.empty(3, 2, device="cuda")]
+    dist.all_gather(parts, torch.full_like(parts[rank], rank))
+    assert [part.unique().tolist() for part in parts] == [[0.0], [1.0]]
+    dist.reduce_scatter(parts[rank], [torch.full_like(part, rank + 1.0) for part in parts])
+    assert parts[rank].unique().tolist() == [3.0]
 
 
 def test_compilation_is_left_out_for_the_engine_alone() -> None:
