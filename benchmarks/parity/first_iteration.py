@@ -39,7 +39,7 @@ from tests.distributed.tiny_run import curves, flags, make_world, train_rank  # 
 TP2 = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 PP2 = ["--pipeline-model-parallel-size", "2"]
 CP2 = ["--context-parallel-size", "2"]
-EP2 = ["--expert-model-parallel-size", "2"]
+EP2 = ["--expert-model-parallel-size", "2", "--moe-token-dispatcher-type", "alltoall"]
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "1x1": (1, []),
     "TP2+SP": (2, TP2),
@@ -48,6 +48,8 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "CP2": (2, CP2),
     "TP2xCP2": (4, [*TP2, *CP2]),
     "EP2": (2, EP2),
+    "EP2 all-gather": (2, EP2[:2]),
+    "EP2xETP1 on TP2": (2, [*TP2, *EP2, "--expert-tensor-parallel-size", "1"]),
     "TP2xEP2": (4, [*TP2, *EP2]),
 }
 OPTIONS: dict[str, list[str]] = {
@@ -118,7 +120,7 @@ def _cells_of(kind: str, args: argparse.Namespace):
 def _fitting(kind: str) -> list[str]:
     """All layouts; without those that divide experts where the model has none."""
     has_experts = any(hasattr(KINDS[kind](), name) for name in ("num_experts", "num_local_experts"))
-    return [name for name, (_, layout_flags) in LAYOUTS.items() if has_experts or not set(EP2) <= set(layout_flags)]
+    return [name for name, (_, layout_flags) in LAYOUTS.items() if has_experts or EP2[0] not in layout_flags]
 
 
 def _run(kind: str, layout: str, world: Path, log_dir: Path, args: argparse.Namespace) -> dict[str, Any]:

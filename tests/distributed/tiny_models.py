@@ -12,11 +12,13 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -79,6 +81,29 @@ def phi3() -> PreTrainedConfig:
     return Phi3Config(**SHAPE, max_position_embeddings=4096, sliding_window=None, pad_token_id=None)
 
 
+def mixtral() -> PreTrainedConfig:
+    """Four experts of which each token takes two."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    return MixtralConfig(**SHAPE, **experts, max_position_embeddings=4096, rope_theta=1e6, sliding_window=None)
+
+
+def qwen3_moe() -> PreTrainedConfig:
+    """Eight small experts of which each token takes three, whose weights add up to one."""
+    return _qwen3_moe(norm_topk_prob=True)
+
+
+def qwen3_moe_plain() -> PreTrainedConfig:
+    """The same, with weights as the softmax over all experts has them."""
+    return _qwen3_moe(norm_topk_prob=False)
+
+
+def _qwen3_moe(**options: bool) -> PreTrainedConfig:
+    experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+    return Qwen3MoeConfig(
+        **SHAPE, **experts, **options, head_dim=8, max_position_embeddings=4096, tie_word_embeddings=False
+    )
+
+
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": llama,
     "qwen2": qwen2,
@@ -86,6 +111,9 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3": qwen3,
     "smollm3": smollm3,
     "phi3": phi3,
+    "mixtral": mixtral,
+    "qwen3-moe": qwen3_moe,
+    "qwen3-moe-plain": qwen3_moe_plain,
 }
 
 
