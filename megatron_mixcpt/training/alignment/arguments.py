@@ -46,6 +46,7 @@ from megatron_mixcpt.training.engine.checkpoints import resumable
 from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_ALIGNMENT
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
+from megatron_mixcpt.training.expert_flags import check_experts
 
 # The paper's settings of format alignment (appendix), where they do not depend on the model.
 RECIPE_DEFAULTS: dict[str, Any] = {
@@ -113,6 +114,7 @@ def parse_alignment_flags[Config: AlignmentConfig](
         RECIPE_DEFAULTS | defaults | engine_defaults(source.plan, tokenizer.eos_token_id), explicit
     )
     check_transformer_engine(explicit, settings)
+    check_experts(settings)
     _check_precision(config, settings)
     sizes = parallel_sizes(settings)
     _check_layout(sizes, settings)

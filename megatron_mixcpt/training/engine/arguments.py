@@ -83,8 +83,9 @@ def _refuse_unsupported(changed: Settings, config_class: type) -> None:
     for name in sorted((changed.keys() & engine_arguments().keys()) - ours):
         if name in REFUSED:
             raise ConfigError(f"{flag_of(name)} is not supported ({REFUSED[name]}); remove it")
-        if reason := REFUSED_VALUES.get(name, {}).get(str(changed[name])):
-            raise ConfigError(f"{flag_of(name)} {changed[name]} is not supported ({reason}); remove it")
+        for value in changed[name] if isinstance(changed[name], list) else [changed[name]]:
+            if reason := REFUSED_VALUES.get(name, {}).get(str(value)):
+                raise ConfigError(f"{flag_of(name)} {value} is not supported ({reason}); remove it")
         if not classes_of(name):
             raise ConfigError(
                 f"{flag_of(name)} is new in this release of the engine and was never tried here; remove it"
@@ -156,6 +157,8 @@ def engine_defaults(model: ModelPlan, eos_id: int) -> dict[str, Any]:
         # the first step of a run pass unchecked.
         "rerun_mode": "disabled",
         "gradient_accumulation_fusion": _imports(_GRADIENT_ACCUMULATION),
+        # Where routers have a bias that balances the experts: routing would drift from the teacher's.
+        "moe_router_bias_update_rate": 0.0,
     } | ({} if HAVE_TE else _WITHOUT_FUSED_KERNELS)
 
 

@@ -45,10 +45,7 @@ _BY_SUBJECT = {
     """,
     "how experts are trained": """
         moe_router_load_balancing_type moe_aux_loss_coeff moe_z_loss_coeff moe_input_jitter_eps moe_router_dtype
-        moe_router_bias_update_rate moe_router_quantile_balancing_ema moe_router_padding_for_quantization
-        moe_router_padding_for_fp8 moe_router_force_load_balancing moe_router_force_biased
-        moe_expert_capacity_factor moe_expert_rank_capacity_factor moe_pad_expert_input_to_capacity
-        moe_token_drop_policy moe_enable_routing_replay
+        moe_router_padding_for_quantization moe_router_padding_for_fp8
     """,
     "what the engine tries out": """
         enable_experimental mlp_chunks_for_training error_injection_rate error_injection_type

@@ -48,6 +48,17 @@ _BY_REASON = {
         use_grouped_gemm_for_dense_mlp fused_residual_rmsnorm use_kitchen_attention kitchen_attention_backend
         qk_clip qk_clip_alpha qk_clip_threshold fp32_residual_connection
     """,
+    "a token that an expert drops takes another way than in the exported model and in the teacher, and which ones "
+    "these are depends on the layout": """
+        moe_expert_capacity_factor moe_expert_rank_capacity_factor moe_pad_expert_input_to_capacity
+        moe_token_drop_policy
+    """,
+    "experts would not be chosen by the router's scores": """
+        moe_router_force_load_balancing moe_router_force_biased moe_enable_routing_replay
+    """,
+    "a bias in the choice of experts stays as the teacher has it": """
+        moe_router_bias_update_rate moe_router_quantile_balancing_ema
+    """,
     "only CUDA graphs need it, and they are not used here": "te_rng_tracker",
     "sequences are split evenly over context parallel ranks": "hybrid_context_parallel",
     "the losses have no term for multi-token prediction": """
@@ -169,8 +180,11 @@ _BY_REASON = {
 REFUSED = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 """Names among the engine's arguments, each with its reason."""
 
+_CHOICE = "training would choose experts in another way than the exported model and the teacher"
 REFUSED_VALUES = {
     "dataloader_type": {"external": "the samples come from the engine's own loaders"},
+    "moe_flex_dispatcher_backend": {"ncclep": "it drops tokens above a capacity"},
+    "moe_router_load_balancing_type": {"sinkhorn": _CHOICE, "quantile_balancing": _CHOICE},
     "transformer_impl": {"inference_optimized": "its layers do not train"},
 }
 """Single values of flags that are served otherwise, by the argument's name, each with its reason."""

@@ -36,6 +36,7 @@ from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_PRETRAINING
 from megatron_mixcpt.training.engine.run_record import build_record, check_resumes
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
+from megatron_mixcpt.training.expert_flags import check_experts
 from megatron_mixcpt.training.pretraining.record import mixture_contents
 from megatron_mixcpt.training.pretraining.validation_sets import held_out_datasets, parse_named_sets, validation_names
 
@@ -92,6 +93,7 @@ def parse_run(argv: Sequence[str]) -> Run:
     if resumed:
         settings["load"] = load
     check_transformer_engine(explicit, settings, teacher_fp8=config.teacher_fp8)
+    check_experts(settings)
     if config.document_masking:
         settings["dataloader_inter_document_masking"] = True  # the engine's datasets then reset the positions as well
     sizes = _checked_sizes(config, settings)
