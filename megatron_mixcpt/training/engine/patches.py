@@ -193,6 +193,12 @@ REGISTER = (
         "a checkpoint of layers without Transformer Engine lacks extra states that its layers would load",
     ),
     Entry(
+        "megatron.core.dist_checkpointing.load",
+        WRAPPED,
+        "training/expert_groups.py",
+        "a mixture of experts resumes at another expert parallel size",
+    ),
+    Entry(
         "megatron.core.datasets.utils.compile_helpers",
         REPLACED,
         "training/engine/repairs.py",
