@@ -13,6 +13,12 @@ ACCURACY = "accuracy"
 """Of DPO: the share of pairs whose chosen response is ahead."""
 REWARD_MARGIN = "reward margin"
 """Of DPO: the chosen response's reward less the rejected one's."""
+LOAD_BALANCING_LOSS = "load balancing loss"
+"""Of a mixture of experts, before its coefficient; the mean over layers, as are the next three."""
+SEQUENCE_LOAD_BALANCING_LOSS = "sequence load balancing loss"
+GLOBAL_LOAD_BALANCING_LOSS = "global load balancing loss"
+ROUTER_Z_LOSS = "router z loss"
+ROUTER_LOSSES = (LOAD_BALANCING_LOSS, SEQUENCE_LOAD_BALANCING_LOSS, GLOBAL_LOAD_BALANCING_LOSS, ROUTER_Z_LOSS)
 
 EXPERT_LOAD = "expert load max/mean"
 """Of a mixture of experts: tokens of the largest expert over the mean of its layer, in the layer where it is worst."""

@@ -7,6 +7,7 @@ under the fused names (``sharded_state_dict_keys_map``), as the engine's own loc
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -19,11 +20,13 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec_for_backend
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType, LayerType
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import L2Norm, LayerNormBuilder
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import (
+    MlpBuilder,
     TransformerLayer,
     TransformerLayerSubmodules,
     get_transformer_layer_offset,
@@ -33,6 +36,7 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.attention import ScaledDotProductAttention
 from megatron_mixcpt.models.experts import GroupedExperts
 from megatron_mixcpt.models.norm import build_norm
+from megatron_mixcpt.models.router import Router
 
 
 class TorchSpecProvider(LocalSpecProvider):
@@ -129,13 +133,22 @@ def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) ->
 
 def _mixture_submodules(config: TransformerConfig, provider: LocalSpecProvider) -> TransformerLayerSubmodules:
     """One layer with a router and experts; as in Transformer Engine's, the norm before the router stays separate."""
+    mixture = get_moe_module_spec_for_backend(
+        provider, num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
+    )
     return replace(
         _layer_submodules(config, provider),
-        mlp=get_moe_module_spec_for_backend(
-            provider, num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
-        ),
+        mlp=_with_router(mixture),
         sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"},
     )
+
+
+def _with_router(mlp: MlpBuilder) -> MlpBuilder:
+    """The builder of a layer's MLP; a mixture of experts gets the router of this package, a dense one is as before."""
+    submodules = mlp.keywords["submodules"] if isinstance(mlp, partial) else None
+    if not isinstance(submodules, MoESubmodules):
+        return mlp
+    return partial(mlp.func, *mlp.args, **mlp.keywords | {"submodules": replace(submodules, router=Router)})
 
 
 def _transformer_engine_spec(
@@ -143,7 +156,7 @@ def _transformer_engine_spec(
 ) -> TransformerBlockSubmodules | ModuleSpec:
     """What the engine's GPT builder picks (``default_layer_spec`` in megatron/training/models/gpt.py)."""
     if config.num_moe_experts is not None:
-        return get_gpt_decoder_block_spec(
+        block = get_gpt_decoder_block_spec(
             config,
             use_transformer_engine=True,
             normalization=config.normalization,
@@ -151,6 +164,9 @@ def _transformer_engine_spec(
             vp_stage=vp_stage,
             pp_rank=pp_rank,
         )
+        for layer in block.layer_specs:
+            layer.submodules.mlp = _with_router(layer.submodules.mlp)
+        return block
     return get_gpt_layer_with_transformer_engine_spec(
         qk_layernorm=config.qk_layernorm,
         multi_latent_attention=config.multi_latent_attention,

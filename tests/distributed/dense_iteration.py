@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tests.distributed import dense_router_losses
 from tests.distributed.tiny_models import VOCAB_SIZE
 from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, SEQ_LENGTH
 
@@ -60,10 +61,12 @@ def expected_first_iteration(
     forward_divergence: bool = False,
     temperature: float = 1.0,
     documents: bool = False,
+    router_losses: bool = False,
 ) -> dict[str, float]:
     """What the first batch reports, and its gradient's norm; dense, written down from the paper (Eq. 1, 4, 6 and 7).
 
-    With ``documents``, no document attends to another: each goes through the model alone.
+    With ``documents``, no document attends to another: each goes through the model alone. With ``router_losses``, those
+    of ``dense_router_losses.py`` are in the gradient and in what is returned; each sequence is a microbatch.
 
     The divergence is KL(student || teacher), or with `forward_divergence` KL(teacher || student), of both models'
     logits over the temperature, times its square (Hinton et al. 2015, section 2).
@@ -84,19 +87,31 @@ def expected_first_iteration(
     log_from, log_to = (log_q, warm) if forward_divergence else (warm, log_q)
     lssd = temperature**2 * (log_from.exp() * (log_from - log_to)).sum(-1)
     loss = 0.8 * ntp + 0.2 * lssd.mean()
-    loss.backward()
+    auxiliary = _router_losses(student, tokens[:, :-1]) if router_losses else {}
+    (loss + dense_router_losses.penalty(auxiliary, student.config.num_hidden_layers)).backward()
     by_kind = {f"lssd loss {KINDS[kind]}": lssd[kinds == kind].mean().item() for kind in kinds.unique().tolist()}
-    return by_kind | {
-        "loss": loss.item(),
-        "ntp loss": ntp.item(),
-        "lssd loss": lssd.mean().item(),
-        "top-1 agreement": (logits.argmax(-1, keepdim=True) == top).double().mean().item(),
-        "teacher top-1 probability": (original / temperature).softmax(-1).amax(-1).mean().item(),
-        "teacher entropy": torch.distributions.Categorical(logits=original / temperature).entropy().mean().item(),
-        "student top-1 probability": warm.gather(-1, top).exp().mean().item(),
-        "swapped fraction": (label != top).double().mean().item(),
-        "grad-norm": torch.stack([parameter.grad.norm() for parameter in student.parameters()]).norm().item(),
-    }
+    return (
+        by_kind
+        | {key: value.item() for key, value in auxiliary.items()}
+        | {
+            "loss": loss.item(),
+            "ntp loss": ntp.item(),
+            "lssd loss": lssd.mean().item(),
+            "top-1 agreement": (logits.argmax(-1, keepdim=True) == top).double().mean().item(),
+            "teacher top-1 probability": (original / temperature).softmax(-1).amax(-1).mean().item(),
+            "teacher entropy": torch.distributions.Categorical(logits=original / temperature).entropy().mean().item(),
+            "student top-1 probability": warm.gather(-1, top).exp().mean().item(),
+            "swapped fraction": (label != top).double().mean().item(),
+            "grad-norm": torch.stack([parameter.grad.norm() for parameter in student.parameters()]).norm().item(),
+        }
+    )
+
+
+def _router_losses(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:
+    """Their means over the sequences of tokens [b, s]."""
+    logits = [model(row[None], output_router_logits=True).router_logits for row in tokens]
+    losses = [dense_router_losses.router_losses(layers, model.config.num_experts_per_tok) for layers in logits]
+    return dense_router_losses.weighted(losses, [1.0] * len(losses))
 
 
 def _logits(model: PreTrainedModel, tokens: Tensor, documents: bool) -> Tensor:

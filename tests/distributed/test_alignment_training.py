@@ -46,10 +46,10 @@ def dense(world: Path) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def flags(world: Path, stage: str) -> list[str]:
+def flags(world: Path, stage: str, kind: str = "llama") -> list[str]:
     """Flags that every run of a stage shares: constant learning rate, all samples in each batch."""
     return [
-        *("--hf-model", str(world / "llama"), f"--{stage}", str(world / f"{stage}.jsonl")),
+        *("--hf-model", str(world / kind), f"--{stage}", str(world / f"{stage}.jsonl")),
         *("--chat-template", "zephyr", "--seq-length", str(SEQ_LENGTH[stage])),
         *("--global-batch-size", str(NUM_SAMPLES), "--epochs", str(NUM_ITERATIONS)),
         *("--lr", str(LEARNING_RATE), "--lr-decay-style", "constant", "--lr-warmup-fraction", "0"),

@@ -50,7 +50,9 @@ ROOMS = {
         "complete outputs, resumable folders, digests, progress, ranks, worker processes", "terminal", takes="torch"
     ),
     "losses": _room("mathematics over a sharded vocabulary", "objective", "torch"),
-    "models": _room("what a model has beyond the engine's, and layers without Transformer Engine", takes="engine core"),
+    "models": _room(
+        "what a model has beyond the engine's, and layers without Transformer Engine", "log_names", "engine core"
+    ),
     "data": _room("records: documents, conversations, preferences"),
     "data/reading": _room("files become records", "flags"),
     "data/reading/rows": _room("a row becomes a record of a kind", "data"),
@@ -94,15 +96,15 @@ ROOMS = {
     ),
     "training/engine": _room(
         "what wraps the engine's training loop",
-        "config flags parallel_sizes conversion conversion/architectures data/reading distillation models terminal "
-        "torchrun_report rank_exit",
+        "config flags parallel_sizes log_names conversion conversion/architectures data/reading distillation models "
+        "terminal torchrun_report rank_exit",
         "engine",
     ),
     "training/pretraining": _room(
         "continual pre-training",
         "training/engine config terminal flags objective parallel_sizes log_names named_paths conversion inference "
-        "distillation conversion/architectures losses data data/reading data/tokens data/mixture data/preprocessing "
-        "data/datasets jobs rank_exit",
+        "distillation models conversion/architectures losses data data/reading data/tokens data/mixture "
+        "data/preprocessing data/datasets jobs rank_exit",
         "engine",
     ),
     "training/alignment": _room(

@@ -42,6 +42,7 @@ TESTED_IN = {
     "inference/": "distributed/test_evaluate.py distributed/test_conversion_verify.py",
     "log_names.py": "unit/training/pretraining/test_forgetting.py",
     "losses/": "unit/losses/test_lssd.py",
+    "models/auxiliary_losses.py": "unit/models/test_router.py distributed/test_experts_training.py",
     "models/context_parallel.py": "distributed/test_context_parallel_attention.py",
     "named_paths.py": "unit/evaluation/test_settings.py",
     "planning/": "unit/planning/test_memory.py",
@@ -53,6 +54,7 @@ TESTED_IN = {
     "training/engine/async_writer.py": "distributed/test_failed_rank.py",
     "training/engine/": "distributed/test_refusals.py distributed/test_faults.py",
     "training/pretraining/": "distributed/test_pretrain.py distributed/test_ablations.py",
+    "training/router_losses.py": "distributed/test_experts_training.py",
     "training_log.py": "unit/report/test_compare.py",
 }
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, groups = started
     reference = precompute_reference(run, groups) if run.config.precompute_reference else None
     loss_func = functools.partial(_loss_func, run, reference, cp_group=groups.cp)
-    train_alignment(run, groups, loss_func, runs_reference=reference is None)
+    train_alignment(run, groups, loss_func, _num_pairs, runs_reference=reference is None)
 
 
 def _loss_func(
@@ -51,3 +51,8 @@ def _loss_func(
         sft_coefficient=config.sft_coefficient,
         cp_group=cp_group,
     )
+
+
+def _num_pairs(rows: Rows) -> float:
+    """Documents of a pair follow each other; -1 stands for no document."""
+    return float((rows.sample[:, 0::2] >= 0).sum())

@@ -20,6 +20,7 @@ from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.data.chat.templates import RENDERER
 from megatron_mixcpt.distillation.log_probs_head import AlignmentTargets, LogProbsHead
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
+from megatron_mixcpt.models.auxiliary_losses import AUXILIARY_LOSSES, Microbatch
 from megatron_mixcpt.models.context_parallel import share_of_sequence
 from megatron_mixcpt.training.alignment.arguments import parse_alignment_flags
 from megatron_mixcpt.training.alignment.batch_steps import BatchSteps
@@ -40,9 +41,14 @@ class Rows(NamedTuple):
     """int64 [b, s], see :class:`PackedMicrobatches`; s is this context-parallel rank's share, as in ``batch``."""
     sample: Tensor
     """int64 [b, documents], on the host."""
+    num_tokens: float
+    """Response tokens of the rows, counted on the host."""
+    padding: Tensor
+    """bool [b, s] of the rows, on the host: True behind the last document."""
 
 
 MakeLossFunc = Callable[[Rows], LossFunc]
+Count = Callable[[Rows], float]
 
 
 def start_alignment[Config: AlignmentConfig](
@@ -69,7 +75,12 @@ def start_alignment[Config: AlignmentConfig](
 
 
 def train_alignment(
-    run: AlignmentRun, groups: ProcessGroupCollection, make_loss_func: MakeLossFunc, *, runs_reference: bool
+    run: AlignmentRun,
+    groups: ProcessGroupCollection,
+    make_loss_func: MakeLossFunc,
+    count: Count,
+    *,
+    runs_reference: bool,
 ) -> None:
     """Train the model of ``run`` in the engine's loop.
 
@@ -77,6 +88,7 @@ def train_alignment(
         run: the checked command line.
         groups: from ``engine.start_distributed``.
         make_loss_func: the engine's ``loss_func`` for a microbatch.
+        count: what a microbatch adds to the number that the engine divides the loss by.
         runs_reference: hold the model that training starts from beside the trained one, and run it.
     """
     args = run.args
@@ -97,7 +109,7 @@ def train_alignment(
             stop_token_ids=run.encoder.stop_token_ids(),
         )
     RENDERER.close()  # a process with transformers in it, which training does not need
-    forward_step = _forward_step_func(run, groups, make_loss_func, runs_reference)
+    forward_step = _forward_step_func(run, groups, make_loss_func, count, runs_reference)
     rank = groups.dp.rank()
     steps = BatchSteps(args, run.train, run.valid, rank)
     train(
@@ -129,7 +141,11 @@ def _load_weights(run: AlignmentRun, chunks: list[StudentTeacherModel]) -> list[
 
 
 def _forward_step_func(
-    run: AlignmentRun, groups: ProcessGroupCollection, make_loss_func: MakeLossFunc, runs_reference: bool
+    run: AlignmentRun,
+    groups: ProcessGroupCollection,
+    make_loss_func: MakeLossFunc,
+    count: Count,
+    runs_reference: bool,
 ) -> Callable:
     """The engine's ``forward_step_func``: one microbatch through one stage of the model."""
     read = functools.partial(
@@ -145,6 +161,9 @@ def _forward_step_func(
         rows = read(data_iterator)
         timers("batch-generator").stop()
         batch = rows.batch
+        if run.args.num_experts:
+            padding = padding_on_rank(rows.padding, groups, sequence_parallel=run.args.sequence_parallel)
+            AUXILIARY_LOSSES.microbatch = Microbatch(count(rows), padding)
         output = model(
             batch.tokens,
             batch.position_ids,
@@ -168,8 +187,26 @@ def get_rows(
     """Take the next microbatch of packed rows; arguments as in ``batch.get_batch``."""
     item = next(data_iterator)
     sample, document = item.pop("sample"), to_device(item.pop("document"))
+    num_tokens, padding = float(item["loss_mask"].sum()), _padding(item["cu_seqlens"], sample, document.shape[1])
     options = {"packed_attention": packed_attention, "mask_dtype": mask_dtype, "cp_group": cp_group}
     batch = get_batch(iter([item]), fraction=0.0, seed=0, **options)
     document = share_of_sequence({"document": document}, cp_group)["document"]
     # Rows that fill a validation set up have every token masked, and then none of a document.
-    return Rows(batch, document.masked_fill(batch.loss_mask == 0, sample.shape[1]), sample)
+    return Rows(batch, document.masked_fill(batch.loss_mask == 0, sample.shape[1]), sample, num_tokens, padding)
+
+
+def _padding(boundaries: Tensor, sample: Tensor, length: int) -> Tensor:
+    """Which positions of rows [b, s] lie behind the last document; ``boundaries`` and ``sample`` as in the item."""
+    ends = boundaries.long().gather(1, (sample >= 0).sum(1, keepdim=True))
+    return torch.arange(length) >= ends
+
+
+def padding_on_rank(padding: Tensor, groups: ProcessGroupCollection, *, sequence_parallel: bool) -> Tensor:
+    """This rank's positions of ``padding`` [b, s], as a router sees them: [s / cp / tp, b], on the device.
+
+    Where a microbatch is nothing but padding, its first position counts: a mean over no position would not be finite.
+    """
+    padding = padding.clone()
+    padding[0, 0] &= not bool(padding.all())
+    rows = share_of_sequence({"padding": to_device(padding)}, groups.cp)["padding"].transpose(0, 1)
+    return rows.chunk(groups.tp.size())[groups.tp.rank()] if sequence_parallel else rows

@@ -22,8 +22,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`SFTConfig`."""
     started = start_alignment(sys.argv[1:] if argv is None else argv, SFTConfig, DEFAULTS)
     if started is not None:
-        train_alignment(*started, _loss_func, runs_reference=False)
+        train_alignment(*started, _loss_func, _num_tokens, runs_reference=False)
 
 
 def _loss_func(rows: Rows) -> LossFunc:
     return functools.partial(sft_loss_func, rows.batch.loss_mask)
+
+
+def _num_tokens(rows: Rows) -> float:
+    return rows.num_tokens

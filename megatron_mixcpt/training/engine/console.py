@@ -20,6 +20,7 @@ from megatron.training.utils import is_last_rank
 from torch import Tensor
 
 from megatron_mixcpt.config import RunConfig
+from megatron_mixcpt.models.auxiliary_losses import AUXILIARY_LOSSES
 from megatron_mixcpt.parallel_sizes import ParallelSizes
 from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.interval_line import Interval
@@ -174,7 +175,8 @@ def _with_line(
             _add_load(of["loss_dict"], load.take())
         result = training_log(*positional, **named)
         if is_last_rank():
-            interval.add(of["loss_dict"], num_tokens=tokens_of(of["iteration"]), skipped=bool(of["skipped_iter"]))
+            figures = of["loss_dict"] | AUXILIARY_LOSSES.latest
+            interval.add(figures, num_tokens=tokens_of(of["iteration"]), skipped=bool(of["skipped_iter"]))
             if of["is_first_iteration"]:
                 say(f"first step done: {interval.seconds_since_start():.1f} s")
             if of["is_first_iteration"] or of["iteration"] % get_args().log_interval == 0:

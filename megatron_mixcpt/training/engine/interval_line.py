@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from megatron_mixcpt.log_names import ROUTER_LOSSES
+
 MAX_COLUMNS = 159
 TOKENS_PER_SECOND = "tokens per second"
 # In this order; what else is measured is in TensorBoard.
@@ -21,10 +23,11 @@ _SHOWN = (
     "accuracy",
     "reward margin",
     "expert load max/mean",
+    *ROUTER_LOSSES,
     TOKENS_PER_SECOND,
 )
 # Where a line would be too wide.
-_LEFT_OUT_FIRST = ("swapped fraction", "reward margin")
+_LEFT_OUT_FIRST = ("swapped fraction", "reward margin", *reversed(ROUTER_LOSSES))
 
 
 class Interval:

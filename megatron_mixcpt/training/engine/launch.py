@@ -16,6 +16,7 @@ from megatron.training.initialize import _initialize_distributed
 from megatron_mixcpt.config import RunConfig
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
+from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 from megatron_mixcpt.models.options import ModelOptions
 from megatron_mixcpt.rank_exit import end_child_processes
@@ -28,7 +29,9 @@ from megatron_mixcpt.training.engine.preemption import exits_as_preempted, preem
 from megatron_mixcpt.training.engine.repairs import repairs
 from megatron_mixcpt.training.engine.run_record import schedule_check
 from megatron_mixcpt.training.engine.whole_validation import each_set_once_from_the_start
+from megatron_mixcpt.training.expert_groups import regrouped_experts
 from megatron_mixcpt.training.model import StudentTeacherModelConfig
+from megatron_mixcpt.training.router_losses import report_auxiliary_losses
 
 
 def prepare_environment() -> None:
@@ -71,8 +74,13 @@ def build_model_config(
         load_weights: fills this rank's chunks in place and returns them.
         offload_teacher: keep the teacher's layers in host memory.
         teacher_fp8: run the teacher's layers in 8 bits.
+
+    Raises ConfigError for flags that the engine's own check of the model refuses.
     """
-    model_config = gpt_config_from_args(args, model_config_cls=StudentTeacherModelConfig)
+    try:
+        model_config = gpt_config_from_args(args, model_config_cls=StudentTeacherModelConfig)
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"the engine refuses these flags: {error}") from error
     model_config.transformer_layer_spec = gpt_layer_spec
     model_config.student_options, model_config.teacher_options = options, teacher_options
     model_config.holds_teacher = holds_teacher
@@ -125,6 +133,7 @@ def train(
     takes_evaluations = any(change.name == "megatron.training.training.evaluate" for change in engine_changes)
     tokens_of = tokens_of or (lambda iteration: args.seq_length * args.global_batch_size)
     change_engine([*changes, *shown_training(args, tokens_of, shows_evaluations=not takes_evaluations)])
+    report_auxiliary_losses(args)
     container = pretrain_cfg_container_from_args(args, model_config)
     if args.rank == 0:
         settle_checkpoints(args)
@@ -155,4 +164,4 @@ def _changes(args: argparse.Namespace, config: RunConfig, watch: LossWatch) -> l
     """The changes to the engine that this run needs, whatever it trains; their order is the register's."""
     validation = each_set_once_from_the_start() if args.full_validation else []
     saving = guarded_saves(config.keep_last)
-    return [*repairs(args), schedule_check(), *saving, *watched_numbers(watch), *validation]
+    return [*repairs(args), regrouped_experts(), schedule_check(), *saving, *watched_numbers(watch), *validation]

@@ -22,6 +22,7 @@ from megatron_mixcpt.data.datasets.sequence_origins import describe_sequence
 from megatron_mixcpt.distillation.mixcpt_head import MixCPTHead, MixCPTTargets
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.inference.engine_model import load_on_this_rank
+from megatron_mixcpt.models.auxiliary_losses import AUXILIARY_LOSSES, Microbatch
 from megatron_mixcpt.rank_exit import exit_as_rank
 from megatron_mixcpt.training.batch import get_batch
 from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
@@ -158,6 +159,7 @@ def forward_step_func(
         timers("batch-generator", log_level=2).start()
         batch = read(data_iterator, fraction=fraction)
         timers("batch-generator").stop()
+        AUXILIARY_LOSSES.microbatch = Microbatch(batch.num_tokens * groups.cp.size(), None)
         output = model(
             batch.tokens,
             batch.position_ids,
