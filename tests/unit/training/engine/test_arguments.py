@@ -43,6 +43,7 @@ def check_gradients_are_accumulated_by_apex_alone() -> None:
             assert defaults["gradient_accumulation_fusion"] is apex, (transformer_engine, apex)
             assert defaults["transformer_impl"] == ("transformer_engine" if transformer_engine else "local")
             assert ("apply_rope_fusion" in defaults) is not transformer_engine
+            assert defaults["moe_router_bias_update_rate"] == 0.0  # or routing would drift from the teacher's
     given = explicit(["--no-gradient-accumulation-fusion"])
     assert (defaults_with(transformer_engine=True, apex=True) | given)["gradient_accumulation_fusion"] is False
 
