@@ -74,6 +74,12 @@ class MixCPTConfig(RunConfig):
 
     objective: Objective = setting(default_factory=Objective)
 
+    rope_scaling: str | None = setting(default=None, metavar="JSON")
+    """Lengthen the student's context with another rotary embedding: a JSON object with the fields of rope_parameters in
+    config.json, such as '{"rope_type": "yarn", "factor": 4.0}'. Base and original length are the model's unless given.
+    The longest sequence is factor x original length, or --max-position-embeddings N. The teacher keeps its own
+    embedding. The result is in the checkpoint's hf/config.json, from which all later stages and the export take it."""
+
     teacher_offload: Literal["none", "cpu"] = "none"
     """cpu: keep the teacher's layers in host memory and copy each to the device while the previous one runs. The
     device then holds two of them. With fewer than about 10,900 tokens in a microbatch the copies take longer than the

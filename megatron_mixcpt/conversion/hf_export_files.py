@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from megatron_mixcpt.conversion.context_length import with_positions
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME, metadata_digest
 from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, ModelPlan
 from megatron_mixcpt.conversion.model_card import model_card
@@ -43,12 +44,12 @@ def write_card(metadata: Path, folder: Path, arguments: Mapping[str, Any], figur
 def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], arguments: Mapping[str, Any]) -> None:
     """Write the dtype and the sequence length of training into config.json, unless it has them already.
 
-    The dtype is written under the key that it has there. A length is raised to what training used, never lowered.
+    The dtype is written under the key that it has there. A length is raised to what training used, never lowered, and
+    the rotary embedding stays what it was (``context_length.py``).
     """
     name = str(next(iter(dtypes)) if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
     key = "dtype" if "dtype" in plan.config else "torch_dtype"
-    length = max(plan.config["max_position_embeddings"], arguments.get("seq_length") or 0)
-    config = {**plan.config, key: name, "max_position_embeddings": length}
+    config = {**with_positions(plan, arguments.get("seq_length") or 0), key: name}
     if config != plan.config:
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
-from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, read_model_folder
+from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, HFModel, ModelPlan, read_model_folder
 from megatron_mixcpt.conversion.safetensors_reader import read_json
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.jobs.whole_outputs import whole_folder
@@ -59,6 +59,7 @@ def copy_hf_metadata(
     *,
     chat_template: str | None = None,
     stop_token_ids: Sequence[int] = (),
+    rope_scaling: str | None = None,
 ) -> Path:
     """Copy a model folder's metadata to ``save_dir/hf``, which is returned; call it on one process.
 
@@ -67,17 +68,22 @@ def copy_hf_metadata(
     Args:
         hf_dir: the model folder that training starts from, or the ``hf`` folder of a checkpoint.
         save_dir: the checkpoint folder (``--save``); made where missing.
-        hf_model: ``hf_dir`` as already read, so that its headers are not read again.
+        hf_model: ``hf_dir`` as already read, so that its headers are not read again. Where its config is not what
+            config.json holds, because the run lengthens the context, config.json is written anew.
         chat_template: the Jinja template that the run trains with; None keeps the folder's.
         stop_token_ids: tokens that end a response in that template, see :func:`~.hf_chat_template.save_chat_template`.
+        rope_scaling: the rotary embedding that the run trains with, as one line; None: that of config.json.
 
     Raises:
-        CheckpointError: ``save_dir`` holds the metadata of another model, or of a run with another chat template.
+        CheckpointError: ``save_dir`` holds the metadata of another model, or of a run with another chat template or
+            rotary embedding.
     """
     source, target = Path(hf_dir), Path(save_dir) / FOLDER_NAME
     wanted = {"digest": metadata_digest(source)}
     if chat_template is not None:
         wanted["chat_template"] = hashlib.sha256(chat_template.encode("utf-8")).hexdigest()
+    if rope_scaling is not None:
+        wanted["rope_scaling"] = rope_scaling
     if target.exists():
         _check_same(target, source, wanted)
         return target
@@ -86,6 +92,8 @@ def copy_hf_metadata(
         copy_files(source, aside)
         if chat_template is not None:
             save_chat_template(aside, chat_template, stop_token_ids)
+        if hf_model is not None and hf_model.config != read_json(aside / CONFIG_NAME):
+            (aside / CONFIG_NAME).write_text(json.dumps(hf_model.config, indent=2, ensure_ascii=False) + "\n")
         (aside / SOURCE_NAME).write_text(json.dumps(origin, indent=2) + "\n")
     return target
 
@@ -100,6 +108,12 @@ def _check_same(target: Path, source: Path, wanted: Mapping[str, str]) -> None:
         )
     if kept.get("chat_template") != wanted.get("chat_template"):
         raise CheckpointError(f"{target} belongs to a run with another chat template: choose another --save folder")
+    if kept.get("rope_scaling") != wanted.get("rope_scaling"):
+        raise CheckpointError(
+            f"{target} belongs to a run with the rotary embedding {kept.get('rope_scaling') or 'of the model'}, this "
+            f"one has {wanted.get('rope_scaling') or 'that of the model'}: give the --rope-scaling that it had, or "
+            "choose another --save folder"
+        )
 
 
 def _origin(source: Path, hf_model: ModelPlan | None) -> dict[str, Any]:

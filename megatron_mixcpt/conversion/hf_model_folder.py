@@ -107,10 +107,10 @@ def read_config(hf_dir: str | Path) -> ModelPlan:
         raise ConfigError(
             f"{path}: architecture {ascii(names)[:200]} is not supported; these are: {', '.join(ARCHITECTURES)}"
         )
-    return _plan_of(folder, known[0], values)
+    return plan_of(folder, known[0], values)
 
 
-def _plan_of(folder: Path, architecture: Architecture, values: Mapping[str, Any]) -> ModelPlan:
+def plan_of(folder: Path, architecture: Architecture, values: Mapping[str, Any]) -> ModelPlan:
     """What ``values``, the content of a ``config.json`` in ``folder``, decide; raises ConfigError."""
     config = HFConfig(folder / CONFIG_NAME, values, architecture)
     settings = engine_settings(config, architecture)

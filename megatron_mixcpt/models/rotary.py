@@ -19,6 +19,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_mixcpt.models.frequencies import attention_factor, hf_frequencies, is_simple
 from megatron_mixcpt.models.options import ModelOptions, Rope, attach_options, options_of
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -41,7 +42,7 @@ class HFRotaryEmbedding(RotaryEmbedding):
             cp_group=cp_group,
         )
         self.rope = rope
-        if not _is_engines(rope):
+        if not is_simple(rope):
             self.inv_freq, _ = hf_frequencies(rope)
 
     def get_emb(self, max_seq_len: int, offset: int = 0) -> Tensor:
@@ -49,33 +50,6 @@ class HFRotaryEmbedding(RotaryEmbedding):
         if self.rope.kind in LENGTH_DEPENDENT:
             self.inv_freq, _ = hf_frequencies(self.rope, max_seq_len + offset)
         return super().get_emb(max_seq_len, offset)
-
-
-def _is_engines(rope: Rope) -> bool:
-    """Whether the engine's formula is transformers' own: its import takes seconds, which most models need not wait."""
-    return rope.kind == "default" or rope.is_engine_llama3
-
-
-def hf_frequencies(rope: Rope, length: int | None = None) -> tuple[Tensor, float]:
-    """Frequencies in radians a token, float32 [d / 2] on the CPU, and the attention factor, as transformers has them.
-
-    Args:
-        rope: of any type but ``default``, which is not among transformers' shared functions.
-        length: tokens of the sequence, for types that depend on it; None is a short one.
-    """
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin
-
-    config = RotaryEmbeddingConfigMixin()
-    config.rope_parameters = dict(rope.parameters)
-    config.max_position_embeddings = rope.max_position_embeddings
-    config.head_dim = rope.head_dim
-    config.hidden_size, config.num_attention_heads = rope.head_dim, 1  # read as a default for head_dim
-    return ROPE_INIT_FUNCTIONS[rope.kind](config, torch.device("cpu"), seq_len=length)
-
-
-def attention_factor(rope: Rope) -> float:
-    """What cosine and sine are multiplied by; it does not depend on the length."""
-    return 1.0 if _is_engines(rope) else hf_frequencies(rope)[1]
 
 
 def configure_model(config: TransformerConfig, options: ModelOptions) -> None:

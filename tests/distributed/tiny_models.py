@@ -6,6 +6,7 @@ A kind is a function without arguments that returns the configuration. To add on
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import (
@@ -104,6 +105,58 @@ def _qwen3_moe(**options: bool) -> PreTrainedConfig:
     )
 
 
+ORIGINAL = {"original_max_position_embeddings": 16}  # runs are longer: scaling shows
+ROPES = {
+    "fractional-theta": {"rope_type": "default", "rope_theta": 12345.678},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0, **ORIGINAL},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, **ORIGINAL},
+    "yarn-mscale": {
+        **{"rope_type": "yarn", "factor": 40.0, "truncate": False, **ORIGINAL},
+        **{"mscale": 0.707, "mscale_all_dim": 1.0},
+    },
+    "longrope": {
+        **{"rope_type": "longrope", "factor": 4.0, **ORIGINAL},
+        **{"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.5, 3.5, 4.5]},
+    },
+}
+"""Rotary embeddings of a Llama by name, for heads of 8 channels."""
+WIDER_HEADS = {**SHAPE, "num_attention_heads": 6, "num_key_value_heads": 2}
+
+
+def llama_with(rope: str) -> PreTrainedConfig:
+    """Llama with a rotary embedding of ``ROPES``; ``dynamic`` starts from its number of positions, here 32."""
+    positions = 32 if rope == "dynamic" else 4096
+    parameters = {"rope_theta": 10000.0, **ROPES[rope]}
+    return LlamaConfig(**SHAPE, head_dim=8, max_position_embeddings=positions, rope_parameters=parameters)
+
+
+def phi3_partial() -> PreTrainedConfig:
+    """Three quarters of the channels of a head rotate."""
+    return _phi3({"rope_type": "default", "partial_rotary_factor": 0.75})
+
+
+def phi3_longrope() -> PreTrainedConfig:
+    """Phi-4-mini: two scales for each frequency, an attention factor, and channels that do not rotate."""
+    factors = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [1.5, 2.5, 3.5]}
+    return _phi3({"rope_type": "longrope", "partial_rotary_factor": 0.75, **factors, **ORIGINAL})
+
+
+def smollm3_yarn() -> PreTrainedConfig:
+    """An attention factor that half of the layers, which have no rotary embedding, do not have."""
+    rope = {"rope_theta": 5e6, **ROPES["yarn"]}
+    return SmolLM3Config(
+        **SHAPE, max_position_embeddings=4096, rope_parameters=rope, no_rope_layers=[1, 0, 1, 0], pad_token_id=None
+    )
+
+
+def _phi3(rope: dict[str, object]) -> PreTrainedConfig:
+    rope = {"rope_theta": 10000.0, **rope}
+    options = {"max_position_embeddings": 64, "sliding_window": None, "pad_token_id": None, **ORIGINAL}
+    return Phi3Config(**WIDER_HEADS, **options, rope_parameters=rope)
+
+
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": llama,
     "qwen2": qwen2,
@@ -114,6 +167,10 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "mixtral": mixtral,
     "qwen3-moe": qwen3_moe,
     "qwen3-moe-plain": qwen3_moe_plain,
+    **{f"llama-{rope}": partial(llama_with, rope) for rope in ROPES},
+    "phi3-partial": phi3_partial,
+    "phi3-longrope": phi3_longrope,
+    "smollm3-yarn": smollm3_yarn,
 }
 
 

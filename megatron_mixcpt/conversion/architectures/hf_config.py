@@ -63,6 +63,8 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "make_vocab_size_divisible_by": 1,
 }
 FREE_ARGUMENTS = frozenset(DEFAULT_ARGUMENTS) | {"max_position_embeddings"}
+ROPE_ARGUMENTS = frozenset({"rotary_base", "rotary_percent", "use_rope_scaling", "rope_scaling_factor"})
+"""What the engine's arguments can say of the rotary embedding; all of it is in a model's options."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,10 @@ def _rope_settings(rope: Rope) -> dict[str, Setting]:
         "rotary_base": Setting(base, f"rope_theta {theta}"),
         "rotary_percent": Setting(float(partial), f"partial_rotary_factor {partial}"),
     }
+    if rope.kind == "dynamic":
+        longest = int(rope.max_position_embeddings * rope.parameters["factor"])
+        origin = f"max_position_embeddings {rope.max_position_embeddings} times the factor of rope_type dynamic"
+        settings["max_position_embeddings"] = Setting(longest, origin)
     if rope.is_engine_llama3:
         factor = float(rope.parameters["factor"])
         settings["use_rope_scaling"] = Setting(True, "rope_type llama3")

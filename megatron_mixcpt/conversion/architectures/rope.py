@@ -26,6 +26,21 @@ REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor"),
     "proportional": (),
 }
+_SCALED = ("rope_type", "rope_theta", "factor")
+_ORIGINAL = "original_max_position_embeddings"
+KEYS: dict[str, tuple[str, ...]] = {
+    "default": ("rope_type", "rope_theta"),
+    "linear": _SCALED,
+    "dynamic": _SCALED,
+    "yarn": (
+        *_SCALED,
+        *(_ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "llama3": (*_SCALED, _ORIGINAL, "low_freq_factor", "high_freq_factor"),
+    "longrope": (*_SCALED, _ORIGINAL, "short_factor", "long_factor", "attention_factor"),
+    "proportional": (*_SCALED, "partial_rotary_factor"),
+}
+"""What each type reads."""
 # Types that are told the length of the context before it was lengthened.
 WITH_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
 # Types that take their factor from the model's length where it is null or, of longrope, absent.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
+from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS, ROPE_ARGUMENTS
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.flags import described
@@ -139,7 +139,8 @@ def _changes(saved: Record, record: Record) -> str:
 
 
 def _check_architecture(folder: Path, saved: Record, architecture: Mapping[str, Any]) -> None:
-    wanted = {name: value for name, value in architecture.items() if name not in FREE_ARGUMENTS and _is_plain(value)}
+    left_out = FREE_ARGUMENTS | ROPE_ARGUMENTS  # the record and the metadata say more of the rotary embedding
+    wanted = {name: value for name, value in architecture.items() if name not in left_out and _is_plain(value)}
     different = [
         f"{name} {saved[name]} (the model has {value})"
         for name, value in wanted.items()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt.config import MixCPTConfig
-from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS
+from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS, ROPE_ARGUMENTS
+from megatron_mixcpt.conversion.context_length import lengthened
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder, refuse_contradictions
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
@@ -37,7 +38,7 @@ from megatron_mixcpt.training.engine.run_record import build_record, check_resum
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 from megatron_mixcpt.training.expert_flags import check_experts
-from megatron_mixcpt.training.pretraining.record import mixture_contents
+from megatron_mixcpt.training.pretraining.record import mixture_contents, rotary_embedding
 from megatron_mixcpt.training.pretraining.validation_sets import held_out_datasets, parse_named_sets, validation_names
 
 # What holds unless a flag says otherwise. Learning rates and sequence length are the paper's (section 3.1).
@@ -86,6 +87,7 @@ def parse_run(argv: Sequence[str]) -> Run:
     manifest = MixtureManifest.load(config.mixture)
     _check_tokenizer(manifest, student)
     teacher = _read_teacher(config, student, manifest)
+    student = lengthened(student, config.rope_scaling, explicit.get("max_position_embeddings"))
     refuse_foreign_architecture(explicit, student)
     settings = merge_settings(RECIPE_DEFAULTS | engine_defaults(student, manifest.tokenizer.eos_id), explicit)
     load = explicit.get("load", explicit.get("save"))  # the same command again resumes
@@ -103,7 +105,7 @@ def parse_run(argv: Sequence[str]) -> Run:
     named = parse_named_sets(config.validation)
     settings |= _validation(explicit, settings, sizes, _held_out(settings, manifest, plan), named)
     args = parse_engine_args(argv, MixCPTConfig, settings)
-    record = build_record(args, config, mixture_contents(config, manifest, plan))
+    record = build_record(args, config, mixture_contents(config, manifest, plan) | rotary_embedding(config, student))
     check_resumes(args, resumed, record, student.engine_arguments, allow=config.resume_with_changes)
     checkpoint = resumed or resumable(args.pretrained_checkpoint)
     return Run(args, config, sizes, student, teacher, manifest, plan, named, checkpoint)
@@ -180,7 +182,8 @@ def _validation(
 def _check_same_shape(student: HFModel, teacher: HFModel) -> None:
     """Both models share one pipeline and one vocabulary: what the weights mean must be the same."""
     ours, theirs = student.engine_arguments, teacher.engine_arguments
-    different = [name for name in ours if ours[name] != theirs.get(name) and name not in FREE_ARGUMENTS]
+    free = FREE_ARGUMENTS | ROPE_ARGUMENTS  # each model has its own rotary embedding
+    different = [name for name in ours if ours[name] != theirs.get(name) and name not in free]
     if different:
         listed = ", ".join(f"{name} {theirs.get(name)} (--hf-model has {ours[name]})" for name in different)
         raise ConfigError(f"--teacher {teacher.folder} is another model: {listed}. Give a teacher of the same shape")

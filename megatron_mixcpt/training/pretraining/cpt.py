@@ -17,6 +17,7 @@ from megatron.training import get_timers
 from torch import Tensor
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.context_length import canonical
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.data.datasets.sequence_origins import describe_sequence
 from megatron_mixcpt.distillation.mixcpt_head import MixCPTHead, MixCPTTargets
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         teacher_fp8=config.teacher_fp8,
     )
     if args.save and args.rank == 0:
-        copy_hf_metadata(run.student.folder, args.save, run.student)
+        rope_scaling = canonical(run.student) if config.rope_scaling else None
+        copy_hf_metadata(run.student.folder, args.save, run.student, rope_scaling=rope_scaling)
     named = open_named_sets(run.named_sets, run.manifest, run.student.folder, args.data_cache_path)
     meter = build_meter(run, named)
     datasets = dataset_provider(args, run.manifest, run.plan, named)

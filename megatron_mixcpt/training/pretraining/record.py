@@ -4,7 +4,9 @@ import hashlib
 from pathlib import Path
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.context_length import canonical
 from megatron_mixcpt.conversion.hf_metadata import metadata_digest
+from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import MixturePlan
 from megatron_mixcpt.training.engine.run_record import Record, files_digest
@@ -19,6 +21,11 @@ def mixture_contents(config: MixCPTConfig, manifest: MixtureManifest, plan: Mixt
         "sequences": ", ".join(f"{dataset.name} {dataset.num_sequences}" for dataset in plan.datasets),
         "the teacher": _weights_digest(Path(config.teacher_dir)) if config.objective.holds_teacher else "none",
     }
+
+
+def rotary_embedding(config: MixCPTConfig, student: ModelPlan) -> Record:
+    """The rotary embedding of --rope-scaling, however it is written; nothing without the flag."""
+    return {"--rope-scaling": canonical(student)} if config.rope_scaling else {}
 
 
 def _weights_digest(folder: Path) -> str:
