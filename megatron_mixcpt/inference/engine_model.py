@@ -108,6 +108,7 @@ def forward_through_stages(
     positions: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     packed_seq_params: PackedSeqParams | None = None,
+    sequence_length: int | None = None,
 ) -> torch.Tensor | None:
     """Logits of ``tokens`` [b, s] through the pipeline's stages in turn; None on all but the last.
 
@@ -118,12 +119,15 @@ def forward_through_stages(
         positions: int64 [b, s]; None counts from 0 in every row.
         attention_mask: [b or 1, 1, s, s], as the layers' attention takes it; None is causal.
         packed_seq_params: document boundaries, for Transformer Engine's attention.
+        sequence_length: tokens of the longest sequence without padding, for rotary embeddings that depend on it; None:
+            there is no padding.
 
     Returns:
         [b, s, v], or this rank's columns [b, s, v/tp] where the model was built with ``parallel_output``.
     """
     device = next(model.parameters()).device
     batch, length = tokens.shape
+    model.rotary_pos_emb.sequence_length = sequence_length
     if not model.pre_process:
         received = torch.empty(length, batch, model.config.hidden_size, dtype=model.config.params_dtype, device=device)
         dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())

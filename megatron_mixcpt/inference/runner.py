@@ -36,6 +36,8 @@ class ForwardRunner:
     def __init__(self, source: ModelSource, dtype: torch.dtype = torch.bfloat16):
         """Read this rank's weights, in ``dtype``, the computation's too; the ranks must have started."""
         self._vocab_size = source.plan.vocab_size
+        rope = source.plan.options.rope
+        self._table_length = rope.table_length if rope else lambda length: None
         self._model = source.build(dtype)
         self._device = next(self._model.parameters()).device
         self._tp_group = parallel_state.get_tensor_model_parallel_group()
@@ -77,7 +79,7 @@ class ForwardRunner:
         """
         for batch in batches:
             tokens, labels, positions = self._share(batch)
-            logits = forward_through_stages(self._model, tokens, positions)
+            logits = forward_through_stages(self._model, tokens, positions, sequence_length=batch.length)
             if logits is None:
                 yield batch, None
                 continue
@@ -108,10 +110,12 @@ class ForwardRunner:
         """The sum of each sequence's scored tokens' log-probabilities in nats, float64 on the CPU, on every rank.
 
         Batches of at most ``batch_tokens`` places are shared among the data-parallel ranks; all pass the same
-        sequences. One all-reduce of 8 bytes per sequence over all ranks. ``on_sequences`` is called after each of this
-        rank's batches with the number of its sequences, for progress.
+        sequences. Each sequence is read with the rotary embedding that it has alone. One all-reduce of 8 bytes per
+        sequence over all ranks. ``on_sequences`` is called after each of this rank's batches with the number of its
+        sequences, for progress.
         """
-        plan = plan_batches([sequence.num_inputs for sequence in sequences], batch_tokens)
+        lengths = [sequence.num_inputs for sequence in sequences]
+        plan = plan_batches(lengths, batch_tokens, kind_of=self._table_length)
         self.num_tokens += sum(sequence.num_inputs for sequence in sequences)
         self.num_places += sum(len(places) * padded_length(sequences[places[0]].num_inputs) for places in plan)
         sums = torch.zeros(len(sequences), dtype=torch.float64, device=self._device)

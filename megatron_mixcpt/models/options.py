@@ -37,6 +37,21 @@ class Rope:
         return self.parameters["rope_type"]
 
     @property
+    def short_length(self) -> int | None:
+        """The longest sequence, in tokens, whose table is that of all shorter ones; None: all sequences have one."""
+        if self.kind == "dynamic":
+            return self.max_position_embeddings
+        return self.parameters["original_max_position_embeddings"] if self.kind == "longrope" else None
+
+    def table_length(self, length: int) -> int | None:
+        """A length with the same table as ``length``, and the same number for all of that table; None: any."""
+        if self.short_length is None:
+            return None
+        if length <= self.short_length:
+            return self.short_length
+        return length if self.kind == "dynamic" else self.short_length + 1
+
+    @property
     def is_engine_llama3(self) -> bool:
         """Whether this is the one kind of scaling that the engine has built in."""
         return self.kind == "llama3" and all(self.parameters[key] == value for key, value in ENGINE_LLAMA3.items())
@@ -48,6 +63,8 @@ class ModelOptions:
 
     rope: Rope | None = None
     """The rotary embedding; None: the one that the engine makes of its arguments."""
+    layer_ropes: tuple[Rope, ...] = ()
+    """One for each layer of the model, where they differ; they then go before ``rope``."""
 
 
 def attach_options(config: "TransformerConfig", options: ModelOptions) -> None:

@@ -11,6 +11,7 @@ times key is then multiplied by f^2, and so the scale of the softmax is, which l
 are. Otherwise the engine multiplies them itself, which its fused kernels cannot: those are switched off.
 """
 
+import functools
 import math
 
 import torch
@@ -20,19 +21,26 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_mixcpt.models.frequencies import attention_factor, hf_frequencies, is_simple
+from megatron_mixcpt.models.layer_rotary import give_layers_their_own
 from megatron_mixcpt.models.options import ModelOptions, Rope, attach_options, options_of
 
-LENGTH_DEPENDENT = ("dynamic", "longrope")
-"""Types whose frequencies change with the length of the sequence."""
+_MOST_TABLES = 32  # as many as the engine keeps
 
 
 class HFRotaryEmbedding(RotaryEmbedding):
     """The engine's rotary embedding with the frequencies of a :class:`~megatron_mixcpt.models.options.Rope`.
 
     Its output is float32 [s, 1, 1, d] in radians, for ``d`` of a head's channels.
+
+    Args:
+        rope: what config.json says.
+        cp_group: the context parallel group, over which the output is divided.
+        length: tokens of the sequences, for types that depend on it.
     """
 
-    def __init__(self, rope: Rope, cp_group: torch.distributed.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, rope: Rope, cp_group: torch.distributed.ProcessGroup | None = None, length: int | None = None
+    ) -> None:
         super().__init__(
             rope.num_channels,
             rotary_percent=1.0,
@@ -43,13 +51,33 @@ class HFRotaryEmbedding(RotaryEmbedding):
         )
         self.rope = rope
         if not is_simple(rope):
-            self.inv_freq, _ = hf_frequencies(rope)
+            self.inv_freq, _ = hf_frequencies(rope, length)
 
-    def get_emb(self, max_seq_len: int, offset: int = 0) -> Tensor:
-        """Angles of ``max_seq_len`` tokens; the base class calls this with the length over all ranks, and keeps it."""
-        if self.rope.kind in LENGTH_DEPENDENT:
-            self.inv_freq, _ = hf_frequencies(self.rope, max_seq_len + offset)
-        return super().get_emb(max_seq_len, offset)
+
+class RotaryEmbeddingByLength(HFRotaryEmbedding):
+    """One whose frequencies follow from the length of the sequence, over all ranks: ``dynamic`` and ``longrope``."""
+
+    sequence_length: int | None = None
+    """Tokens of what is read, where that is padded; None: as many as there are positions."""
+
+    def __init__(self, rope: Rope, cp_group: torch.distributed.ProcessGroup | None = None) -> None:
+        super().__init__(rope, cp_group)
+        self._tables: dict[int | None, HFRotaryEmbedding] = {}
+
+    def forward(  # type: ignore[override]  # the engine's is wrapped in a cache, and so each table's is
+        self,
+        max_seq_len: int,
+        offset: int = 0,
+        packed_seq: bool = False,
+        cp_group: torch.distributed.ProcessGroup | None = None,
+    ) -> Tensor:
+        """Angles of ``max_seq_len`` positions, the number over all ranks; arguments as in the base class."""
+        length = self.rope.table_length(self.sequence_length or max_seq_len + offset)
+        if length not in self._tables:
+            if len(self._tables) == _MOST_TABLES:
+                self._tables.clear()
+            self._tables[length] = HFRotaryEmbedding(self.rope, self.cp_group, length)
+        return self._tables[length](max_seq_len, offset, packed_seq, cp_group)
 
 
 def configure_model(config: TransformerConfig, options: ModelOptions) -> None:
@@ -59,26 +87,35 @@ def configure_model(config: TransformerConfig, options: ModelOptions) -> None:
     rotation, once switched off, stay so.
     """
     attach_options(config, options)
-    factor = 1.0 if options.rope is None else attention_factor(options.rope)
+    factor = 1.0 if options.rope is None or options.layer_ropes else attention_factor(options.rope)
     config.softmax_scale = None
-    if options.rope is not None and factor != 1.0:
-        if _all_rotates(config, options.rope):
-            config.softmax_scale, factor = factor**2 / math.sqrt(config.kv_channels), 1.0
-        else:
-            config.apply_rope_fusion = False
+    if needs_unfused_rotation(config, options):
+        config.apply_rope_fusion = False
+    elif factor != 1.0:
+        config.softmax_scale, factor = factor**2 / math.sqrt(config.kv_channels), 1.0
     # The engine's attention makes of these the factor of cosine and sine, 0.1 * mscale * log(scaling factor) + 1.
     config.yarn_rotary_scaling_factor = math.e
     config.yarn_mscale, config.yarn_mscale_all_dim = 10.0 * (factor - 1.0), 0.0
 
 
-def _all_rotates(config: TransformerConfig, rope: Rope) -> bool:
-    """Whether every channel of every layer rotates, so that the attention factor is one of all scores."""
-    skipped = config.no_rope_freq
-    return rope.num_channels == rope.head_dim and not (any(skipped) if isinstance(skipped, list) else skipped)
+def needs_unfused_rotation(config: TransformerConfig, options: ModelOptions) -> bool:
+    """Whether there is an attention factor that is not one of all scores: some channel or layer does not rotate."""
+    rope, skipped = options.rope, config.no_rope_freq
+    if rope is None or options.layer_ropes or attention_factor(rope) == 1.0:
+        return False
+    return rope.num_channels < rope.head_dim or bool(any(skipped) if isinstance(skipped, list) else skipped)
 
 
 def complete_model(model: GPTModel) -> None:
     """Give a model that the engine has built, in place, what its options ask for; before its first forward pass."""
-    options = options_of(model.config)
-    if options.rope is not None:
-        model.rotary_pos_emb = HFRotaryEmbedding(options.rope, model.pg_collection.cp)
+    options, cp_group = options_of(model.config), model.pg_collection.cp
+    if options.layer_ropes:
+        make = functools.partial(_embedding, cp_group=cp_group)
+        model.rotary_pos_emb = give_layers_their_own(model, options.layer_ropes, make)
+    elif options.rope is not None:
+        model.rotary_pos_emb = _embedding(options.rope, cp_group)
+
+
+def _embedding(rope: Rope, cp_group: torch.distributed.ProcessGroup) -> HFRotaryEmbedding:
+    kind = HFRotaryEmbedding if rope.short_length is None else RotaryEmbeddingByLength
+    return kind(rope, cp_group)

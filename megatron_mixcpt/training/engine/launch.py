@@ -19,7 +19,9 @@ from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 from megatron_mixcpt.models.options import ModelOptions
+from megatron_mixcpt.models.rotary import needs_unfused_rotation
 from megatron_mixcpt.rank_exit import end_child_processes
+from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.async_writer import bound_writer
 from megatron_mixcpt.training.engine.checkpoints import guarded_saves, settle_checkpoints
 from megatron_mixcpt.training.engine.console import shown_training
@@ -82,6 +84,10 @@ def build_model_config(
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"the engine refuses these flags: {error}") from error
     model_config.transformer_layer_spec = gpt_layer_spec
+    models = (options, teacher_options) if holds_teacher else (options,)
+    unfused = any(needs_unfused_rotation(model_config.transformer, model) for model in models)
+    if unfused and args.apply_rope_fusion and args.rank == 0:
+        say("rotation of queries and keys: without fused kernels, which have no attention factor")
     model_config.student_options, model_config.teacher_options = options, teacher_options
     model_config.holds_teacher = holds_teacher
     model_config.offload_teacher = offload_teacher

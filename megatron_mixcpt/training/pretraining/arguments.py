@@ -13,7 +13,7 @@ from typing import Any
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS, ROPE_ARGUMENTS
 from megatron_mixcpt.conversion.context_length import lengthened
-from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder, refuse_contradictions
+from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, read_model_folder, refuse_contradictions
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.data.mixture.manifest import MixtureManifest
 from megatron_mixcpt.data.mixture.plan import MixturePlan, plan_mixture, split_fractions
@@ -34,6 +34,7 @@ from megatron_mixcpt.training.engine.arguments import (
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
 from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_PRETRAINING
+from megatron_mixcpt.training.engine.document_lengths import check_document_lengths
 from megatron_mixcpt.training.engine.run_record import build_record, check_resumes
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
@@ -98,7 +99,7 @@ def parse_run(argv: Sequence[str]) -> Run:
     check_experts(settings)
     if config.document_masking:
         settings["dataloader_inter_document_masking"] = True  # the engine's datasets then reset the positions as well
-    sizes = _checked_sizes(config, settings)
+    sizes = _checked_sizes(config, settings, (student, teacher) if config.objective.runs_teacher else (student,))
     plan = plan_run(manifest, config, settings, global_batch_size(sizes, settings))
     if "train_iters" not in settings and "train_samples" not in settings:
         settings["train_iters"] = plan.train_iters(global_batch_size(sizes, settings))
@@ -120,13 +121,15 @@ def _read_teacher(config: MixCPTConfig, student: HFModel, manifest: MixtureManif
     return teacher
 
 
-def _checked_sizes(config: MixCPTConfig, settings: dict[str, Any]) -> ParallelSizes:
+def _checked_sizes(config: MixCPTConfig, settings: dict[str, Any], models: Sequence[ModelPlan]) -> ParallelSizes:
     """How the ranks are divided. Raises ConfigError for a layout, or kernels, that the run cannot use."""
     sizes = parallel_sizes(settings)
     check_layout(sizes, settings)
     check_batches(sizes, settings)
     if settings.get("dataloader_inter_document_masking"):
         check_packed_rows(settings, "--document-masking")
+        for model in models:
+            check_document_lengths(model, settings["seq_length"], "--document-masking")
     return sizes
 
 

@@ -3,6 +3,7 @@
 import argparse
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.context_length import canonical
 from megatron_mixcpt.data.tokens.end_of_document import eos_warning
 from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.training.engine.console import describe_layout
@@ -63,6 +64,19 @@ def _documents(run: Run) -> list[str]:
     ]
 
 
+def _context(run: Run) -> list[str]:
+    """A context that is lengthened; a warning where sequences are longer than the teacher's."""
+    length, teacher = run.args.seq_length, run.teacher.engine_arguments["max_position_embeddings"]
+    positions = run.student.engine_arguments["max_position_embeddings"]
+    scaled = f"context        {positions:,} tokens, by {canonical(run.student)}"
+    warning = (
+        f"warning: sequences of {length:,} tokens are longer than the teacher's {teacher:,} positions, and what it "
+        "predicts beyond them is of little use (docs/how-to/lengthen-context.md)"
+    )
+    too_long = run.config.objective.runs_teacher and length > teacher
+    return [scaled] * bool(run.config.rope_scaling) + [warning] * too_long
+
+
 def describe(run: Run) -> str:
     """The models, the method, the layout and the mixture's plan as lines of text."""
     args, config, student = run.args, run.config, run.student
@@ -75,6 +89,7 @@ def describe(run: Run) -> str:
             f"student        {student.folder} ({student.architecture.name}, {weights})",
             f"teacher        {teacher}",
             f"distillation   {_method(config.objective)}",
+            *_context(run),
             f"loss           {_loss(config)}",
             f"layout         {describe_layout(run.sizes, args)}",
             f"checkpoints    {args.save or 'none: give --save DIR to keep the result'}",

@@ -57,3 +57,12 @@ def test_a_batch_by_hand():
 
 def test_no_sequence_makes_no_batch():
     assert plan_batches([], max_tokens=100) == []
+
+
+def test_lengths_of_different_kinds_share_no_batch():
+    lengths = [60, 70, 64, 65, 58, 63]
+    assert plan_batches(lengths, 4096, max_padding=1.0) == [[1, 3, 2, 5, 0, 4]]
+    assert plan_batches(lengths, 4096, max_padding=1.0, kind_of=lambda length: length > 64) == [[1, 3], [2, 5, 0, 4]]
+    sequences = [ScoredSequence(np.zeros(length + 1, np.int32), 1) for length in lengths]
+    batch = make_batch(sequences, [1, 3])
+    assert batch.length == 70 and batch.tokens.shape == (2, 72)

@@ -90,4 +90,9 @@ def check_logits(models: str) -> None:
             difference = (logits[..., :259] - expected[length]).abs().max().item()
             if not difference < 2e-5:
                 wrong.append(f"{name} at {length} tokens: {difference:.1e}")
+        if name in ("dynamic", "longrope"):  # as scoring pads: the length of what is read counts
+            padded = torch.cat([TOKENS[:, :62], torch.zeros(2, 4, dtype=torch.int64)], 1)
+            logits = forward_through_stages(model, padded, sequence_length=62)
+            assert logits is not None
+            torch.testing.assert_close(logits[:, :24, :259], expected[24], atol=2e-5, rtol=0)
     assert not wrong, "; ".join(wrong)
