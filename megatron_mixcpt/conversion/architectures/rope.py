@@ -13,6 +13,8 @@ from typing import Any
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.options import Rope
 
+LARGEST_FACTOR = 1_000_000
+
 Refuse = Callable[[str, Any, str], ConfigError]
 """Makes the error for a key, its value and the reason."""
 
@@ -80,8 +82,9 @@ def _completed(values: Mapping[str, Any], rules: RopeRules) -> dict[str, Any]:
     parameters["rope_type"] = rules.older_types.get(kind, kind)
     if parameters.get("rope_theta") is None:
         parameters["rope_theta"] = values.get("rope_theta", 10000.0)
-    if "partial_rotary_factor" in values:
-        parameters.setdefault("partial_rotary_factor", values["partial_rotary_factor"])
+    if parameters.get("partial_rotary_factor") is None:
+        parameters.pop("partial_rotary_factor", None)
+        parameters |= {key: values[key] for key in ("partial_rotary_factor",) if key in values}
     if parameters["rope_type"] in WITH_ORIGINAL_LENGTH:
         # The key beside the object goes before the one in it.
         own = parameters.get("original_max_position_embeddings") or values["max_position_embeddings"]
@@ -125,6 +128,8 @@ def _check_numbers(rope: Rope, refuse: Refuse) -> None:
             raise refuse(key, f"of {length} numbers", f"expected one for each of {rope.num_channels // 2} frequencies")
     if rope.kind == "dynamic" and rope.num_channels == 2:
         raise refuse("rope_type", rope.kind, "it needs heads of which more than 2 channels rotate")
+    if (factor := parameters.get("factor")) and factor > LARGEST_FACTOR:
+        raise refuse("factor", factor, f"expected a number up to {LARGEST_FACTOR:,}")
     if rope.kind == "yarn" and theta <= 1.0:
         raise refuse("rope_theta", theta, "expected a number above 1")
     if rope.kind == "llama3" and parameters["high_freq_factor"] == parameters["low_freq_factor"]:

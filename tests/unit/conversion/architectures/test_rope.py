@@ -113,6 +113,7 @@ def test_channels_that_rotate(tmp_path: Path, name: str, changes: dict[str, Any]
         ("llama", {"rope_type": "linear", "factor": None}, "rope_type 'linear' .*factor is missing"),
         ("llama", {"rope_type": "linear", "factor": -2.0}, "factor -2.0 cannot be trained: expected a positive"),
         ("llama", {"rope_type": "yarn"}, "rope_type 'yarn' cannot be trained: its factor is missing"),
+        ("llama", {"rope_type": "dynamic", "factor": 1e200}, "factor 1e.200 .*up to 1,000,000"),
         ("llama", {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1.0}, "rope_theta 1.0 .*above 1"),
         ("llama", {"rope_type": "yarn", "factor": 4.0, "truncate": "no"}, "truncate 'no' .*true or false"),
         ("llama", {"rope_type": "yarn", "factor": 4.0, "mscale": -1}, "mscale -1 .*at least 0"),
