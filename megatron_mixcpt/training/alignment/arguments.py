@@ -30,6 +30,7 @@ from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.parallel_sizes import ParallelSizes, check_layout
 from megatron_mixcpt.training.alignment.sample_recipe import SampleRecipe
 from megatron_mixcpt.training.alignment.template_date import date_of_first_start
+from megatron_mixcpt.training.document_lengths import check_document_lengths
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
@@ -44,7 +45,6 @@ from megatron_mixcpt.training.engine.arguments import (
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
 from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_ALIGNMENT
-from megatron_mixcpt.training.engine.document_lengths import check_document_lengths
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 from megatron_mixcpt.training.expert_flags import check_experts
@@ -119,7 +119,8 @@ def parse_alignment_flags[Config: AlignmentConfig](
     _check_precision(config, settings)
     sizes = parallel_sizes(settings)
     _check_layout(sizes, settings)
-    check_document_lengths(source.plan, settings["seq_length"], f"--{config.kind}, whose samples have any length")
+    reason = f"--{config.kind}, whose samples have any length"
+    check_document_lengths(source.plan.options, source.plan.folder, settings["seq_length"], reason)
     resumed = resumable(settings.get("save"), settings.get("ckpt_step"))
     template = choose_template(tokenizer, config.chat_template, date_of_first_start(resumed, settings.get("save")))
     files = find_files(config.kind, config.data, config.reading.include_held_out_splits)

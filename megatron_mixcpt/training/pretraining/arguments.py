@@ -21,6 +21,7 @@ from megatron_mixcpt.data.mixture.shares import parse_epochs, parse_weights, pas
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import flag_name, settings_from
 from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
+from megatron_mixcpt.training.document_lengths import check_document_lengths
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
@@ -34,7 +35,6 @@ from megatron_mixcpt.training.engine.arguments import (
 )
 from megatron_mixcpt.training.engine.checkpoints import resumable
 from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_PRETRAINING
-from megatron_mixcpt.training.engine.document_lengths import check_document_lengths
 from megatron_mixcpt.training.engine.run_record import build_record, check_resumes
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
@@ -129,7 +129,7 @@ def _checked_sizes(config: MixCPTConfig, settings: dict[str, Any], models: Seque
     if settings.get("dataloader_inter_document_masking"):
         check_packed_rows(settings, "--document-masking")
         for model in models:
-            check_document_lengths(model, settings["seq_length"], "--document-masking")
+            check_document_lengths(model.options, model.folder, settings["seq_length"], "--document-masking")
     return sizes
 
 

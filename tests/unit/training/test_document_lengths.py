@@ -7,18 +7,19 @@ import pytest
 
 from megatron_mixcpt.conversion.hf_model_folder import read_config
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.training.engine.document_lengths import check_document_lengths
+from megatron_mixcpt.training.document_lengths import check_document_lengths
 from tests.unit.conversion.architectures.test_rope import LONGROPE, folder_with
 
 
 @pytest.mark.parametrize("rope", [LONGROPE, {"rope_type": "dynamic", "factor": 2.0}])
 def test_rows_above_the_length_of_short_documents(tmp_path: Path, rope: dict[str, Any]) -> None:
     model = read_config(folder_with(tmp_path, "llama", {"rope_parameters": rope}))
-    check_document_lengths(model, 64, "--document-masking")
+    check_document_lengths(model.options, model.folder, 64, "--document-masking")
     with pytest.raises(ConfigError, match="--seq-length 65 with --document-masking: .* --seq-length 64 at most"):
-        check_document_lengths(model, 65, "--document-masking")
+        check_document_lengths(model.options, model.folder, 65, "--document-masking")
 
 
 def test_most_embeddings_are_the_same_at_every_length(tmp_path: Path) -> None:
     rope = {"rope_type": "yarn", "factor": 4.0}
-    check_document_lengths(read_config(folder_with(tmp_path, "llama", {"rope_parameters": rope})), 10_000, "x")
+    model = read_config(folder_with(tmp_path, "llama", {"rope_parameters": rope}))
+    check_document_lengths(model.options, model.folder, 10_000, "--document-masking")
