@@ -14,6 +14,7 @@ head: the memory-efficient kernel then takes the call on every version.
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -120,7 +121,11 @@ class ScaledDotProductAttention(MegatronModule):
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         key, value = gather_keys_and_values(key, value, self.cp_group)
         blocks = self._blocks(query.size(0), key.size(0), attention_mask, mask_type == AttnMaskType.causal)
+        repeats = query.size(2) // key.size(2)
+        if attention_mask is None and query.dtype in _FLASH_DTYPES:
+            repeats = 1  # flash serves the groups itself
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        k, v = _repeat_heads(k, repeats), _repeat_heads(v, repeats)
         with self._dropout_random_state():
             contexts = [self._attend(q, k, v, block) for block in blocks]
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=2)
@@ -149,20 +154,17 @@ class ScaledDotProductAttention(MegatronModule):
         """One call of a kernel. [b, np, sq, hn], [b, ng, sk, hn] twice -> [b, np, queries of the block, hn]."""
         query, key, value = query[:, :, block.queries], key[:, :, block.keys], value[:, :, block.keys]
         mask, is_square = block.mask, query.size(2) == key.size(2)
-        repeats = query.size(1) // key.size(1)
-        if mask is None and query.dtype in _FLASH_DTYPES:
-            repeats = 1  # flash serves the groups itself
         if block.causal and not is_square:
-            mask = causal_lower_right(query.size(2), key.size(2))
+            mask = lower_right_mask(query, key.size(2))
         return scaled_dot_product_attention(
             query,
-            _repeat_heads(key, repeats),
-            _repeat_heads(value, repeats),
+            key,
+            value,
             attn_mask=mask,
             dropout_p=self.dropout_probability if self.training else 0.0,
             is_causal=block.causal and is_square,
             scale=self.softmax_scale,
-            enable_gqa=query.size(1) != key.size(1) * repeats,
+            enable_gqa=query.size(1) != key.size(1),
         )
 
     def _dropout_random_state(self) -> AbstractContextManager:
@@ -170,6 +172,23 @@ class ScaledDotProductAttention(MegatronModule):
         if self.config.sequence_parallel or not (self.training and self.dropout_probability):
             return nullcontext()
         return tensor_parallel.get_cuda_rng_tracker().fork()
+
+
+def lower_right_mask(query: Tensor, num_keys: int) -> Tensor:
+    """Causal attention of queries [b, np, sq, hn] to more keys than queries: the last query sees all of them.
+
+    CUDA's kernels know this mask, and it is no tensor to them. The CPU's does not: there all layers share one.
+    """
+    if query.device.type != "cpu":
+        return causal_lower_right(query.size(2), num_keys)
+    return _dense_lower_right(query.size(2), num_keys, query.dtype)
+
+
+@lru_cache(maxsize=2)  # a context-parallel rank has two shapes at a time
+def _dense_lower_right(num_queries: int, num_keys: int, dtype: torch.dtype) -> Tensor:
+    """[1, 1, queries, keys] on the CPU, what is added to the scores."""
+    future = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool, device="cpu").triu(num_keys - num_queries + 1)
+    return torch.zeros_like(future, dtype=dtype).masked_fill_(future, MASKED_SCORE)
 
 
 def _repeat_heads(grouped: Tensor, repeats: int) -> Tensor:

@@ -51,25 +51,26 @@ def check_values_and_gradients(group: dist.ProcessGroup, dtype: torch.dtype, mas
     tolerance = {"rtol": TOLERANCE[dtype]["rtol"], "atol": 4 * TOLERANCE[dtype]["atol"]}
     torch.testing.assert_close(grads, [mine(grad, group) for grad in expected_grads], **tolerance)
     assert len(calls) == (2 if masked == "causal" else 1)
-    for arguments, options in calls:
-        check_fused(arguments, options)
+    for (query, key, _), options in calls:
+        if options["attn_mask"] is not None and masked != "causal":
+            assert fused_kernels(query, key, key, **options)
+        elif query.size(2) != key.size(2):
+            check_kernels(query.size(2), key.size(2), dtype, key.size(1))
     if masked == "causal":  # the same number of scores on each rank, and none that no query may see
         scores = sum(arguments[0].size(2) * arguments[1].size(2) for arguments, _ in calls)
         assert scores == (SEQUENCE // (2 * group.size())) ** 2 * (2 * group.size() + 1)
 
 
-def check_fused(arguments: tuple[Tensor, ...], options: dict) -> None:
-    """On CUDA, flash and the memory-efficient kernel know this causal mask: it is no tensor to them."""
+def check_kernels(num_queries: int, num_keys: int, dtype: torch.dtype, groups: int) -> None:
+    """Elsewhere than on a CPU, a rank's causal mask is no tensor: flash and the memory-efficient kernel know it."""
     from torch.nn.attention.bias import CausalBias, CausalVariant
 
-    mask = options["attn_mask"]
-    if isinstance(mask, CausalBias):
-        assert mask.variant == CausalVariant.LOWER_RIGHT
-        assert (mask.seq_len_q, mask.seq_len_kv) == (arguments[0].size(2), arguments[1].size(2))
-        options = options | {"attn_mask": None}
-    kernels = fused_kernels(*arguments, **options)
-    assert "flash" in kernels or arguments[0].dtype == torch.float32 or options["attn_mask"] is not None
-    assert kernels
+    from megatron_mixcpt.models.attention import lower_right_mask
+
+    mask = lower_right_mask(torch.empty(BATCH, HEADS, num_queries, HEAD_SIZE, dtype=dtype, device="meta"), num_keys)
+    assert isinstance(mask, CausalBias) and mask.variant == CausalVariant.LOWER_RIGHT
+    assert (mask.seq_len_q, mask.seq_len_kv) == (num_queries, num_keys)
+    assert groups == (GROUPS if dtype == torch.bfloat16 else HEADS)  # flash serves groups, the other does not
 
 
 def attention(group: dist.ProcessGroup):
