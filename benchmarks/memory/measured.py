@@ -57,6 +57,11 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "DP2": (2, {}),
     "DP2, sharded optimizer": (2, {"use_distributed_optimizer": True}),
     "DP2, sharded, bf16": (2, {"use_distributed_optimizer": True, "bf16": True}),
+    "CP2": (2, {"context_parallel_size": 2}),
+    "CP2, bf16": (2, {"context_parallel_size": 2, "bf16": True}),
+    "CP2, documents": (2, {"context_parallel_size": 2, "document_masking": True}),
+    "CP2, selective": (2, {"context_parallel_size": 2, "recompute_activations": True}),
+    "CP4": (4, {"context_parallel_size": 4}),
     "experts": (1, {}),
     "experts, EP2": (2, {"expert_model_parallel_size": 2}),
     "experts, EP2, sharded, bf16": (

@@ -6,8 +6,10 @@ column-parallel products (2 h), rotated queries and keys beside the product they
 output (q), and the MLP's two halves and their product (3 f). Where attention repeats keys and values for each query
 head (models/attention.py), it saves these (2 q) and not the product. Where ranks share a query group, the engine
 gathers the product of all ranks on each, and its values are a part of it; the rotated keys are then one group's.
-A mixture of experts saves its experts' inputs
-and products (h + 3 f) for each row that they get instead, of which a token makes as many as it goes to experts.
+Where context parallelism splits the sequence, without Transformer Engine, keys and values are those of the whole
+sequence (2 k cp, repeated 2 q cp), in the place of product and rotated keys, and each of the two chunks has an output
+beside the one that they are put together in. A mixture of experts saves its experts' inputs and products (h + 3 f) for
+each row that they get instead, of which a token makes as many as it goes to experts.
 Without Transformer Engine each norm also keeps its quotient before the weight (2 h more). Attention keeps no matrix of
 scores, but a float32 number per head and token. Sequence parallelism splits what has h columns over the tensor-parallel
 ranks.
@@ -56,13 +58,27 @@ def expert_bytes(run: PlannedRun) -> int:
 
 
 def attention_columns(run: PlannedRun) -> int:
-    """What attention saves for each token of a layer, in numbers: product, rotated queries and keys, and output."""
+    """What attention saves for each token of a layer, in numbers: product, rotated queries and keys, and output.
+
+    Recomputed, attention saves these whether or not it repeats or gathers keys and values.
+    """
     model, tensor = run.model, run.sizes.tensor
-    if _repeats_heads(run):
-        return 4 * model.query_size // tensor  # rotated queries; keys and values of each head; output
+    if "core_attn" not in run.layout.recomputed_modules:
+        if run.gathers_keys:
+            outputs = 1 if run.makes_document_mask else 2
+            return (1 + outputs) * model.query_size // tensor + gathered_columns(run)
+        if _repeats_heads(run):
+            return 4 * model.query_size // tensor  # rotated queries; keys and values of each head; output
     if model.num_query_groups >= tensor:
         return 3 * (model.query_size + model.kv_size) // tensor
     return model.query_size + 2 * model.kv_size + model.kv_channels + 2 * model.query_size // tensor
+
+
+def gathered_columns(run: PlannedRun) -> int:
+    """Keys and values of the whole sequence for each token of a rank, in numbers."""
+    model, tensor = run.model, run.sizes.tensor
+    keys = model.query_size // tensor if _repeats_heads(run) else max(model.kv_size // tensor, model.kv_channels)
+    return 2 * keys * run.sizes.context
 
 
 def _repeats_heads(run: PlannedRun) -> bool:
@@ -97,7 +113,7 @@ def edge_bytes(run: PlannedRun, *, first: bool, last: bool) -> int:
     hidden = hidden_bytes(run)
     total = run.tokens * BATCH_BYTES_PER_TOKEN
     if run.makes_document_mask:
-        total += run.layout.micro_batch_size * run.layout.seq_length**2 * run.layout.bytes_per_number
+        total += run.tokens * run.layout.seq_length * run.layout.bytes_per_number  # rows for this rank's tokens
     if not first and run.layout.objective.runs_teacher:
         total += hidden  # the message that the student's hidden states arrived in
     if last:

@@ -166,6 +166,11 @@ class PlannedRun:
         return self.model.num_experts // self.sizes.expert
 
     @property
+    def gathers_keys(self) -> bool:
+        """Whether attention gathers keys and values of the whole sequence; Transformer Engine passes them round."""
+        return self.sizes.context > 1 and self.layout.transformer_impl == "local"
+
+    @property
     def makes_document_mask(self) -> bool:
         """Whether microbatches have a dense mask."""
         return self.layout.document_masking and self.layout.transformer_impl == "local"

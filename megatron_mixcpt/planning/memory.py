@@ -7,7 +7,13 @@ layer's backward pass or the optimizer's step need; the largest of these moments
 
 from dataclasses import dataclass, fields
 
-from megatron_mixcpt.planning.activations import chunk_bytes, edge_bytes, hidden_bytes, recomputed_bytes
+from megatron_mixcpt.planning.activations import (
+    chunk_bytes,
+    edge_bytes,
+    gathered_columns,
+    hidden_bytes,
+    recomputed_bytes,
+)
 from megatron_mixcpt.planning.layout import Layout, PlannedRun
 from megatron_mixcpt.planning.shapes import ModelShape
 
@@ -159,7 +165,7 @@ def _logits(run: PlannedRun) -> int:
 
 def _largest_moment(run: PlannedRun, last: bool) -> int:
     """The most that a moment of the step adds to weights, gradients, optimizer and activations."""
-    moments = [recomputed_bytes(run) + _layer_backward(run)]
+    moments = [recomputed_bytes(run) + max(_layer_backward(run), _attention_backward(run))]
     hidden = hidden_bytes(run)
     if last:
         moments.append(_logits(run) + hidden)
@@ -184,6 +190,17 @@ def _layer_backward(run: PlannedRun) -> int:
     if not run.layout.gradient_accumulation_fusion:
         numbers += _first_matrix(run)
     return numbers * run.layout.bytes_per_number
+
+
+def _attention_backward(run: PlannedRun) -> int:
+    """Where keys and values are gathered, their gradients: summed, of a chunk, and of a chunk in its place.
+
+    Recomputed, attention gathers them again. Elsewhere the MLP's backward pass takes more.
+    """
+    if not run.gathers_keys:
+        return 0
+    copies = 4 if "core_attn" in run.layout.recomputed_modules else 3
+    return run.tokens * copies * gathered_columns(run) * run.layout.bytes_per_number
 
 
 def _first_matrix(run: PlannedRun) -> int:

@@ -90,17 +90,15 @@ def assert_curves(curves: dict[str, list[float]], expected: dict[str, list[float
         ("sft", 1, []),
         ("sft", 1, ["--no-packing"]),
         ("sft", 4, TP2_PP2),
-        ("sft", 2, CP2),
+        ("sft", 4, CP2_TP2),
         ("dpo", 1, []),
         ("dpo", 4, TP2_PP2),
-        ("dpo", 4, CP2_TP2),
-        ("dpo", 2, [*CP2, "--precompute-reference"]),
+        ("dpo", 2, CP2),
         ("dpo", 2, INTERLEAVED),
-        ("dpo", 2, [*DP2, "--precompute-reference"]),
+        ("dpo", 4, [*CP2, *DP2, "--precompute-reference"]),
     ],
     ids=(
-        "sft sft-unpacked sft-TP2xPP2 sft-CP2 dpo dpo-TP2xPP2 dpo-CP2xTP2 dpo-CP2-precomputed dpo-interleaved "
-        "dpo-DP2-precomputed"
+        "sft sft-unpacked sft-TP2xPP2 sft-CP2xTP2 dpo dpo-TP2xPP2 dpo-CP2 dpo-interleaved dpo-CP2xDP2-precomputed"
     ).split(),
 )
 def test_curves_equal_a_dense_loop(dense, world: Path, tmp_path: Path, stage: str, world_size: int, layout) -> None:

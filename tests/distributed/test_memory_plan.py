@@ -7,7 +7,7 @@ import pytest
 from benchmarks.memory.measured import make_world, measured, planned
 
 
-@pytest.mark.parametrize("name", ["TP1", "PP2"])
+@pytest.mark.parametrize("name", ["TP1", "PP2", "CP2"])
 def test_predicted_is_measured(name: str, tmp_path: Path) -> None:
     world = make_world(tmp_path)
     # Temporaries of single operations are estimated, not counted one by one: within a tenth is what the plan promises.

@@ -21,6 +21,7 @@ LAYOUTS = {
     "TP2xPP2": (4, [*TP2_SP[:2], *PP2]),
     "PP2 interleaved": (2, [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"]),
     "TP3": (3, TP3),
+    "CP2": (2, ["--context-parallel-size", "2", "--recompute-activations"]),
     "DP2 distributed optimizer": (2, ["--use-distributed-optimizer"]),
 }
 STATISTICS = {"top-1 agreement", "teacher top-1 probability", "student top-1 probability"}

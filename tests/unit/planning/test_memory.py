@@ -99,6 +99,20 @@ def test_ranks_that_share_a_query_group_hold_the_product_of_all() -> None:
     assert attention_columns(shared) == (8 + 2 * 4) + (2 + 2) + 2  # all ranks' product, rotated, output
 
 
+def test_gathered_keys_and_values_are_those_of_the_whole_sequence() -> None:
+    """4 heads and 2 groups of 2 channels: 8 columns of queries, 4 of keys."""
+    local = {"context_parallel_size": 4, "transformer_impl": "local"}
+
+    def columns(**more) -> int:
+        return attention_columns(PlannedRun.of(SMALL, Layout(**local | more)))
+
+    assert columns(bf16=True) == 8 + 2 * 4 * 4 + 2 * 8  # rotated queries, keys and values, two chunks and the whole
+    assert columns() == 8 + 2 * 8 * 4 + 2 * 8  # repeated
+    assert columns(document_masking=True) == 8 + 2 * 8 * 4 + 8  # one call, one output
+    assert columns(recompute_activations=True) == 3 * (8 + 4)  # as on one rank
+    assert columns(transformer_impl="transformer_engine") == 3 * (8 + 4)
+
+
 @pytest.mark.parametrize(
     ("saves", "part"),
     [
