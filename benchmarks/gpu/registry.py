@@ -87,10 +87,10 @@ _C = [
      "39 ms at 55%", 120, "transformer_engine:step"),
 ]  # fmt: skip
 _RANKS = [
-    ("ranks-curves", "TP2, PP2, interleaved, DP2 with both overlaps, chunks with overlap", "tiny world, float32",
+    ("ranks-curves", "TP2, PP2, interleaved, CP2, DP2 with both overlaps, chunks with overlap", "tiny world, float32",
      "one-rank CPU curve, carried along", "1e-4", 400, "ranks:curves"),
-    ("ranks-context-parallel", "Context parallelism with document masking is refused", "tiny world", "-",
-     "one line", 120, "ranks:context_parallel"),
+    ("ranks-context-parallel", "Context parallelism with document masking is refused with Transformer Engine",
+     "tiny world", "-", "one line", 120, "ranks:context_parallel"),
     ("ranks-async-save", "Async save, and its resumption", "tiny world, DP2, sharded optimizer", "the same, saved "
      "synchronously", "equal curves", 240, "ranks:async_save"),
     ("ranks-sigterm", "SIGTERM to torchrun in mid-run", "tiny world, TP2", "the undisturbed curve", "a checkpoint, and "
