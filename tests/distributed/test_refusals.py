@@ -95,7 +95,7 @@ def wrong_flags(world: Path) -> list[tuple[list[str], str]]:
             r"--eval-micro-batch-size is not used where complete",
         ),
         ([*good, "--reset-attention-mask"], r"--reset-attention-mask is not used here.*--document-masking"),
-        ([*good, *packed, "--micro-batch-size", "2"], r"--micro-batch-size 2: Transformer Engine takes"),
+        ([*good, *packed], r"--transformer-impl transformer_engine: Transformer Engine cannot be imported here"),
         ([*good, "--use-megatron-fsdp"], r"--use-megatron-fsdp is not supported \(FSDP .*--use-distributed-optimizer"),
         ([*good, "--teacher-fp8", "--transformer-impl", "local"], r"--teacher-fp8 needs Transformer Engine"),
         ([*good, "--no-such-flag"], r"unrecognized arguments: --no-such-flag"),
@@ -138,13 +138,13 @@ def check_world_size(world: Path) -> None:
     from megatron_mixcpt.training.pretraining.arguments import parse_run
 
     os.environ["WORLD_SIZE"] = "3"
-    with pytest.raises(MixCPTError, match="3 ranks cannot hold complete copies of a model of 1 x 2 x 1 = 2"):
+    with pytest.raises(MixCPTError, match="3 ranks cannot be divided into complete copies of the model of 2"):
         parse_run([*flags(world, iterations=1), "--pipeline-model-parallel-size", "2"])
     check_documents_of_a_shared_row()
 
 
 def check_documents_of_a_shared_row() -> None:
-    """Transformer Engine's attention would cross their boundaries; ours does not."""
+    """Transformer Engine's attention would cross their boundaries, and takes one row at a time; ours does not."""
     from megatron_mixcpt.training.engine.arguments import check_packed_rows
 
     shared = {"context_parallel_size": 2, "micro_batch_size": 1}
@@ -152,3 +152,5 @@ def check_documents_of_a_shared_row() -> None:
         check_packed_rows(shared | {"transformer_impl": "local"}, what)
         with pytest.raises(MixCPTError, match=f"{what} with --context-parallel-size 2: .*add --transformer-impl local"):
             check_packed_rows(shared | {"transformer_impl": "transformer_engine"}, what)
+    with pytest.raises(MixCPTError, match="--micro-batch-size 2: Transformer Engine takes"):
+        check_packed_rows({"micro_batch_size": 2, "transformer_impl": "transformer_engine"}, "--document-masking")
