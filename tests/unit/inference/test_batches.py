@@ -7,6 +7,7 @@ from megatron_mixcpt.inference.batches import (
     IGNORED,
     MAX_PADDING,
     ScoredSequence,
+    idle_batch,
     make_batch,
     padded_length,
     plan_batches,
@@ -66,3 +67,10 @@ def test_lengths_of_different_kinds_share_no_batch():
     sequences = [ScoredSequence(np.zeros(length + 1, np.int32), 1) for length in lengths]
     batch = make_batch(sequences, [1, 3])
     assert batch.length == 70 and batch.tokens.shape == (2, 72)
+
+
+def test_an_idle_batch_scores_nothing():
+    """For a rank that has no batch left, and whose experts the others need."""
+    batch = idle_batch()
+    assert batch.places == () and batch.tokens.shape == (1, 8)
+    assert (batch.labels == IGNORED).all()
