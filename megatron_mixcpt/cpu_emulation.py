@@ -374,13 +374,13 @@ _new_group = _over_gloo(dist.new_group, None)
 
 # Reason -> attribute of torch -> what stands in for it.
 EMULATED: dict[str, dict[str, Any]] = {
-    "there is one device, the CPU, of no CUDA generation": {
+    "there is one device, the CPU, of the oldest CUDA generation whose flags are not refused": {
         "torch.cuda.is_available": _returning(True),
         "torch.cuda.device_count": _returning(1),
         "torch.cuda.current_device": _returning(0),
         "torch.cuda.set_device": _returning(None),
         "torch.cuda.device": nullcontext,
-        "torch.cuda.get_device_capability": _returning((0, 0)),
+        "torch.cuda.get_device_capability": _returning((8, 0)),
         "torch.cuda.get_device_properties": _device_properties,
     },
     "work on the CPU is done when it is issued": {

@@ -42,6 +42,10 @@ def test_pretraining_and_resuming_at_other_sizes(tmp_path: Path) -> None:
     load = ["--load", str(tmp_path / "save"), "--ckpt-step", "2"]
     again = train(2, [*argv, *TP2_EP2, *load], tmp_path / "again")
     without = train(2, [*argv, *PP2_RECOMPUTED, *load], tmp_path / "without")
+    # A token whose experts are nearly equal may go to the other one; of 768 rows a step, few do.
+    assert min(whole["expert load max/mean"]) > 1.0
+    for key in ("expert load max/mean", "experts without tokens"):
+        assert without[key] == pytest.approx(whole[key][2:], rel=0.05), key
     for key in KEYS:
         assert again[key] == whole[key][2:], key
         assert without[key] == pytest.approx(whole[key][2:], rel=1e-3), key

@@ -73,7 +73,7 @@ _ENGINE = {
         transformer_impl attention_backend flash_attention_version use_flash_attn gradient_accumulation_fusion
         masked_softmax_fusion bias_gelu_fusion bias_swiglu_fusion bias_dropout_fusion apply_rope_fusion
         no_persist_layer_norm use_fused_weighted_squared_relu disable_jit_fuser moe_grouped_gemm
-        use_grouped_gemm_for_shared_expert moe_single_grouped_weight moe_single_grouped_bias moe_permute_fusion
+        use_grouped_gemm_for_shared_expert moe_permute_fusion
         moe_router_fusion mla_down_proj_fusion use_mamba_mem_eff_path cuda_graph_warmup_steps deterministic_mode
         batch_invariant_mode
     """,

@@ -56,6 +56,7 @@ _BY_REASON = {
     "experts would not be chosen by the router's scores": """
         moe_router_force_load_balancing moe_router_force_biased moe_enable_routing_replay
     """,
+    "weights are loaded into each expert's own tensor": "moe_single_grouped_weight moe_single_grouped_bias",
     "a bias in the choice of experts stays as the teacher has it": """
         moe_router_bias_update_rate moe_router_quantile_balancing_ema
     """,
