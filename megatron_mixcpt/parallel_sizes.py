@@ -5,7 +5,7 @@ checks, so that what is planned also trains. Without them the engine would refus
 some of it only in the first step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import lcm
 from typing import Any
@@ -27,10 +27,10 @@ _POSITIVE = (
     "seq_length",
     "num_virtual_stages_per_pipeline_rank",
     "num_layers_per_virtual_pipeline_stage",
-    "microbatch_group_size_per_vp_stage",
     "recompute_num_layers",
     "make_vocab_size_divisible_by",
 )
+_GROUP = "--microbatch-group-size-per-virtual-pipeline-stage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class ParallelSizes:
             expert=expert,
             expert_tensor=expert_tensor,
             chunks=(chunks := len(stages_of(settings)[0])),
-            microbatch_group=(settings.get("microbatch_group_size_per_vp_stage") or pipeline) if chunks > 1 else 1,
+            microbatch_group=_microbatch_group(settings, pipeline) if chunks > 1 else 1,
         )
         _check_width(sizes, settings)
         if settings.get("num_experts"):
@@ -106,6 +106,12 @@ class ParallelSizes:
     def expert_data(self) -> int:
         """Copies of each expert: the TP x CP x DP ranks of a stage hold its experts as EP x ETP x so many copies."""
         return self.tensor * self.context * self.data // (self.expert * self.expert_tensor)
+
+
+def _microbatch_group(settings: Settings, pipeline: int) -> int:
+    """Microbatches that a chunk takes in succession; by default as many as there are stages, as in the engine."""
+    group = settings.get("microbatch_group_size_per_vp_stage")
+    return pipeline if group is None else group
 
 
 def _wrong_ranks(sizes: ParallelSizes, num_ranks: int, needed: int) -> str:
@@ -215,9 +221,20 @@ def _check_recomputation(settings: Settings) -> None:
             raise ConfigError(f"--recompute-granularity full needs {flag_name(name)}: give {flag_name(name)} {example}")
         if granularity == "selective" and value is not None:
             raise ConfigError(f"{flag_name(name)} {value} goes with --recompute-granularity full only: remove it")
+    if granularity == "selective":
+        _check_recomputed_modules(settings.get("recompute_modules") or (), settings)
+
+
+def _check_recomputed_modules(modules: Iterable[str], settings: Settings) -> None:
+    of_experts = {"moe", "moe_act", "shared_experts"}
+    known = {"core_attn", "layernorm", "mlp"} | (of_experts if settings.get("num_experts") else set())
+    if unknown := sorted(set(modules) - known):
+        what = "the model has no experts" if unknown[0] in of_experts else "the layers have no such module"
+        raise ConfigError(f"--recompute-modules {unknown[0]}: {what}; choose from {', '.join(sorted(known))}")
+    if "moe_act" in modules and not settings.get("moe_grouped_gemm"):
+        raise ConfigError("--recompute-modules moe_act needs --moe-grouped-gemm: add it, or give moe")
     # The engine's way of not saving a module's output is Transformer Engine's.
-    modules = settings.get("recompute_modules") or ()
-    if granularity == "selective" and "layernorm" in modules and settings["transformer_impl"] == "local":
+    if "layernorm" in modules and settings["transformer_impl"] == "local":
         raise ConfigError(
             "--recompute-modules layernorm needs Transformer Engine, which is not used here (--transformer-impl "
             "local): leave it out"
@@ -233,9 +250,10 @@ def check_batches(sizes: ParallelSizes, settings: Settings) -> None:
     """Raise ConfigError where the global batch does not make equally many microbatches for each copy of the model."""
     micro, batch = settings["micro_batch_size"], global_batch_size(sizes, settings)
     if batch % (micro * sizes.data):
+        choose = nearest(batch, lambda size: size % (micro * sizes.data) == 0, most=batch + micro * sizes.data)
         raise ConfigError(
             f"--global-batch-size {batch} is not a multiple of --micro-batch-size {micro} x {sizes.data} copies of the "
-            "model (data parallel): change one of them"
+            f"model (data parallel): choose {choose}, or change --micro-batch-size"
         )
     _check_microbatches(batch // (micro * sizes.data), sizes, micro * sizes.data)
 
@@ -247,8 +265,7 @@ def _check_microbatches(number: int, sizes: ParallelSizes, of_each: int) -> None
         return
     if group < stages:
         raise ConfigError(
-            f"--microbatch-group-size-per-vp-stage {group} is less than the {stages} pipeline stages: give {stages} or "
-            "more, or remove it"
+            f"{_GROUP} {group} is less than the {stages} pipeline stages: give {stages} or more, or remove it"
         )
     if number < group or 0 < number % group < stages:
         raise ConfigError(

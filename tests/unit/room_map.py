@@ -92,7 +92,9 @@ ROOMS = {
     "planning": _room("memory of a run on paper", "flags objective parallel_sizes conversion"),
     "report": _room("one page about several runs", "flags named_paths log_names training_log data data/mixture jobs"),
     "training": _room(
-        "what all trainings share: batches, the model, recipes", "distillation models log_names", "engine"
+        "what all trainings share: batches, the model, recipes",
+        "distillation models log_names parallel_sizes",
+        "engine",
     ),
     "training/engine": _room(
         "what wraps the engine's training loop",

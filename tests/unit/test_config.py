@@ -16,6 +16,8 @@ NO_TEACHER = Objective(distillation="none")
     [
         (RunConfig, {"keep_last": 0}, "--keep-last 0: must be greater than 0"),
         (RunConfig, {"loss_spike_sigma": -1.0}, "--loss-spike-sigma -1.0: must be at least 0"),
+        (RunConfig, {"assume_ranks": 8}, "--assume-ranks 8 is for --dry-run: .*; add --dry-run, or remove it"),
+        (RunConfig, {"assume_ranks": 0, "dry_run": True}, "--assume-ranks 0: must be greater than 0"),
         (MixCPTConfig, FOLDERS | {"hf_model": ""}, "--hf-model is missing"),
         (MixCPTConfig, FOLDERS | {"mixture": ""}, "--mixture is missing"),
         (

@@ -80,6 +80,16 @@ def test_experts_are_divided_over_the_ranks_of_a_stage() -> None:
             1,
             "--recompute-modules layernorm needs Transformer Engine",
         ),
+        (
+            {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
+            1,
+            "--recompute-modules moe: the model has no experts; choose from core_attn, layernorm, mlp$",
+        ),
+        (
+            {**MOE, "recompute_granularity": "selective", "recompute_modules": ["moe_act"]},
+            1,
+            "--recompute-modules moe_act needs --moe-grouped-gemm",
+        ),
         ({"global_batch_size": 6}, 2, "--global-batch-size 6 is not a multiple of --micro-batch-size 2 x 2 copies"),
         (
             {

@@ -24,20 +24,20 @@ from megatron_mixcpt.data.reading.record_flags import record_settings
 from megatron_mixcpt.data.reading.sources import find_files
 from megatron_mixcpt.data.tokens.identity import definition_digest
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
-from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.errors import ConfigError, nearest
 from megatron_mixcpt.flags import settings_from
 from megatron_mixcpt.inference.model_source import ModelSource
-from megatron_mixcpt.parallel_sizes import ParallelSizes, check_layout
+from megatron_mixcpt.parallel_sizes import ParallelSizes
 from megatron_mixcpt.training.alignment.sample_recipe import SampleRecipe
 from megatron_mixcpt.training.alignment.template_date import date_of_first_start
 from megatron_mixcpt.training.document_lengths import check_document_lengths
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
+    checked_sizes,
     engine_defaults,
     explicit_arguments,
     merge_settings,
-    parallel_sizes,
     parse_engine_args,
     refuse_decided,
     refuse_foreign_architecture,
@@ -117,8 +117,8 @@ def parse_alignment_flags[Config: AlignmentConfig](
     check_transformer_engine(explicit, settings)
     check_experts(settings)
     _check_precision(config, settings)
-    sizes = parallel_sizes(settings)
-    _check_layout(sizes, settings)
+    sizes = checked_sizes(settings)
+    _check_samples_layout(sizes, settings)
     reason = f"--{config.kind}, whose samples have any length"
     check_document_lengths(source.plan.options, source.plan.folder, settings["seq_length"], reason)
     resumed = resumable(settings.get("save"), settings.get("ckpt_step"))
@@ -155,13 +155,13 @@ def _check_precision(config: AlignmentConfig, settings: dict[str, Any]) -> None:
         )
 
 
-def _check_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> None:
-    check_layout(sizes, settings)
+def _check_samples_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> None:
     check_packed_rows(settings, "SFT and DPO, whose rows hold several documents,")
-    if settings["global_batch_size"] % sizes.data:
+    if (batch := settings["global_batch_size"]) % sizes.data:
+        choose = nearest(batch, lambda size: size % sizes.data == 0, most=batch + sizes.data)
         raise ConfigError(
-            f"--global-batch-size {settings['global_batch_size']} is not a multiple of the {sizes.data} data parallel "
-            "ranks: change one of them"
+            f"--global-batch-size {batch} is not a multiple of the {sizes.data} copies of the model (data parallel): "
+            f"choose {choose}"
         )
 
 

@@ -26,9 +26,10 @@ from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
 from megatron_mixcpt.data.reading.record_flags import add_record_flags
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import Parser, add_flags, repeated_flags
-from megatron_mixcpt.parallel_sizes import ParallelSizes
+from megatron_mixcpt.parallel_sizes import ParallelSizes, check_layout
 from megatron_mixcpt.training.engine.flag_table import OF_THE_MODEL, classes_of, engine_arguments, flag_of
 from megatron_mixcpt.training.engine.refused_flags import REFUSED, REFUSED_VALUES
+from megatron_mixcpt.training.layout_flags import check_layout_flags
 
 Settings = Mapping[str, Any]
 """Engine arguments by destination: defaults, and over them what the command line says."""
@@ -104,7 +105,14 @@ _ONE_OF = (
 
 
 def merge_settings(defaults: Settings, explicit: Settings) -> dict[str, Any]:
-    """Our defaults, and over them what the command line says; a default yields to any flag that decides the same."""
+    """Our defaults, and over them what the command line says; a default yields to any flag that decides the same.
+
+    Raises ConfigError where the command line has two flags that decide the same.
+    """
+    for group in _ONE_OF:
+        given = [name for name in group if explicit.get(name)]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(map(flag_of, given))} decide the same: give one of them")
     rivals = {name for group in _ONE_OF if explicit.keys() & set(group) for name in group}
     return {name: value for name, value in defaults.items() if name not in rivals} | dict(explicit)
 
@@ -233,14 +241,16 @@ def _padded_vocab_size(settings: Settings) -> int:
     Raises ConfigError for a size that is given and cannot be.
     """
     size, tensor = settings["vocab_size"], settings.get("tensor_model_parallel_size", 1)
-    multiple = settings.get("make_vocab_size_divisible_by", 1)
+    multiple = settings.get("make_vocab_size_divisible_by", 1) * tensor
     if multiple < 1:
-        raise ConfigError(f"--make-vocab-size-divisible-by {multiple} must be greater than 0")
-    padded = settings.get("padded_vocab_size") or -(-size // (multiple * tensor)) * multiple * tensor
+        raise ConfigError(f"--make-vocab-size-divisible-by {multiple // tensor} must be greater than 0")
+    least = -(-size // multiple) * multiple
+    if (padded := settings.get("padded_vocab_size")) is None:
+        return least
     if padded < size or padded % tensor:
         raise ConfigError(
             f"--padded-vocab-size {padded}: give a multiple of --tensor-model-parallel-size {tensor} that is at least "
-            f"the model's {size}, or leave it out"
+            f"the model's {size}, such as {-(-size // tensor) * tensor}, or leave it out"
         )
     return padded
 
@@ -258,9 +268,12 @@ def num_ranks_of(settings: Settings) -> int:
     return assumed or started
 
 
-def parallel_sizes(settings: Settings) -> ParallelSizes:
-    """How the ranks of the run are divided. Raises ConfigError where the model or the ranks cannot be divided so."""
-    return ParallelSizes.of(settings, num_ranks_of(settings))
+def checked_sizes(settings: Settings) -> ParallelSizes:
+    """How the ranks of the run are divided. Raises ConfigError for a layout that cannot train."""
+    sizes = ParallelSizes.of(settings, num_ranks_of(settings))
+    check_layout(sizes, settings)
+    check_layout_flags(sizes, settings)
+    return sizes
 
 
 def check_packed_rows(settings: Settings, what: str) -> None:

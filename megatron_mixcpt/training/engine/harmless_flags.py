@@ -37,7 +37,7 @@ _ENGINE = {
     "the layout: the same sums over other ranks": """
         tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size sequence_parallel
         expert_model_parallel_size expert_tensor_parallel_size hierarchical_context_parallel_sizes
-        max_seqlen_per_dp_cp_rank cp_comm_type num_layers_per_virtual_pipeline_stage
+        cp_comm_type num_layers_per_virtual_pipeline_stage
         num_virtual_stages_per_pipeline_rank decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers
         pipeline_model_parallel_layout account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split
         microbatch_group_size_per_vp_stage micro_batch_size padded_vocab_size make_vocab_size_divisible_by
@@ -49,7 +49,7 @@ _ENGINE = {
         pipeline_model_parallel_comm_backend tp_comm_bootstrap_backend use_gloo_process_groups lazy_mpu_init
         use_sharp sharp_enabled_group high_priority_stream_groups high_priority_a2a_comm_stream
         use_ring_exchange_p2p overlap_p2p_comm overlap_p2p_comm_warmup_flush align_grad_reduce overlap_grad_reduce
-        overlap_param_gather overlap_param_gather_with_optimizer_step align_param_gather ddp_num_buckets
+        overlap_param_gather align_param_gather ddp_num_buckets
         ddp_bucket_size ddp_pad_buckets_for_high_nccl_busbw ddp_average_in_collective nccl_ub
         disable_symmetric_registration create_all_gather_group gradient_reduce_div_fusion
         suggested_communication_unit_size tp_comm_bulk_wgrad tp_comm_bulk_dgrad tp_comm_overlap_ag

@@ -61,7 +61,10 @@ _BY_REASON = {
         moe_router_bias_update_rate moe_router_quantile_balancing_ema
     """,
     "only CUDA graphs need it, and they are not used here": "te_rng_tracker",
-    "sequences are split evenly over context parallel ranks": "hybrid_context_parallel",
+    "the engine does not support it with distributed checkpoints, which are written here": """
+        overlap_param_gather_with_optimizer_step
+    """,
+    "sequences are split evenly over context parallel ranks": "hybrid_context_parallel max_seqlen_per_dp_cp_rank",
     "the losses have no term for multi-token prediction": """
         mtp_num_layers mtp_standalone mtp_loss_scaling_factor mtp_use_repeated_layer mtp_detach_heads
         mtp_hybrid_override_pattern

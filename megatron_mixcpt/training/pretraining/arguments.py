@@ -20,15 +20,15 @@ from megatron_mixcpt.data.mixture.plan import MixturePlan, plan_mixture, split_f
 from megatron_mixcpt.data.mixture.shares import parse_epochs, parse_weights, passes_of
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import flag_name, settings_from
-from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
+from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, global_batch_size
 from megatron_mixcpt.training.document_lengths import check_document_lengths
 from megatron_mixcpt.training.engine.arguments import (
     check_packed_rows,
     check_vocabulary,
+    checked_sizes,
     engine_defaults,
     explicit_arguments,
     merge_settings,
-    parallel_sizes,
     parse_engine_args,
     refuse_decided,
     refuse_foreign_architecture,
@@ -39,6 +39,7 @@ from megatron_mixcpt.training.engine.run_record import build_record, check_resum
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 from megatron_mixcpt.training.expert_flags import check_experts
+from megatron_mixcpt.training.layout_flags import check_evaluation
 from megatron_mixcpt.training.pretraining.record import mixture_contents, rotary_embedding
 from megatron_mixcpt.training.pretraining.validation_sets import held_out_datasets, parse_named_sets, validation_names
 
@@ -123,9 +124,9 @@ def _read_teacher(config: MixCPTConfig, student: HFModel, manifest: MixtureManif
 
 def _checked_sizes(config: MixCPTConfig, settings: dict[str, Any], models: Sequence[ModelPlan]) -> ParallelSizes:
     """How the ranks are divided. Raises ConfigError for a layout, or kernels, that the run cannot use."""
-    sizes = parallel_sizes(settings)
-    check_layout(sizes, settings)
+    sizes = checked_sizes(settings)
     check_batches(sizes, settings)
+    check_evaluation(sizes, settings)
     if settings.get("dataloader_inter_document_masking"):
         check_packed_rows(settings, "--document-masking")
         for model in models:

@@ -3,6 +3,7 @@
 import sys
 from types import ModuleType, SimpleNamespace
 
+import pytest
 import torch
 
 from megatron_mixcpt.errors import ConfigError
@@ -22,6 +23,7 @@ def check_arguments() -> None:
     check_a_default_of_ours_yields_to_a_flag_that_decides_the_same()
     check_the_vocabulary_is_padded_as_the_flags_say()
     check_flags_of_another_architecture_are_refused()
+    check_assumed_ranks_are_those_that_were_started()
 
 
 def defaults_with(*, transformer_engine: bool, apex: bool) -> dict:
@@ -74,8 +76,24 @@ def check_a_default_of_ours_yields_to_a_flag_that_decides_the_same() -> None:
     ours = {"lr_warmup_fraction": 0.1, "lr": 1e-5}
     for given in ({"lr_warmup_iters": 3}, {"lr_warmup_samples": 9}, {"lr_warmup_fraction": 0.2}):
         assert merge_settings(ours, given) == {"lr": 1e-5, **given}
-    both = {"lr_warmup_iters": 3, "lr_warmup_fraction": 0.2}  # the engine refuses that, and names both
-    assert merge_settings(ours, both) == {"lr": 1e-5, **both}
+    for both in ({"lr_warmup_iters": 3, "lr_warmup_fraction": 0.2}, {"fp16": True, "bf16": True}):
+        with pytest.raises(ConfigError, match=" and --.* decide the same: give one of them"):
+            merge_settings(ours, both)
+
+
+def check_assumed_ranks_are_those_that_were_started() -> None:
+    from megatron_mixcpt.training.engine.arguments import num_ranks_of
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "1")
+        patch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        assert (num_ranks_of({}), num_ranks_of({"assume_ranks": 64})) == (1, 64)
+        patch.setenv("TORCHELASTIC_RUN_ID", "none")
+        assert num_ranks_of({"assume_ranks": 1}) == 1
+        for started in ("1", "4"):
+            patch.setenv("WORLD_SIZE", started)
+            with pytest.raises(ConfigError, match=f"--assume-ranks 64, and torchrun has started {started}: run the"):
+                num_ranks_of({"assume_ranks": 64})
 
 
 def check_the_vocabulary_is_padded_as_the_flags_say() -> None:
