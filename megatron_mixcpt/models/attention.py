@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from megatron.core import tensor_parallel
@@ -30,26 +29,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.context_parallel import chunk_numbers, gather_keys_and_values
+from megatron_mixcpt.models.query_blocks import MASKED_SCORE, QueryBlock
+from megatron_mixcpt.models.sliding_window import Chunk, window_blocks, window_of_layer
 
-MASKED_SCORE = -65504.0
-"""Added to the score of a key that a query may not attend to; beside that of an allowed key, its exponential is 0.
-
-Finite, for cuDNN's kernel had faults with infinities in a mask; the lowest of float16.
-"""
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
-
-
-class QueryBlock(NamedTuple):
-    """Consecutive queries of this rank, and the keys that some of them may see."""
-
-    queries: slice
-    """Of this rank's."""
-    keys: slice
-    """Of the whole sequence's."""
-    mask: Tensor | None = None
-    """[b or 1, 1, queries, keys], bool, True = may attend, or what is added to the scores; None: see ``causal``."""
-    causal: bool = False
-    """The last query sees all keys of the block, each query before it one key less."""
 
 
 class ScaledDotProductAttention(MegatronModule):
@@ -64,7 +47,7 @@ class ScaledDotProductAttention(MegatronModule):
         pg_collection: of which ``cp`` is used, the ranks that share the sequence. None: there are no such.
 
     Raises:
-        ConfigError: for what needs Transformer Engine: windows, softmax offsets.
+        ConfigError: for softmax offsets, which need Transformer Engine, and for windows that look ahead.
     """
 
     def __init__(
@@ -81,6 +64,7 @@ class ScaledDotProductAttention(MegatronModule):
         super().__init__(config=config)
         _refuse_unsupported(config)
         self.layer_number = layer_number
+        self.window = window_of_layer(config, layer_number)
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
         self.dropout_probability = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -120,10 +104,10 @@ class ScaledDotProductAttention(MegatronModule):
             raise ConfigError("attention biases and packed sequences need Transformer Engine, which is not enabled")
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         key, value = gather_keys_and_values(key, value, self.cp_group)
-        blocks = self._blocks(query.size(0), key.size(0), attention_mask, mask_type == AttnMaskType.causal)
+        blocks = self._blocks(query, key.size(0), attention_mask, mask_type == AttnMaskType.causal)
         repeats = query.size(2) // key.size(2)
-        if attention_mask is None and query.dtype in _FLASH_DTYPES:
-            repeats = 1  # flash serves the groups itself
+        if self._slides(key.size(0)) or (attention_mask is None and query.dtype in _FLASH_DTYPES):
+            repeats = 1  # each block of a window repeats its own keys, and flash serves the groups itself
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         k, v = _repeat_heads(k, repeats), _repeat_heads(v, repeats)
         with self._dropout_random_state():
@@ -132,31 +116,46 @@ class ScaledDotProductAttention(MegatronModule):
         return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
 
     def _blocks(
-        self, num_queries: int, num_keys: int, attention_mask: Tensor | None, causal: bool
+        self, query: Tensor, num_keys: int, attention_mask: Tensor | None, causal: bool
     ) -> Sequence[QueryBlock]:
         """The queries in blocks, each with the keys that it may see."""
-        queries, keys = slice(0, num_queries), slice(0, num_keys)
-        if attention_mask is not None:
-            mask = ~attention_mask if attention_mask.dtype == torch.bool else attention_mask
+        queries, keys = slice(0, query.size(0)), slice(0, num_keys)
+        mask = attention_mask
+        if mask is not None and mask.dtype == torch.bool:
+            mask = ~mask
+        if self.window is not None and self._slides(num_keys):
+            assert causal or mask is not None, "windows are for causal attention"
+            return window_blocks(self._chunks(query.size(0), num_keys), self.window, mask, query)
+        if mask is not None:
             return [QueryBlock(queries, keys, mask)]
         if not causal:
             return [QueryBlock(queries, keys)]
-        if self.cp_group is None or self.cp_group.size() == 1:
-            assert num_queries == num_keys, "a causal mask over cached keys must be given"
-            return [QueryBlock(queries, keys, causal=True)]
-        size = num_queries // 2
         return [
-            QueryBlock(slice(place * size, (place + 1) * size), slice(0, (number + 1) * size), causal=True)
-            for place, number in enumerate(chunk_numbers(self.cp_group))
+            QueryBlock(slice(start, start + count), slice(0, position + count), causal=True)
+            for start, count, position in self._chunks(query.size(0), num_keys)
         ]
+
+    def _slides(self, num_keys: int) -> bool:
+        """Whether the window is shorter than the sequence."""
+        return self.window is not None and self.window < num_keys
+
+    def _chunks(self, num_queries: int, num_keys: int) -> Sequence[Chunk]:
+        """This rank's queries and their places in the sequence."""
+        if self.cp_group is None or self.cp_group.size() == 1:
+            assert num_queries == num_keys, "a mask over cached keys must be given"
+            return [Chunk(0, num_queries, 0)]
+        size = num_queries // 2
+        return [Chunk(place * size, size, number * size) for place, number in enumerate(chunk_numbers(self.cp_group))]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, block: QueryBlock) -> Tensor:
         """One call of a kernel. [b, np, sq, hn], [b, ng, sk, hn] twice -> [b, np, queries of the block, hn]."""
-        query, key, value = query[:, :, block.queries], key[:, :, block.keys], value[:, :, block.keys]
-        mask, is_square = block.mask, query.size(2) == key.size(2)
+        query, key, value = block.take(query, key, value)
+        mask, is_square, shape = block.mask, query.size(2) == key.size(2), query.shape
+        if query.size(1) != key.size(1) and (mask is not None or query.dtype not in _FLASH_DTYPES):
+            query, key, value = _repeated(query, key, value, mask)
         if block.causal and not is_square:
             mask = lower_right_mask(query, key.size(2))
-        return scaled_dot_product_attention(
+        context = scaled_dot_product_attention(
             query,
             key,
             value,
@@ -166,6 +165,8 @@ class ScaledDotProductAttention(MegatronModule):
             scale=self.softmax_scale,
             enable_gqa=query.size(1) != key.size(1),
         )
+        context = context.reshape(shape)
+        return block.put_back(context)
 
     def _dropout_random_state(self) -> AbstractContextManager:
         """Each tensor-parallel rank drops differently in its own heads; under sequence parallelism the caller forks."""
@@ -191,6 +192,18 @@ def _dense_lower_right(num_queries: int, num_keys: int, dtype: torch.dtype) -> T
     return torch.zeros_like(future, dtype=dtype).masked_fill_(future, MASKED_SCORE)
 
 
+def _repeated(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """[b, np, sq, hn] and [b, ng, sk, hn] twice, with as many heads of keys as of queries.
+
+    Where all samples share the mask, the groups become samples, and the repeated heads are views.
+    """
+    repeats = query.size(1) // key.size(1)
+    if mask is None or mask.size(0) == 1:
+        groups = key.size(1)
+        query, key, value = (tensor.unflatten(1, (groups, -1)).flatten(0, 1) for tensor in (query, key, value))
+    return query, _repeat_heads(key, repeats), _repeat_heads(value, repeats)
+
+
 def _repeat_heads(grouped: Tensor, repeats: int) -> Tensor:
     """Each head ``repeats`` times in turn, [b, ng, s, hn] -> [b, ng * repeats, s, hn]; a view where ng is 1."""
     if repeats == 1:
@@ -201,7 +214,6 @@ def _repeat_heads(grouped: Tensor, repeats: int) -> Tensor:
 def _refuse_unsupported(config: TransformerConfig) -> None:
     """Raise ConfigError for the first flag that only Transformer Engine's attention supports."""
     refused = {
-        f"--window-size {config.window_size}": config.window_size is not None,
         f"--softmax-type {config.softmax_type}": config.softmax_type != "vanilla",
     }
     for flag, given in refused.items():

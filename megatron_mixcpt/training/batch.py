@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron_mixcpt.distillation.distilled_samples import is_distilled
-from megatron_mixcpt.models.attention import MASKED_SCORE
 from megatron_mixcpt.models.context_parallel import share_of_sequence
+from megatron_mixcpt.models.query_blocks import MASKED_SCORE
 
 
 class Batch(NamedTuple):

@@ -24,32 +24,38 @@ def check_attention() -> None:
     for group, dtype, masked in itertools.product(
         (pairs[dist.get_rank() // 2], dist.group.WORLD), TOLERANCE, ("causal", "bool", "added")
     ):
-        check_values_and_gradients(group, dtype, masked)
+        for window in (None, 20):
+            check_values_and_gradients(group, dtype, masked, window)
 
 
-def check_values_and_gradients(group: dist.ProcessGroup, dtype: torch.dtype, masked: str) -> None:
+def check_values_and_gradients(group: dist.ProcessGroup, dtype: torch.dtype, masked: str, window: int | None) -> None:
     from megatron_mixcpt.models import attention as module
+    from megatron_mixcpt.models.query_blocks import MASKED_SCORE
 
     whole = random_inputs(dtype)
     forbidden = document_mask() if masked != "causal" else future()
-    expected = dense_attention(*whole, forbidden, HEAD_SIZE**-0.5)
+    places = torch.arange(SEQUENCE)
+    seen = forbidden if window is None else forbidden | (places[:, None] - places >= window)
+    expected = dense_attention(*whole, seen, HEAD_SIZE**-0.5)
     weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
     expected_grads = torch.autograd.grad((expected * weights).sum(), whole)
 
     inputs = [mine(tensor.detach(), group).requires_grad_() for tensor in whole]
     mask = None if masked == "causal" else mine(forbidden, group, dim=2)
     if masked == "added":
-        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(mask, module.MASKED_SCORE)
+        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(mask, MASKED_SCORE)
     calls = []
     run = module.scaled_dot_product_attention
     with patch.object(module, "scaled_dot_product_attention", lambda *a, **k: calls.append((a, k)) or run(*a, **k)):
-        result = attention(group)(*inputs, mask)
+        result = attention(group, window)(*inputs, mask)
     grads = torch.autograd.grad((result * mine(weights, group)).sum(), inputs)
 
     torch.testing.assert_close(result, mine(expected, group).to(dtype), **TOLERANCE[dtype])
     # A gradient is a sum over all ranks' queries, in bfloat16 rounded on each rank and at each addition.
     tolerance = {"rtol": TOLERANCE[dtype]["rtol"], "atol": 4 * TOLERANCE[dtype]["atol"]}
     torch.testing.assert_close(grads, [mine(grad, group) for grad in expected_grads], **tolerance)
+    if window is not None:
+        return
     assert len(calls) == (2 if masked == "causal" else 1)
     for (query, key, _), options in calls:
         if options["attn_mask"] is not None and masked != "causal":
@@ -73,7 +79,7 @@ def check_kernels(num_queries: int, num_keys: int, dtype: torch.dtype, groups: i
     assert groups == (GROUPS if dtype == torch.bfloat16 else HEADS)  # flash serves groups, the other does not
 
 
-def attention(group: dist.ProcessGroup):
+def attention(group: dist.ProcessGroup, window: int | None):
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -82,7 +88,11 @@ def attention(group: dist.ProcessGroup):
 
     shape = {"num_layers": 1, "hidden_size": 64, "num_attention_heads": HEADS, "kv_channels": HEAD_SIZE}
     config = TransformerConfig(
-        **shape, num_query_groups=GROUPS, attention_dropout=0.0, context_parallel_size=group.size()
+        **shape,
+        num_query_groups=GROUPS,
+        attention_dropout=0.0,
+        context_parallel_size=group.size(),
+        window_size=None if window is None else (window - 1, 0),
     )
     groups = ProcessGroupCollection(cp=group)
     return ScaledDotProductAttention(config, 1, AttnMaskType.causal, "self", pg_collection=groups)

@@ -157,6 +157,35 @@ def _phi3(rope: dict[str, object]) -> PreTrainedConfig:
     return Phi3Config(**WIDER_HEADS, **options, rope_parameters=rope)
 
 
+def mistral_window() -> PreTrainedConfig:
+    """A window in every layer, of a length that is no multiple of a block's."""
+    return MistralConfig(**SHAPE, max_position_embeddings=4096, rope_theta=1e6, sliding_window=12)
+
+
+def qwen2_window() -> PreTrainedConfig:
+    """A window in the last two layers."""
+    return Qwen2Config(
+        **SHAPE,
+        max_position_embeddings=4096,
+        rope_theta=1e6,
+        tie_word_embeddings=False,
+        use_sliding_window=True,
+        sliding_window=16,
+        max_window_layers=2,
+    )
+
+
+def smollm3_window() -> PreTrainedConfig:
+    """A window in the layers without rotary embedding."""
+    config = smollm3().to_dict() | {"use_sliding_window": True, "sliding_window": 33, "layer_types": None}
+    return SmolLM3Config(**config)
+
+
+def phi3_window() -> PreTrainedConfig:
+    """Phi-3 mini's window, one below a power of 2."""
+    return Phi3Config(**SHAPE, max_position_embeddings=4096, sliding_window=31, pad_token_id=None)
+
+
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": llama,
     "qwen2": qwen2,
@@ -171,6 +200,10 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "phi3-partial": phi3_partial,
     "phi3-longrope": phi3_longrope,
     "smollm3-yarn": smollm3_yarn,
+    "mistral-window": mistral_window,
+    "qwen2-window": qwen2_window,
+    "smollm3-window": smollm3_window,
+    "phi3-window": phi3_window,
 }
 
 

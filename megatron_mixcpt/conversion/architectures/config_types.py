@@ -40,6 +40,10 @@ FLAGS_OF_LAYERS: Check = (
     lambda value: type(value) is list and len(value) <= MAX_LAYERS and all(item in (0, 1) for item in value),
     "expected a list of 0 and 1",
 )
+FIRST_LAYER: Check = (
+    lambda value: type(value) is int and 0 <= value <= MAX_LAYERS,
+    f"expected an integer from 0 to {MAX_LAYERS:,}",
+)
 OBJECT: Check = (lambda value: type(value) is dict, "expected an object")
 SIZE = _count(MAX_SIZE)
 
@@ -59,6 +63,7 @@ CHECKS: dict[str, Check] = {
     "original_max_position_embeddings": SIZE,
     "truncate": FLAG,
     "layer_types": NAMES,
+    "max_window_layers": FIRST_LAYER,
     "no_rope_layers": FLAGS_OF_LAYERS,
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_mixcpt.conversion.architectures.config_types import wrong_value
 from megatron_mixcpt.conversion.architectures.rope import RopeRules, rope_of
 from megatron_mixcpt.conversion.architectures.rules import Rule
+from megatron_mixcpt.conversion.architectures.windows import WindowRules, window_arguments
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.options import ModelOptions, Rope
 
@@ -43,6 +44,7 @@ FIXED_ARGUMENTS: dict[str, Any] = {
     "multi_latent_attention": False,
     "softmax_type": "vanilla",
     "window_size": None,
+    "window_attn_skip_freq": None,
     "position_embedding_type": "rope",
     "rotary_percent": 1.0,
     "rotary_interleaved": False,
@@ -87,6 +89,8 @@ class Architecture:
     """Older names of keys in config.json, each with the name used here."""
     rope: RopeRules = field(default_factory=RopeRules)
     """Which rotary embeddings transformers has for it."""
+    windows: WindowRules | None = None
+    """Which layers transformers gives a sliding window; None: it has no windows for this family."""
     ignored_tensors: str = r".*\.rotary_emb\.inv_freq"
     """Pattern of tensors without weights (old checkpoints store the rotary table)."""
     adjust: Callable[["HFConfig"], Mapping[str, Any]] | None = None
@@ -106,8 +110,9 @@ class HFConfig:
 
     def __init__(self, path: Path, values: Mapping[str, Any], architecture: "Architecture") -> None:
         self.path = path
-        given = {architecture.spellings.get(key, key): value for key, value in values.items() if value is not None}
-        self.values = {**architecture.hf_defaults, **given}
+        spelled = {architecture.spellings.get(key, key): value for key, value in values.items()}
+        found = {**architecture.hf_defaults, **spelled}  # a null in the place of a default: there is none
+        self.values = {key: value for key, value in found.items() if value is not None}
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, or ``default`` where the key is absent or null."""
@@ -142,13 +147,13 @@ def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, S
             raise config.refuse(key, config.get(key), f"for {architecture.name} the engine only has {key} {expected!r}")
     if config.get("quantization_config"):
         raise config.refuse("quantization_config", "...", "weights are quantized: use the full-precision checkpoint")
-    refuse_sliding_window(config)
     nature = f'"architectures": ["{architecture.name}"]'
     fixed = {**FIXED_ARGUMENTS, **architecture.arguments}
     settings = {name: Setting(value, nature) for name, value in {**fixed, **DEFAULT_ARGUMENTS}.items()}
     for key, name in {**CONFIG_MAP, **architecture.config_map}.items():
         settings[name] = Setting(config.require(key), f"{key} {config.require(key)}")
     settings |= _attention_settings(config) | _rope_settings(_rope(config, architecture))
+    settings |= _window_settings(config, architecture)
     tied = config.get("tie_word_embeddings", False)
     settings["untie_embeddings_and_output_weights"] = Setting(not tied, f"tie_word_embeddings {tied}")
     extra = architecture.adjust(config) if architecture.adjust else {}
@@ -167,15 +172,11 @@ def _attention_settings(config: HFConfig) -> dict[str, Setting]:
     }
 
 
-def refuse_sliding_window(config: HFConfig) -> None:
-    """Raise ConfigError where a layer has a window shorter than the sequences that the model allows."""
-    window = config.get("sliding_window")
-    if window is None or not config.get("use_sliding_window", True):
-        return
-    if "sliding_attention" not in config.get("layer_types", ["sliding_attention"]):
-        return
-    if window < config.require("max_position_embeddings"):
-        raise config.refuse("sliding_window", window, "attention here is over the whole sequence")
+def _window_settings(config: HFConfig, architecture: Architecture) -> dict[str, Setting]:
+    keys = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+    origin = ", ".join(f"{key} {_shown(config.get(key))}" for key in keys if config.get(key) is not None)
+    arguments = window_arguments(config.values, architecture.windows, config.refuse)
+    return {name: Setting(value, origin or "no sliding_window") for name, value in arguments.items()}
 
 
 def model_options(config: HFConfig, architecture: Architecture) -> ModelOptions:

@@ -3,6 +3,7 @@
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF
 from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
+from megatron_mixcpt.conversion.architectures.windows import WindowRules, every_layer
 
 ENGINE_EXPERT, HF_EXPERT = ENGINE + "mlp.experts.{expert}.", HF + "block_sparse_moe.experts.{expert}."
 
@@ -30,5 +31,6 @@ MIXTRAL = Architecture(
     config_map={"num_local_experts": "num_experts", "num_experts_per_tok": "moe_router_topk"},
     arguments=ROUTER_ARGUMENTS,
     required={"hidden_act": "silu"},
+    windows=WindowRules(every_layer),
     hf_defaults={"rope_theta": 1e6},
 )

@@ -4,6 +4,7 @@ from megatron_mixcpt.conversion.architectures.hf_config import Architecture
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
 from megatron_mixcpt.conversion.architectures.rope import RopeRules
 from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, MergeQKV, Rename, Rule
+from megatron_mixcpt.conversion.architectures.windows import WindowRules, every_layer
 
 FUSED_QKV, FUSED_GATE_UP = HF + "self_attn.qkv_proj.weight", HF + "mlp.gate_up_proj.weight"
 
@@ -19,5 +20,6 @@ PHI3 = Architecture(
     rope=RopeRules(
         types=("default", "longrope"), older_types={"su": "longrope", "yarn": "longrope"}, rotates_partly=True
     ),
+    windows=WindowRules(every_layer),
     hf_defaults={"original_max_position_embeddings": 4096},
 )

@@ -3,6 +3,7 @@
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
 from megatron_mixcpt.conversion.architectures.rules import MergeQKV, Rule
+from megatron_mixcpt.conversion.architectures.windows import WindowRules, last_layers
 
 QKV_BIAS: tuple[Rule, ...] = (
     MergeQKV(
@@ -19,5 +20,6 @@ QWEN2 = Architecture(
     name_map=EMBEDDINGS + ATTENTION + QKV_BIAS + MLP,
     arguments={"add_qkv_bias": True},
     required={"hidden_act": "silu"},
-    hf_defaults={"use_sliding_window": False},
+    hf_defaults={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+    windows=WindowRules(last_layers, has_layer_types=True),
 )

@@ -3,6 +3,7 @@
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
 from megatron_mixcpt.conversion.architectures.rules import Rename, Rule
+from megatron_mixcpt.conversion.architectures.windows import WindowRules, last_layers
 
 QK_NORM: tuple[Rule, ...] = (
     Rename(ENGINE + "self_attention.q_layernorm.weight", HF + "self_attn.q_norm.weight", ("head",)),
@@ -14,5 +15,6 @@ QWEN3 = Architecture(
     name_map=EMBEDDINGS + ATTENTION + QK_NORM + MLP,
     arguments={"qk_layernorm": True},
     required={"hidden_act": "silu", "attention_bias": False},
-    hf_defaults={"use_sliding_window": False, "head_dim": 128},
+    hf_defaults={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+    windows=WindowRules(last_layers, has_layer_types=True),
 )

@@ -5,6 +5,7 @@ from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS
 from megatron_mixcpt.conversion.architectures.mixtral import ENGINE_EXPERT, ROUTER_ARGUMENTS
 from megatron_mixcpt.conversion.architectures.qwen3 import QK_NORM
 from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
+from megatron_mixcpt.conversion.architectures.windows import WindowRules, every_layer
 
 HF_EXPERT = HF + "mlp.experts.{expert}."
 
@@ -34,6 +35,7 @@ QWEN3_MOE = Architecture(
     spellings={"num_experts": "num_local_experts"},
     arguments={**ROUTER_ARGUMENTS, "qk_layernorm": True},
     required={"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
-    hf_defaults={"use_sliding_window": False},
+    hf_defaults={"use_sliding_window": False, "sliding_window": 4096},
+    windows=WindowRules(every_layer),
     adjust=softmax_before_choice,
 )

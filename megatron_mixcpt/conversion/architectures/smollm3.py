@@ -2,6 +2,7 @@
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, MLP
+from megatron_mixcpt.conversion.architectures.windows import Values, WindowRules
 
 
 def layers_without_rope(config: HFConfig) -> dict[str, list[int]]:
@@ -9,10 +10,16 @@ def layers_without_rope(config: HFConfig) -> dict[str, list[int]]:
     return {"no_rope_freq": [1 - uses_rope for uses_rope in config.require("no_rope_layers")]}
 
 
+def layers_with_window(values: Values) -> list[bool]:
+    """Those without rotary embedding."""
+    return [not uses_rope for uses_rope in values.get("no_rope_layers", [])]
+
+
 SMOLLM3 = Architecture(
     name="SmolLM3ForCausalLM",
     name_map=EMBEDDINGS + ATTENTION + MLP,
     required={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     hf_defaults={"use_sliding_window": False, "tie_word_embeddings": True, "rope_theta": 2e6},
+    windows=WindowRules(layers_with_window, has_layer_types=True),
     adjust=layers_without_rope,
 )

@@ -41,6 +41,8 @@ def check_transformer_engine(explicit: Settings, settings: Settings, *, teacher_
             "install it, or remove the flag: layers that do without it are used then"
         )
     _check_attention(explicit, uses_it)
+    if uses_it:
+        _check_windows(settings)
     for flag, given in {"--teacher-fp8": teacher_fp8, "--fp8-format": bool(settings.get("fp8"))}.items():
         if given and not uses_it:
             raise ConfigError(
@@ -78,6 +80,19 @@ def _check_attention(explicit: Settings, uses_it: bool) -> None:
     backend = explicit.get("attention_backend")
     if backend is not None and backend.name == "local":
         raise ConfigError("--attention-backend local is not supported: give --transformer-impl local")
+
+
+def _check_windows(settings: Settings) -> None:
+    """Its ring of context-parallel ranks has no windows (``attn_forward_func_with_cp`` asserts it)."""
+    size, ranks = settings.get("window_size"), settings.get("context_parallel_size", 1)
+    if size is None or size[0] + 1 >= settings["seq_length"] or ranks == 1:
+        return
+    ways = settings.get("cp_comm_type") or "p2p"
+    if not set([ways] if isinstance(ways, str) else ways) <= {"all_gather", "a2a"}:
+        raise ConfigError(
+            f"--context-parallel-size {ranks}: Transformer Engine exchanges keys and values under a sliding window, of "
+            f"{size[0] + 1} tokens here, by all_gather or a2a alone: add --cp-comm-type all_gather"
+        )
 
 
 def _check_student_fp8(settings: Settings) -> None:

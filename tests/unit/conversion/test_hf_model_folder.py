@@ -67,10 +67,6 @@ def test_layers_without_rope(tmp_path):
     assert read_config(folder_with(tmp_path, "smollm3_tied")).engine_arguments["no_rope_freq"] == [0, 0, 0, 1]
 
 
-def test_window_as_long_as_the_model_is_no_window(tmp_path):
-    assert read_config(folder_with(tmp_path, "mistral", sliding_window=64)).engine_arguments["window_size"] is None
-
-
 def test_every_argument_is_one_of_the_engine(tmp_path):
     """The engine's own parser knows each name, so that training can fill it in."""
     from megatron.training.arguments import add_megatron_arguments
@@ -97,16 +93,9 @@ def test_qwen2_has_a_bias_and_may_name_a_window_it_does_not_use(tmp_path):
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu' cannot be trained"),
         ("llama", {"num_key_value_heads": 4}, "num_key_value_heads 4 cannot be trained: it must divide"),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "weights are quantized"),
-        ("mistral", {"sliding_window": 32}, "sliding_window 32 cannot be trained: attention here is over the whole"),
         ("qwen3", {"attention_bias": True}, "attention_bias True cannot be trained"),
-        ("mixtral", {"sliding_window": 32}, "sliding_window 32 cannot be trained"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers [0] cannot be trained"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 cannot be trained"),
-        (
-            "qwen2",
-            {"sliding_window": 8, "use_sliding_window": True, "layer_types": None},
-            "sliding_window 8 cannot be trained",
-        ),
     ],
     ids=lambda value: value[:40].replace(" ", "_") if isinstance(value, str) else "",
 )

@@ -18,7 +18,7 @@ def test_document_mask() -> None:
 
 
 def check_document_mask() -> None:
-    from megatron_mixcpt.models.attention import MASKED_SCORE
+    from megatron_mixcpt.models.query_blocks import MASKED_SCORE
     from megatron_mixcpt.training.batch import document_mask
 
     seq_length = 7

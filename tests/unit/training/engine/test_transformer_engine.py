@@ -82,3 +82,12 @@ def test_the_choice_of_an_attention_kernel() -> None:
 def backend(name: str) -> SimpleNamespace:
     """As the engine parses the flag: a member of an enumeration."""
     return SimpleNamespace(name=name)
+
+
+def test_windows_under_context_parallelism() -> None:
+    shared = {"context_parallel_size": 2, "window_size": (15, 0)}
+    assert "of 16 tokens here, by all_gather or a2a alone: add --cp-comm-type all_gather" in refusal(**shared)
+    assert "--cp-comm-type all_gather" in refusal(**shared, cp_comm_type=["p2p"])
+    assert not refusal(**shared, cp_comm_type=["all_gather"])
+    assert not refusal(**shared | {"window_size": (31, 0)})  # as long as the sequence
+    assert not refusal(**shared, implementation="local")
