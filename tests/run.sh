@@ -3,6 +3,7 @@
 #
 #   bash tests/run.sh                 # everything, as the continuous integration runs it
 #   bash tests/run.sh -k lssd -x      # some tests
+#   bash tests/run.sh -n 0            # in one process, for example with --pdb
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,4 +13,5 @@ export MIXCPT_DEVICE=cpu # on a machine with GPUs too: nothing here is about the
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest -q tests "$@"
+# Two test processes: what tests of one rank leave idle, another's ranks use. The tests of a file stay together.
+exec .venv/bin/python -m pytest -q -n 2 --dist loadfile tests "$@"
