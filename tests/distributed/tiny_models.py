@@ -82,9 +82,9 @@ def phi3() -> PreTrainedConfig:
     return Phi3Config(**SHAPE, max_position_embeddings=4096, sliding_window=None, pad_token_id=None)
 
 
-def mixtral() -> PreTrainedConfig:
+def mixtral(num_chosen: int = 2) -> PreTrainedConfig:
     """Four experts of which each token takes two."""
-    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": num_chosen}
     return MixtralConfig(**SHAPE, **experts, max_position_embeddings=4096, rope_theta=1e6, sliding_window=None)
 
 
@@ -98,8 +98,9 @@ def qwen3_moe_plain() -> PreTrainedConfig:
     return _qwen3_moe(norm_topk_prob=False)
 
 
-def _qwen3_moe(**options: bool) -> PreTrainedConfig:
-    experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+def _qwen3_moe(norm_topk_prob: bool, num_chosen: int = 3) -> PreTrainedConfig:
+    experts = {"num_experts": 8, "num_experts_per_tok": num_chosen, "moe_intermediate_size": 24}
+    options = {"norm_topk_prob": norm_topk_prob}
     return Qwen3MoeConfig(
         **SHAPE, **experts, **options, head_dim=8, max_position_embeddings=4096, tie_word_embeddings=False
     )
@@ -196,6 +197,8 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "mixtral": mixtral,
     "qwen3-moe": qwen3_moe,
     "qwen3-moe-plain": qwen3_moe_plain,
+    "mixtral-all": partial(mixtral, num_chosen=4),
+    "qwen3-moe-all": partial(_qwen3_moe, True, num_chosen=8),
     **{f"llama-{rope}": partial(llama_with, rope) for rope in ROPES},
     "phi3-partial": phi3_partial,
     "phi3-longrope": phi3_longrope,
