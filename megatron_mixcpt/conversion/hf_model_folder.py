@@ -66,7 +66,9 @@ class ModelPlan:
     def rules(self) -> dict[str, Rule]:
         """A rule for every engine tensor, by the engine's name."""
         num_layers, num_experts = self.engine_arguments["num_layers"], self.engine_arguments["num_experts"] or 0
-        templates = [rule for rule in self.architecture.name_map if not (self.tied and rule.engine == OUTPUT_LAYER)]
+        biases = [rule for key, rules in self.architecture.biases.items() if self.config.get(key) for rule in rules]
+        dropped = {OUTPUT_LAYER} if self.tied else set()
+        templates = [rule for rule in (*self.architecture.name_map, *biases) if rule.engine not in dropped]
         return {rule.engine: rule for item in templates for rule in item.instances(num_layers, num_experts)}
 
     def hf_shapes(self) -> dict[str, tuple[int, ...]]:

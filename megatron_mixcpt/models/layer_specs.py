@@ -34,8 +34,10 @@ from megatron.core.transformer.transformer_layer import (
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.attention import ScaledDotProductAttention
+from megatron_mixcpt.models.biases import with_biases
 from megatron_mixcpt.models.experts import GroupedExperts
 from megatron_mixcpt.models.norm import build_norm
+from megatron_mixcpt.models.options import options_of
 from megatron_mixcpt.models.router import Router
 
 
@@ -67,11 +69,11 @@ def gpt_layer_spec(
         vp_stage: virtual pipeline stage; None without interleaving.
         pp_rank: pipeline stage; None = this rank's.
 
-    Raises ConfigError for multi-latent attention where Transformer Engine is not enabled.
+    Raises ConfigError for multi-latent attention where Transformer Engine is not enabled, and for experts with biases.
     """
     config = getattr(config, "transformer", config)
     if HAVE_TE and config.transformer_impl == "transformer_engine":
-        return _transformer_engine_spec(config, vp_stage, pp_rank)
+        return with_biases(_transformer_engine_spec(config, vp_stage, pp_rank), options_of(config))
     if config.multi_latent_attention:
         raise ConfigError("--multi-latent-attention needs Transformer Engine, which is not enabled")
     provider = TorchSpecProvider()
@@ -80,10 +82,11 @@ def gpt_layer_spec(
     if config.num_moe_experts is not None:
         mixture = ModuleSpec(module=TransformerLayer, submodules=_mixture_submodules(config, provider))
         layers = [mixture if has_experts else dense for has_experts in _layers_with_experts(config)]
-    return TransformerBlockSubmodules(
+    stage = TransformerBlockSubmodules(
         layer_specs=[layers[index] for index in _layers_of_stage(config, vp_stage, pp_rank)],
         layer_norm=provider.layer_norm(),
     )
+    return with_biases(stage, options_of(config))
 
 
 def _layers_with_experts(config: TransformerConfig) -> list[bool]:

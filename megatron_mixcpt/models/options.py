@@ -65,6 +65,10 @@ class ModelOptions:
     """The rotary embedding; None: the one that the engine makes of its arguments."""
     layer_ropes: tuple[Rope, ...] = ()
     """One for each layer of the model, where they differ; they then go before ``rope``."""
+    attention_output_bias: bool = False
+    """Whether attention's output projection has a bias; those of query, key and value are the engine's to have."""
+    mlp_bias: bool = False
+    """Whether both linear layers of an MLP have one."""
 
 
 def attach_options(config: "TransformerConfig", options: ModelOptions) -> None:

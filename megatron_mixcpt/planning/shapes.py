@@ -21,6 +21,9 @@ class ModelShape:
     tied: bool = False
     """Whether the output weight is the embedding."""
     qkv_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    """Biases of both layers of a dense model's MLP."""
     qk_layernorm: bool = False
     num_experts: int = 0
     """Experts of each layer, in place of an MLP; 0: a dense model."""
@@ -42,7 +45,7 @@ class ModelShape:
     def layer_matrices(self) -> int:
         """Parameters of one layer that tensor parallelism splits: attention, and the MLP of a dense model."""
         qkv = self.query_size + 2 * self.kv_size
-        bias = qkv if self.qkv_bias else 0
+        bias = (qkv if self.qkv_bias else 0) + (2 * self.ffn_hidden_size if self.mlp_bias else 0)
         mlp = 0 if self.num_experts else 3 * self.ffn_hidden_size
         return self.hidden_size * (qkv + self.query_size + mlp) + bias
 
@@ -53,9 +56,10 @@ class ModelShape:
 
     @property
     def layer_norms(self) -> int:
-        """Parameters of one layer that every tensor parallel rank holds: the norms, and the router."""
+        """Parameters of one layer that every tensor parallel rank holds: norms, row-parallel biases, the router."""
+        biases = self.hidden_size * (self.attention_output_bias + self.mlp_bias)
         router = self.hidden_size * self.num_experts
-        return 2 * self.hidden_size + (2 * self.kv_channels if self.qk_layernorm else 0) + router
+        return 2 * self.hidden_size + (2 * self.kv_channels if self.qk_layernorm else 0) + biases + router
 
     @property
     def num_parameters(self) -> int:
@@ -120,5 +124,7 @@ def _shape_of_folder(folder: str) -> ModelShape:
         **{name: arguments[name] for name in (*sizes, "kv_channels", "max_position_embeddings", "qk_layernorm")},
         tied=plan.tied,
         qkv_bias=arguments["add_qkv_bias"],
+        attention_output_bias=plan.options.attention_output_bias,
+        mlp_bias=plan.options.mlp_bias,
         **experts,
     )

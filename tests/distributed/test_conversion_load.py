@@ -21,7 +21,7 @@ from megatron_mixcpt.testing import run_distributed
 from tests.unit.conversion import tiny_hf
 
 TOKENS = torch.arange(2 * 64).view(2, 64) * 7 % 259
-ONE_EACH = ("llama3_tied", "mistral", "qwen2", "qwen3", "smollm3_tied", "phi3", "mixtral", "qwen3_moe")
+ONE_EACH = ("llama3_tied", "llama_biases", "mistral", "qwen2", "qwen3", "smollm3_tied", "phi3", "mixtral", "qwen3_moe")
 # Layout -> sizes of the tensor-, pipeline- and expert-parallel groups, and the models that go through it.
 LAYOUTS = {
     "single": ((1, 1, 1), tuple(tiny_hf.CONFIGS)),

@@ -16,7 +16,7 @@ from tests.unit.conversion import tiny_hf
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``hf`` and the Megatron checkpoint ``megatron`` made from it."""
     root = tmp_path_factory.mktemp("verify")
-    tiny_hf.save_tokenizer(tiny_hf.save("qwen3_tied", root / "hf"))
+    tiny_hf.save_tokenizer(tiny_hf.save("qwen3_tied_bias", root / "hf"))
     convert_from_hf(root / "hf", root / "megatron")
     return root
 

@@ -77,6 +77,16 @@ def smollm3() -> PreTrainedConfig:
     )
 
 
+def llama_bias() -> PreTrainedConfig:
+    """Biases in every linear layer but the output layer."""
+    return LlamaConfig(**SHAPE, max_position_embeddings=4096, attention_bias=True, mlp_bias=True)
+
+
+def qwen3_bias() -> PreTrainedConfig:
+    """Biases in attention, beside its norms."""
+    return Qwen3Config(**qwen3().to_dict() | {"attention_bias": True})
+
+
 def phi3() -> PreTrainedConfig:
     """One tensor for query, key and value, and one for gate and up."""
     return Phi3Config(**SHAPE, max_position_embeddings=4096, sliding_window=None, pad_token_id=None)
@@ -193,6 +203,8 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "mistral": mistral,
     "qwen3": qwen3,
     "smollm3": smollm3,
+    "llama-bias": llama_bias,
+    "qwen3-bias": qwen3_bias,
     "phi3": phi3,
     "mixtral": mixtral,
     "qwen3-moe": qwen3_moe,

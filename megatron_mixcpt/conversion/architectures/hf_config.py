@@ -77,6 +77,8 @@ class Architecture:
     """Entry of ``architectures`` in config.json."""
     name_map: tuple[Rule, ...]
     """Every engine tensor; ``output_layer.weight`` is dropped where embeddings are tied."""
+    biases: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    """Rules of the biases that there are where config.json has ``attention_bias`` or ``mlp_bias`` true."""
     config_map: Mapping[str, str] = field(default_factory=dict)
     """Further required keys of config.json and the engine's names for them."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -154,6 +156,8 @@ def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, S
         settings[name] = Setting(config.require(key), f"{key} {config.require(key)}")
     settings |= _attention_settings(config) | _rope_settings(_rope(config, architecture))
     settings |= _window_settings(config, architecture)
+    if _has_bias(config, architecture, "attention_bias"):
+        settings["add_qkv_bias"] = Setting(True, "attention_bias True")
     tied = config.get("tie_word_embeddings", False)
     settings["untie_embeddings_and_output_weights"] = Setting(not tied, f"tie_word_embeddings {tied}")
     extra = architecture.adjust(config) if architecture.adjust else {}
@@ -184,7 +188,15 @@ def model_options(config: HFConfig, architecture: Architecture) -> ModelOptions:
 
     Raises ConfigError for what transformers cannot compute; the types of the values must have been checked.
     """
-    return ModelOptions(rope=_rope(config, architecture))
+    return ModelOptions(
+        rope=_rope(config, architecture),
+        attention_output_bias=_has_bias(config, architecture, "attention_bias"),
+        mlp_bias=_has_bias(config, architecture, "mlp_bias"),
+    )
+
+
+def _has_bias(config: HFConfig, architecture: Architecture, key: str) -> bool:
+    return key in architecture.biases and config.get(key, False)
 
 
 def _rope(config: HFConfig, architecture: Architecture) -> Rope:

@@ -29,8 +29,29 @@ MLP: tuple[Rule, ...] = (
     Rename(ENGINE + "mlp.linear_fc2.weight", HF + "mlp.down_proj.weight", ("hidden", "ffn"), split=1),
 )
 
+QKV_BIAS: tuple[Rule, ...] = (
+    MergeQKV(
+        ENGINE + "self_attention.linear_qkv.bias",
+        HF + "self_attn.q_proj.bias",
+        HF + "self_attn.k_proj.bias",
+        HF + "self_attn.v_proj.bias",
+        bias=True,
+    ),
+)
+
+ATTENTION_BIAS: tuple[Rule, ...] = (
+    *QKV_BIAS,
+    Rename(ENGINE + "self_attention.linear_proj.bias", HF + "self_attn.o_proj.bias", ("hidden",)),
+)
+
+MLP_BIAS: tuple[Rule, ...] = (
+    MergeGateUp(ENGINE + "mlp.linear_fc1.bias", HF + "mlp.gate_proj.bias", HF + "mlp.up_proj.bias", bias=True),
+    Rename(ENGINE + "mlp.linear_fc2.bias", HF + "mlp.down_proj.bias", ("hidden",)),
+)
+
 LLAMA = Architecture(
     name="LlamaForCausalLM",
     name_map=EMBEDDINGS + ATTENTION + MLP,
-    required={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    biases={"attention_bias": ATTENTION_BIAS, "mlp_bias": MLP_BIAS},
+    required={"hidden_act": "silu"},
 )

@@ -1,19 +1,8 @@
 """Qwen2 and Qwen2.5: Llama's layers with a bias on query, key and value."""
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
-from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP
-from megatron_mixcpt.conversion.architectures.rules import MergeQKV, Rule
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, MLP, QKV_BIAS
 from megatron_mixcpt.conversion.architectures.windows import WindowRules, last_layers
-
-QKV_BIAS: tuple[Rule, ...] = (
-    MergeQKV(
-        ENGINE + "self_attention.linear_qkv.bias",
-        HF + "self_attn.q_proj.bias",
-        HF + "self_attn.k_proj.bias",
-        HF + "self_attn.v_proj.bias",
-        bias=True,
-    ),
-)
 
 QWEN2 = Architecture(
     name="Qwen2ForCausalLM",

@@ -1,7 +1,7 @@
 """Qwen3-MoE: Qwen3's attention and a mixture of small experts in every layer."""
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
-from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, ATTENTION_BIAS, EMBEDDINGS, ENGINE, HF
 from megatron_mixcpt.conversion.architectures.mixtral import ENGINE_EXPERT, ROUTER_ARGUMENTS
 from megatron_mixcpt.conversion.architectures.qwen3 import QK_NORM
 from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
@@ -34,7 +34,8 @@ QWEN3_MOE = Architecture(
     },
     spellings={"num_experts": "num_local_experts"},
     arguments={**ROUTER_ARGUMENTS, "qk_layernorm": True},
-    required={"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    biases={"attention_bias": ATTENTION_BIAS},
+    required={"hidden_act": "silu", "decoder_sparse_step": 1, "mlp_only_layers": []},
     hf_defaults={"use_sliding_window": False, "sliding_window": 4096},
     windows=WindowRules(every_layer),
     adjust=softmax_before_choice,

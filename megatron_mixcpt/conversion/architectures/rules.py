@@ -172,20 +172,25 @@ class MergeQKV(Rule):
 class MergeGateUp(Rule):
     """The two halves of a SwiGLU's first layer: each rank holds [its rows of gate, its rows of up].
 
-    Both may be one HF tensor that holds gate above up (Phi-3). ``inner`` names the feed-forward size.
+    Both may be one HF tensor that holds gate above up (Phi-3). ``inner`` names the feed-forward size. ``bias`` makes
+    them vectors.
     """
 
     gate: str
     up: str
     inner: str = "ffn"
+    bias: bool = False
 
     def hf_shapes(self, dims: Dimensions) -> dict[str, tuple[int, ...]]:
         if self.gate == self.up:
             return {self.gate: self.engine_shape(dims)}
-        return {self.gate: (dims[self.inner], dims["hidden"]), self.up: (dims[self.inner], dims["hidden"])}
+        return dict.fromkeys((self.gate, self.up), self._shape(dims[self.inner], dims))
 
     def engine_shape(self, dims: Dimensions) -> tuple[int, ...]:
-        return (2 * dims[self.inner], dims["hidden"])
+        return self._shape(2 * dims[self.inner], dims)
+
+    def _shape(self, rows: int, dims: Dimensions) -> tuple[int, ...]:
+        return (rows,) if self.bias else (rows, dims["hidden"])
 
     def blocks(self, dims: Dimensions, rank: int = 0, size: int = 1, num_rows: int | None = None) -> list[Block]:
         inner, part = dims[self.inner], dims[self.inner] // size

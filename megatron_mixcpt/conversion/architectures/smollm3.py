@@ -1,7 +1,7 @@
 """SmolLM3: Llama's layers, some of them (every fourth) without rotary embedding."""
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
-from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, MLP
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, ATTENTION_BIAS, EMBEDDINGS, MLP, MLP_BIAS
 from megatron_mixcpt.conversion.architectures.windows import Values, WindowRules
 
 
@@ -18,7 +18,8 @@ def layers_with_window(values: Values) -> list[bool]:
 SMOLLM3 = Architecture(
     name="SmolLM3ForCausalLM",
     name_map=EMBEDDINGS + ATTENTION + MLP,
-    required={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    biases={"attention_bias": ATTENTION_BIAS, "mlp_bias": MLP_BIAS},
+    required={"hidden_act": "silu"},
     hf_defaults={"use_sliding_window": False, "tie_word_embeddings": True, "rope_theta": 2e6},
     windows=WindowRules(layers_with_window, has_layer_types=True),
     adjust=layers_without_rope,

@@ -82,18 +82,38 @@ def test_qwen2_has_a_bias_and_may_name_a_window_it_does_not_use(tmp_path):
     assert read_config(folder).engine_arguments["add_qkv_bias"] is True
 
 
+def test_biases_of_attention_and_mlp(tmp_path):
+    """Each key alone, and only where transformers reads it for the family."""
+    has_none = (False, False, False)
+    for name, key, expected in (
+        ("llama", "attention_bias", (True, True, False)),
+        ("llama", "mlp_bias", (False, False, True)),
+        ("qwen3", "attention_bias", (True, True, False)),
+        ("qwen3", "mlp_bias", has_none),
+        ("mistral", "attention_bias", has_none),
+    ):
+        plan = read_config(folder_with(tmp_path, name, **{key: True}))
+        options = plan.options
+        found = (plan.engine_arguments["add_qkv_bias"], options.attention_output_bias, options.mlp_bias)
+        assert found == expected, (name, key)
+        assert any(rule.endswith("linear_proj.bias") for rule in plan.rules()) == expected[1]
+        assert any(rule.endswith("linear_fc1.bias") for rule in plan.rules()) == expected[2]
+    plan = read_config(folder_with(tmp_path, "llama", attention_bias=True))
+    with pytest.raises(ConfigError, match=r"--add-qkv-bias False \(it has attention_bias True\)"):
+        refuse_contradictions({"add_qkv_bias": False}, plan)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("llama", {"architectures": ["GPT2LMHeadModel"]}, "architecture ['GPT2LMHeadModel'] is not supported"),
         ("llama", {"architectures": None}, "is not supported; these are: LlamaForCausalLM"),
         ("llama", {"num_hidden_layers": None}, "has no num_hidden_layers"),
-        ("llama", {"attention_bias": True}, "attention_bias True cannot be trained"),
-        ("llama", {"mlp_bias": True}, "mlp_bias True cannot be trained"),
+        ("llama", {"mlp_bias": "yes"}, "mlp_bias 'yes' cannot be trained: expected true or false"),
+        ("phi3", {"attention_bias": True}, "attention_bias True cannot be trained"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu' cannot be trained"),
         ("llama", {"num_key_value_heads": 4}, "num_key_value_heads 4 cannot be trained: it must divide"),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "weights are quantized"),
-        ("qwen3", {"attention_bias": True}, "attention_bias True cannot be trained"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers [0] cannot be trained"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 cannot be trained"),
     ],

@@ -48,18 +48,22 @@ UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SIZES, **UNTIED),
     "llama3_tied": LlamaConfig(**SIZES, **TIED, rope_parameters=LLAMA3_ROPE),
+    "llama_biases": LlamaConfig(**SIZES, **UNTIED, attention_bias=True, mlp_bias=True),
     "mistral": MistralConfig(**SIZES, **UNTIED, sliding_window=None),
     "qwen2": Qwen2Config(**SIZES, **UNTIED),
     "qwen2_tied": Qwen2Config(**SIZES, **TIED),
     "qwen3": Qwen3Config(**SIZES, **UNTIED, head_dim=16),
-    "qwen3_tied": Qwen3Config(**SIZES, **TIED, head_dim=16),
+    "qwen3_tied_bias": Qwen3Config(**SIZES, **TIED, head_dim=16, attention_bias=True),
     "smollm3_tied": SmolLM3Config(**SIZES, **TIED, **SMALL_IDS),
+    "smollm3_biases": SmolLM3Config(**SIZES, **TIED, **SMALL_IDS, attention_bias=True, mlp_bias=True),
     "phi3": Phi3Config(**SIZES, **UNTIED, **SMALL_IDS),
     "mixtral": MixtralConfig(**SIZES, **UNTIED, **MOE),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **UNTIED, **MOE, head_dim=16, moe_intermediate_size=24, norm_topk_prob=True),
-    "qwen3_moe_raw_weights": Qwen3MoeConfig(**SIZES, **UNTIED, **MOE, head_dim=16, moe_intermediate_size=24),
+    "qwen3_moe_raw_weights_bias": Qwen3MoeConfig(
+        **SIZES, **UNTIED, **MOE, head_dim=16, moe_intermediate_size=24, attention_bias=True
+    ),
 }
-MIXTURES_OF_EXPERTS = ("mixtral", "qwen3_moe", "qwen3_moe_raw_weights")
+MIXTURES_OF_EXPERTS = ("mixtral", "qwen3_moe", "qwen3_moe_raw_weights_bias")
 
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.planning.shapes import PRESETS, ModelShape, model_shape
+from tests.unit.conversion import tiny_hf
 
 
 # The parameters of the published weights, as their safetensors files add up.
@@ -53,6 +54,14 @@ def test_a_folder_says_its_own_sizes(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert model_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 2, 100, 16, 128, tied=True, qkv_bias=True)
+
+
+@pytest.mark.parametrize("name", ["llama_biases", "smollm3_biases", "qwen3_tied_bias", "qwen3_moe_raw_weights_bias"])
+def test_biases_are_counted(name: str, tmp_path: Path) -> None:
+    """As many parameters as transformers builds."""
+    model = tiny_hf.build(name)
+    model.save_pretrained(tmp_path)
+    assert model_shape(str(tmp_path)).num_parameters == sum(tensor.numel() for tensor in model.parameters())
 
 
 def test_a_folder_of_a_mixture_of_experts(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The rules between HF and engine tensors: interleaving worked out by hand, shards that tile, and their own inverse."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,7 +28,8 @@ GATE_UP = MergeGateUp("fc1", "gate", "up")
 def gather(rule, tensors: dict[str, torch.Tensor], rank: int = 0, size: int = 1, num_rows=None) -> torch.Tensor:
     """A rank's part, from whole HF tensors in memory."""
     blocks = rule.blocks(DIMS, rank, size, num_rows)
-    return torch.cat([tensors[block.name][block.rows][:, block.columns or slice(None)] for block in blocks])
+    parts = [(tensors[block.name][block.rows], block.columns) for block in blocks]
+    return torch.cat([part if columns is None else part[:, columns] for part, columns in parts])
 
 
 def random_tensors(rule) -> dict[str, torch.Tensor]:
@@ -74,6 +77,13 @@ def test_vocabulary_padding_falls_off_the_end():
     assert rule.blocks(DIMS, 4, 5, num_rows=2) == []
 
 
+def test_biases_are_merged_as_the_rows_of_their_weights():
+    for weight, bias in ((QKV, replace(QKV, bias=True)), (GATE_UP, replace(GATE_UP, bias=True))):
+        assert bias.blocks(DIMS, 1, 2) == weight.blocks(DIMS, 1, 2)
+        assert bias.engine_shape(DIMS) == weight.engine_shape(DIMS)[:1]
+        assert bias.hf_shapes(DIMS) == {name: shape[:1] for name, shape in weight.hf_shapes(DIMS).items()}
+
+
 @pytest.mark.parametrize("rule", [QKV, FUSED_QKV, GATE_UP, MergeGateUp("fc1", "gate_up", "gate_up")])
 def test_taking_apart_undoes_merging(rule):
     tensors = random_tensors(rule)
@@ -85,7 +95,8 @@ def test_taking_apart_undoes_merging(rule):
 def test_every_engine_row_has_one_source(name):
     """Per architecture: no HF tensor is consumed twice, and blocks fill exactly the engine's rows."""
     seen: list[str] = []
-    for template in ARCHITECTURES[name].name_map:
+    biases = [rule for rules in ARCHITECTURES[name].biases.values() for rule in rules]
+    for template in (*ARCHITECTURES[name].name_map, *biases):
         for rule in template.instances(num_layers=2, num_experts=2):
             assert sum(block.num_rows for block in rule.blocks(DIMS)) == rule.engine_shape(DIMS)[0]
             seen += rule.hf_shapes(DIMS)

@@ -1,0 +1,60 @@
+"""Biases that the engine's configuration cannot name one by one: of attention's output and of an MLP's two layers.
+
+The engine has a bias either in every linear layer (``add_bias_linear``) or in none, but for query, key and value
+(``add_qkv_bias``). Here the builders of the layers that have one in transformers are asked for it, whichever provider
+they come from. The engine does the rest with whatever bias its layers return: it is added once, after the sum over
+tensor-parallel ranks, and its gradient is summed over the parts of the sequence where sequence parallelism divides it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import MlpBuilder, TransformerLayerSubmodules
+
+from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.models.options import ModelOptions
+
+
+def with_biases(
+    spec: TransformerBlockSubmodules | ModuleSpec, options: ModelOptions
+) -> TransformerBlockSubmodules | ModuleSpec:
+    """The layers of a stage, or the one that all are built like, with the biases of ``options``.
+
+    ``spec`` stays as it is. Raises ConfigError for ``mlp_bias`` in a layer with experts.
+    """
+    if not options.attention_output_bias and not options.mlp_bias:
+        return spec
+    if isinstance(spec, TransformerBlockSubmodules):
+        return replace(spec, layer_specs=[with_biases(layer, options) for layer in spec.layer_specs or ()])
+    return replace(spec, submodules=_layer_with_biases(spec.submodules, options))
+
+
+def _layer_with_biases(layer: TransformerLayerSubmodules, options: ModelOptions) -> TransformerLayerSubmodules:
+    if options.attention_output_bias:
+        attention = layer.self_attention
+        projection = _with_bias(attention.submodules.linear_proj)
+        attention = replace(attention, submodules=replace(attention.submodules, linear_proj=projection))
+        layer = replace(layer, self_attention=attention)
+    return replace(layer, mlp=_with_biases_in_mlp(layer.mlp)) if options.mlp_bias else layer
+
+
+def _with_biases_in_mlp(mlp: MlpBuilder) -> MlpBuilder:
+    submodules = mlp.keywords["submodules"] if isinstance(mlp, partial) else None
+    if not isinstance(submodules, MLPSubmodules):
+        raise ConfigError("mlp_bias: experts with biases are not supported")
+    layers = {name: _with_bias(getattr(submodules, name)) for name in ("linear_fc1", "linear_fc2")}
+    return partial(mlp.func, *mlp.args, **mlp.keywords | {"submodules": replace(submodules, **layers)})
+
+
+def _with_bias(build: Callable[..., Any]) -> Callable[..., Any]:
+    """The builder of a linear layer, which has a bias whatever the engine asks for."""
+
+    def build_with_bias(*sizes: int, **arguments: Any) -> Any:
+        return build(*sizes, **{**arguments, "bias": True})
+
+    return build_with_bias
