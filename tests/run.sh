@@ -13,5 +13,6 @@ export MIXCPT_DEVICE=cpu # on a machine with GPUs too: nothing here is about the
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Two test processes: what tests of one rank leave idle, another's ranks use. The tests of a file stay together.
-exec .venv/bin/python -m pytest -q -n 2 --dist loadfile tests "$@"
+# Two test processes: what tests of one rank leave idle, the ranks of another use. The tests of a file stay together; the
+# longest, of several ranks, come first.
+exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests "$@"
