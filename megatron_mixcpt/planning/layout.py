@@ -34,6 +34,10 @@ class Layout:
     expert_tensor_parallel_size: int | None = None
     """Ranks that share each expert. Default: as many as share each layer."""
 
+    moe_grouped_gemm: bool = False
+    """All experts of a rank in grouped products, also with Transformer Engine; --recompute-modules moe_act asks for
+    it."""
+
     num_virtual_stages_per_pipeline_rank: int | None = None
     """Chunks of layers on each rank of an interleaved pipeline. Default: not interleaved."""
 

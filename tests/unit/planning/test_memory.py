@@ -54,7 +54,7 @@ def test_a_layer_with_experts_saves_their_rows() -> None:
     run = PlannedRun.of(EXPERTS, Layout())
     assert expert_bytes(run) == 4096 * (4 * (8 + 18) + 20) + 2048 * 4 * 20
     selective = {"recompute_granularity": "selective"}
-    activation = PlannedRun.of(EXPERTS, Layout(**selective, recompute_modules=("moe_act",)))
+    activation = PlannedRun.of(EXPERTS, Layout(**selective, recompute_modules=("moe_act",), moe_grouped_gemm=True))
     assert expert_bytes(run) - expert_bytes(activation) == 4096 * 4 * 6
     assert expert_bytes(PlannedRun.of(EXPERTS, Layout(**selective, recompute_modules=("moe",)))) == 0
 

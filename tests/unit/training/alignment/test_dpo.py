@@ -35,7 +35,9 @@ def loss_of(**flags) -> torch.Tensor:
     """The summed loss that the trainer makes of the row."""
     documents, policy, reference = row()
     run = SimpleNamespace(config=DPOConfig(data=["pairs.jsonl"], beta=BETA, **flags))
-    rows = Rows(batch=None, document=documents, sample=torch.tensor([[0, 0, 1, 1]]))  # type: ignore[arg-type]
+    padding = torch.zeros(documents.shape, dtype=torch.bool)
+    sample = torch.tensor([[0, 0, 1, 1]])
+    rows = Rows(None, documents, sample, num_tokens=sum(NUM_TOKENS), padding=padding)  # type: ignore[arg-type]
     loss, num_pairs, _ = dpo._loss_func(run, None, rows)((policy, reference))  # type: ignore[arg-type]
     assert num_pairs.item() == 2
     return loss
