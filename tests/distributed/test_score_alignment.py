@@ -250,9 +250,9 @@ REFUSALS = [
     ({"--sft": "missing.jsonl"}, "--sft missing.jsonl: no such file or folder"),
     (
         {"--tensor-model-parallel-size": "5"},
-        "-parallel-size 5 must divide the model's num_attention_heads 12",
+        "--tensor-model-parallel-size 5 does not divide the model's 12 attention heads: choose",
     ),
-    ({"--pipeline-model-parallel-size": "2"}, "TP 1 x PP 2 needs 2 processes or a multiple, not 1: use torchrun"),
+    ({"--pipeline-model-parallel-size": "2"}, "1 rank cannot be divided into complete copies of the model of 2 (TP 1 x PP 2 x CP 1): start 2"),
     (
         {"--output": "nowhere/scores.jsonl"},
         "--output nowhere/scores.jsonl: the folder nowhere does not exist; create it first",
