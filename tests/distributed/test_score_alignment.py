@@ -252,7 +252,10 @@ REFUSALS = [
         {"--tensor-model-parallel-size": "5"},
         "--tensor-model-parallel-size 5 does not divide the model's 12 attention heads: choose",
     ),
-    ({"--pipeline-model-parallel-size": "2"}, "1 rank cannot be divided into complete copies of the model of 2 (TP 1 x PP 2 x CP 1): start 2"),
+    (
+        {"--pipeline-model-parallel-size": "2"},
+        "1 rank cannot be divided into complete copies of the model of 2 (TP 1 x PP 2 x CP 1): start 2",
+    ),
     (
         {"--output": "nowhere/scores.jsonl"},
         "--output nowhere/scores.jsonl: the folder nowhere does not exist; create it first",
