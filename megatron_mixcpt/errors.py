@@ -48,6 +48,16 @@ def nearest(number: int, works: Callable[[int], bool], *, most: int) -> str:
     return " or ".join(str(tried) for tried in (below, above) if tried is not None) or "other numbers"
 
 
+def nearest_divisors(number: int, of: int) -> str:
+    """The nearest numbers that divide ``of``, for the way out of an error."""
+    return nearest(number, lambda tried: of % tried == 0, most=of)
+
+
+def nearest_multiples(number: int, of: int) -> str:
+    """The nearest multiples of ``of``, for the way out of an error."""
+    return nearest(number, lambda tried: tried % of == 0, most=number + of)
+
+
 def exit_on_user_error[**P, R](main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a tool's ``main`` so that a :class:`MixCPTError` ends it with one line on stderr and exit code 1.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Any
 
-from megatron_mixcpt.errors import ConfigError, nearest
+from megatron_mixcpt.errors import ConfigError, nearest, nearest_divisors, nearest_multiples
 from megatron_mixcpt.flags import flag_name
 from megatron_mixcpt.pipeline_stages import stages_of
 
@@ -28,7 +28,6 @@ _POSITIVE = (
     "num_virtual_stages_per_pipeline_rank",
     "num_layers_per_virtual_pipeline_stage",
     "recompute_num_layers",
-    "make_vocab_size_divisible_by",
 )
 _GROUP = "--microbatch-group-size-per-virtual-pipeline-stage"
 
@@ -101,6 +100,13 @@ class ParallelSizes:
     def ranks_per_copy(self) -> int:
         """Ranks that hold one copy of the model."""
         return self.tensor * self.pipeline * self.context
+
+    def length_multiple(self, of_rank: int) -> int:
+        """What a row's length must be a multiple of, where each rank's part of it must be one of ``of_rank``.
+
+        Ranks that share a row have two chunks of it each.
+        """
+        return self.context * lcm(2, of_rank) if self.context > 1 else of_rank
 
     @property
     def expert_data(self) -> int:
@@ -180,13 +186,13 @@ def _check_experts(sizes: ParallelSizes, settings: Settings) -> None:
     num_experts = settings["num_experts"]
     columns = settings.get("moe_ffn_hidden_size") or settings["ffn_hidden_size"]
     if num_experts % sizes.expert:
-        choose = nearest(sizes.expert, lambda size: num_experts % size == 0, most=num_experts)
+        choose = nearest_divisors(sizes.expert, num_experts)
         raise ConfigError(
             f"--expert-model-parallel-size {sizes.expert} does not divide the model's {num_experts} experts: choose "
             f"{choose}"
         )
     if columns % sizes.expert_tensor:
-        choose = nearest(sizes.expert_tensor, lambda size: columns % size == 0, most=columns)
+        choose = nearest_divisors(sizes.expert_tensor, columns)
         raise ConfigError(
             f"--expert-tensor-parallel-size {sizes.expert_tensor} (default: --tensor-model-parallel-size) does not "
             f"divide the {columns} columns of the model's experts: choose {choose}"
@@ -201,12 +207,12 @@ def _check_sequence(sizes: ParallelSizes, settings: Settings) -> None:
             f"--max-position-embeddings {length} for a model that can be used beyond them"
         )
     shared = sizes.tensor if settings.get("sequence_parallel") else 1
-    multiple = lcm(2 * sizes.context, sizes.context * shared) if sizes.context > 1 else shared
+    multiple = sizes.length_multiple(shared)
     if length % multiple:
         context = f"twice --context-parallel-size {sizes.context}" if sizes.context > 1 else ""
         tensor = f"--sequence-parallel over --tensor-model-parallel-size {sizes.tensor}" if shared > 1 else ""
         reason = " and ".join(filter(None, (context, tensor)))
-        choose = nearest(length, lambda tried: tried % multiple == 0, most=length + multiple)
+        choose = nearest_multiples(length, multiple)
         raise ConfigError(
             f"--seq-length {length} is not a multiple of {multiple}, which it must be for {reason}: choose {choose}"
         )
@@ -250,7 +256,7 @@ def check_batches(sizes: ParallelSizes, settings: Settings) -> None:
     """Raise ConfigError where the global batch does not make equally many microbatches for each copy of the model."""
     micro, batch = settings["micro_batch_size"], global_batch_size(sizes, settings)
     if batch % (micro * sizes.data):
-        choose = nearest(batch, lambda size: size % (micro * sizes.data) == 0, most=batch + micro * sizes.data)
+        choose = nearest_multiples(batch, micro * sizes.data)
         raise ConfigError(
             f"--global-batch-size {batch} is not a multiple of --micro-batch-size {micro} x {sizes.data} copies of the "
             f"model (data parallel): choose {choose}, or change --micro-batch-size"

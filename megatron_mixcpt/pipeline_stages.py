@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_mixcpt.errors import ConfigError, nearest
+from megatron_mixcpt.errors import ConfigError, nearest_divisors
 from megatron_mixcpt.flags import flag_name
 
 Settings = Mapping[str, Any]
@@ -84,12 +84,12 @@ def _even(settings: Settings, stages: int) -> list[list[int]]:
         flags = " and ".join(flag_name(name) for name in _ACCOUNTED if settings.get(name))
         counted = f"{num_layers}, the model's {settings['num_layers']} layers and what {flags} counts as one"
     if num_layers % stages:
-        sizes = nearest(stages, lambda size: num_layers % size == 0, most=num_layers)
+        sizes = nearest_divisors(stages, num_layers)
         raise ConfigError(f"--pipeline-model-parallel-size {stages} does not divide {counted}: choose {sizes}")
     of_stage = num_layers // stages
     if layers := settings.get(_CHUNKS[1]):
         if of_stage % layers:
-            sizes = nearest(layers, lambda size: of_stage % size == 0, most=of_stage)
+            sizes = nearest_divisors(layers, of_stage)
             raise ConfigError(
                 f"--num-layers-per-virtual-pipeline-stage {layers} does not divide the {of_stage} layers of each "
                 f"pipeline stage ({counted}, --pipeline-model-parallel-size {stages}): choose {sizes}"
@@ -111,7 +111,7 @@ def _even(settings: Settings, stages: int) -> list[list[int]]:
 
 def _in_chunks(num_layers: int, chunks: int, where: str) -> list[int]:
     if num_layers % chunks:
-        sizes = nearest(chunks, lambda size: num_layers % size == 0, most=num_layers)
+        sizes = nearest_divisors(chunks, num_layers)
         raise ConfigError(
             f"--num-virtual-stages-per-pipeline-rank {chunks} does not divide the {num_layers} layers of {where}: "
             f"choose {sizes}"

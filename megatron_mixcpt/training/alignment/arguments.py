@@ -7,7 +7,6 @@ checkpoint.
 import argparse
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from megatron_mixcpt.data.reading.record_flags import record_settings
 from megatron_mixcpt.data.reading.sources import find_files
 from megatron_mixcpt.data.tokens.identity import definition_digest
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
-from megatron_mixcpt.errors import ConfigError, nearest
+from megatron_mixcpt.errors import ConfigError, nearest_multiples
 from megatron_mixcpt.flags import settings_from
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.parallel_sizes import ParallelSizes
@@ -158,7 +157,7 @@ def _check_precision(config: AlignmentConfig, settings: dict[str, Any]) -> None:
 def _check_samples_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> None:
     check_packed_rows(settings, "SFT and DPO, whose rows hold several documents,")
     if (batch := settings["global_batch_size"]) % sizes.data:
-        choose = nearest(batch, lambda size: size % sizes.data == 0, most=batch + sizes.data)
+        choose = nearest_multiples(batch, sizes.data)
         raise ConfigError(
             f"--global-batch-size {batch} is not a multiple of the {sizes.data} copies of the model (data parallel): "
             f"choose {choose}"
@@ -166,19 +165,14 @@ def _check_samples_layout(sizes: ParallelSizes, settings: dict[str, Any]) -> Non
 
 
 def _row_shape(config: AlignmentConfig, settings: dict[str, Any], sizes: ParallelSizes) -> RowShape:
-    """What this layout asks of rows: 8-bit kernels want multiples of 16 tokens on each rank.
-
-    Ranks that share a row have two chunks of it each.
-    """
-    divisor = (sizes.tensor if settings.get("sequence_parallel") else 1) * (16 if settings.get("fp8") else 1)
-    if sizes.context > 1:
-        divisor = sizes.context * math.lcm(2, divisor)
+    """What this layout asks of rows: 8-bit kernels want multiples of 16 tokens on each rank."""
+    of_rank = (sizes.tensor if settings.get("sequence_parallel") else 1) * (16 if settings.get("fp8") else 1)
     return RowShape(
         row_length=settings["seq_length"],
         micro_batch_size=settings["micro_batch_size"],
         data_parallel_size=sizes.data,
         microbatches_multiple=sizes.microbatch_group,
-        length_step=length_step(settings["seq_length"], divisor),
+        length_step=length_step(settings["seq_length"], sizes.length_multiple(of_rank)),
         is_uniform=sizes.pipeline > 1,
         packing=config.packing,
     )
