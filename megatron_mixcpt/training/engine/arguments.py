@@ -195,15 +195,22 @@ def parse_engine_args(argv: Sequence[str], config_class: type, settings: Setting
     sys.argv[1:] = argv
     # A dry run prints its own plan; the engine would list a thousand arguments.
     quiet = contextlib.redirect_stdout(io.StringIO()) if settings.get("dry_run") else contextlib.nullcontext()
-    try:
+    with engine_refusals():
         with quiet, _world_size(num_ranks_of(settings)):
             args = parse_and_validate_args(extra_args_provider=add_flags)
         # What the layers are built from has checks of its own. The training makes it again once its ranks have joined.
         core_transformer_config_from_args(args)
+    return args
+
+
+@contextlib.contextmanager
+def engine_refusals() -> Iterator[None]:
+    """Raise ConfigError, in one line, for flags that the engine's own checks refuse."""
+    try:
+        yield
     except (AssertionError, ValueError, RuntimeError) as error:
         reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
         raise ConfigError(f"the engine refuses these flags: {reason}") from error
-    return args
 
 
 @contextlib.contextmanager
@@ -211,8 +218,10 @@ def _world_size(num_ranks: int) -> Iterator[None]:
     """Let the engine read that it runs on so many ranks."""
     started = os.environ.get("WORLD_SIZE", "1")
     os.environ["WORLD_SIZE"] = str(num_ranks)
-    yield
-    os.environ["WORLD_SIZE"] = started
+    try:
+        yield
+    finally:
+        os.environ["WORLD_SIZE"] = started
 
 
 def without_flags(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
@@ -241,9 +250,9 @@ def _padded_vocab_size(settings: Settings) -> int:
     Raises ConfigError for a size that is given and cannot be.
     """
     size, tensor = settings["vocab_size"], settings.get("tensor_model_parallel_size", 1)
-    multiple = settings.get("make_vocab_size_divisible_by", 1) * tensor
-    if multiple < 1:
-        raise ConfigError(f"--make-vocab-size-divisible-by {multiple // tensor} must be greater than 0")
+    if (divisor := settings.get("make_vocab_size_divisible_by", 1)) < 1:
+        raise ConfigError(f"--make-vocab-size-divisible-by {divisor} must be greater than 0")
+    multiple = divisor * tensor
     least = -(-size // multiple) * multiple
     if (padded := settings.get("padded_vocab_size")) is None:
         return least

@@ -16,12 +16,12 @@ from megatron.training.initialize import _initialize_distributed
 from megatron_mixcpt.config import RunConfig
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
-from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
 from megatron_mixcpt.models.options import ModelOptions
 from megatron_mixcpt.models.rotary import needs_unfused_rotation
 from megatron_mixcpt.rank_exit import end_child_processes
 from megatron_mixcpt.terminal import say
+from megatron_mixcpt.training.engine.arguments import engine_refusals
 from megatron_mixcpt.training.engine.async_writer import bound_writer
 from megatron_mixcpt.training.engine.checkpoints import guarded_saves, settle_checkpoints
 from megatron_mixcpt.training.engine.console import shown_training
@@ -79,10 +79,8 @@ def build_model_config(
 
     Raises ConfigError for flags that the engine's own check of the model refuses.
     """
-    try:
+    with engine_refusals():
         model_config = gpt_config_from_args(args, model_config_cls=StudentTeacherModelConfig)
-    except (AssertionError, ValueError) as error:
-        raise ConfigError(f"the engine refuses these flags: {error}") from error
     model_config.transformer_layer_spec = gpt_layer_spec
     models = (options, teacher_options) if holds_teacher else (options,)
     unfused = any(needs_unfused_rotation(model_config.transformer, model) for model in models)
