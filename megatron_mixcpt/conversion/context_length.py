@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_mixcpt.conversion.architectures.config_types import wrong_value
+from megatron_mixcpt.conversion.architectures.hf_config import HFConfig
 from megatron_mixcpt.conversion.architectures.rope import (
     KEYS,
     WITH_ORIGINAL_LENGTH,
     rope_of,
 )
-from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, plan_of
+from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, HFModel, ModelPlan, plan_of
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.frequencies import attention_factor
 from megatron_mixcpt.models.options import Rope
@@ -43,12 +44,8 @@ def lengthened(model: HFModel, scaling: str | None, positions: int | None) -> HF
     parameters = _parameters(scaling, rope)
     positions = positions or _implied_positions(parameters, rope)
     config = _with_rope(model, parameters)
-    rope_of(
-        {**model.architecture.hf_defaults, **{key: value for key, value in config.items() if value is not None}},
-        model.architecture.rope,
-        rope.head_dim,
-        _refuse,
-    )
+    values = HFConfig(model.folder / CONFIG_NAME, config, model.architecture).values
+    rope_of(values, model.architecture.rope, rope.head_dim, _refuse)  # its errors name the flag, not the file
     other = _replaced(model, config, None)
     return _replaced(other, with_positions(other, positions), positions)
 

@@ -8,10 +8,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from megatron_mixcpt.errors import ConfigError
+
 # Names of tensors are listed per layer and expert; the largest open models have some 20,000.
 MAX_LAYERS, MAX_EXPERTS, MAX_LISTED = 1_000, 1_000, 100_000
 MAX_SIZE = 2**31 - 1
 
+Refuse = Callable[[str, Any, str], ConfigError]
+"""Makes the error for a key, its value and the reason."""
 Check = tuple[Callable[[Any], bool], str]
 
 

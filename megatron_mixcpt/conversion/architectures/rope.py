@@ -6,17 +6,14 @@ nobody has checked before; ``models/rotary.py`` calls transformers' functions fo
 is ignored, and what it cannot compute is refused with the key's name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.conversion.architectures.config_types import Refuse
 from megatron_mixcpt.models.options import Rope
 
 LARGEST_FACTOR = 1_000_000
-
-Refuse = Callable[[str, Any, str], ConfigError]
-"""Makes the error for a key, its value and the reason."""
 
 # What each type cannot do without, beside rope_theta: the keys that transformers demands.
 REQUIRED_KEYS: dict[str, tuple[str, ...]] = {

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_mixcpt.conversion.architectures.config_types import Refuse
+
 Values = Mapping[str, Any]
 """``config.json`` without nulls, and with what transformers assumes for absent keys."""
-Refuse = Callable[[str, Any, str], Exception]
-"""Makes the error for a key, its value and a reason."""
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
