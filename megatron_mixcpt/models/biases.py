@@ -8,7 +8,6 @@ tensor-parallel ranks, and its gradient is summed over the parts of the sequence
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from megatron.core.transformer.mlp import MLPSubmodules
@@ -17,6 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import MlpBuilder, TransformerLayerSubmodules
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.options import ModelOptions
 
 
@@ -44,11 +44,11 @@ def _layer_with_biases(layer: TransformerLayerSubmodules, options: ModelOptions)
 
 
 def _with_biases_in_mlp(mlp: MlpBuilder) -> MlpBuilder:
-    submodules = mlp.keywords["submodules"] if isinstance(mlp, partial) else None
+    submodules = submodules_of(mlp)
     if not isinstance(submodules, MLPSubmodules):
         raise ConfigError("mlp_bias: experts with biases are not supported")
     layers = {name: _with_bias(getattr(submodules, name)) for name in ("linear_fc1", "linear_fc2")}
-    return partial(mlp.func, *mlp.args, **mlp.keywords | {"submodules": replace(submodules, **layers)})
+    return with_submodules(mlp, replace(submodules, **layers))
 
 
 def _with_bias(build: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ under the fused names (``sharded_state_dict_keys_map``), as the engine's own loc
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -36,6 +35,7 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.attention import ScaledDotProductAttention
 from megatron_mixcpt.models.biases import with_biases
 from megatron_mixcpt.models.experts import GroupedExperts
+from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.norm import build_norm
 from megatron_mixcpt.models.options import options_of
 from megatron_mixcpt.models.router import Router
@@ -148,10 +148,10 @@ def _mixture_submodules(config: TransformerConfig, provider: LocalSpecProvider) 
 
 def _with_router(mlp: MlpBuilder) -> MlpBuilder:
     """The builder of a layer's MLP; a mixture of experts gets the router of this package, a dense one is as before."""
-    submodules = mlp.keywords["submodules"] if isinstance(mlp, partial) else None
+    submodules = submodules_of(mlp)
     if not isinstance(submodules, MoESubmodules):
         return mlp
-    return partial(mlp.func, *mlp.args, **mlp.keywords | {"submodules": replace(submodules, router=Router)})
+    return with_submodules(mlp, replace(submodules, router=Router))
 
 
 def _transformer_engine_spec(
