@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from megatron_mixcpt.log_names import ROUTER_LOSSES
+from megatron_mixcpt.log_names import EXPERT_LOAD, ROUTER_LOSSES
 
 MAX_COLUMNS = 159
 TOKENS_PER_SECOND = "tokens per second"
@@ -22,7 +22,7 @@ _SHOWN = (
     "swapped fraction",
     "accuracy",
     "reward margin",
-    "expert load max/mean",
+    EXPERT_LOAD,
     *ROUTER_LOSSES,
     TOKENS_PER_SECOND,
 )

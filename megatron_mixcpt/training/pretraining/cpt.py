@@ -24,6 +24,7 @@ from megatron_mixcpt.distillation.mixcpt_head import MixCPTHead, MixCPTTargets
 from megatron_mixcpt.distillation.wrapper import StudentTeacherModel
 from megatron_mixcpt.inference.engine_model import load_on_this_rank
 from megatron_mixcpt.models.auxiliary_losses import AUXILIARY_LOSSES, Microbatch
+from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.rank_exit import exit_as_rank
 from megatron_mixcpt.training.batch import get_batch
 from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
@@ -122,6 +123,14 @@ def load_weights(run: Run, chunks: list[StudentTeacherModel]) -> list[StudentTea
     return chunks
 
 
+def build_anchor(args: argparse.Namespace, objective: Objective, groups: ProcessGroupCollection) -> L2Anchor | None:
+    """Draws the weights to the base model's; None where the objective does not."""
+    if not objective.anchors_weights:
+        return None
+    chunks = args.virtual_pipeline_model_parallel_size or 1
+    return L2Anchor(objective.l2_coefficient, groups.mp, tp_rank=groups.tp.rank(), num_chunks=chunks)
+
+
 def forward_step_func(
     args: argparse.Namespace,
     config: MixCPTConfig,
@@ -145,12 +154,8 @@ def forward_step_func(
         mask_dtype=args.params_dtype,
         cp_group=groups.cp,
     )
-    objective = config.objective
+    objective, anchor = config.objective, build_anchor(args, config.objective, groups)
     tokens_per_second = TokensPerSecond(groups.dp_cp.size())
-    anchor = None
-    if objective.anchors_weights:
-        chunks = args.virtual_pipeline_model_parallel_size or 1
-        anchor = L2Anchor(objective.l2_coefficient, groups.mp, tp_rank=groups.tp.rank(), num_chunks=chunks)
 
     def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple[Tensor | tuple[Tensor, ...], Callable]:
         training = torch.is_grad_enabled()
