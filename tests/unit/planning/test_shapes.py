@@ -34,6 +34,18 @@ def test_a_token_passes_through_some_of_the_experts() -> None:
     assert active["llama-3-8b"] == PRESETS["llama-3-8b"].num_parameters
 
 
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 100,
+}
+
+
 @pytest.mark.parametrize("name", ["llama-3-8b", "Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"])
 def test_presets_are_found_by_the_names_people_use(name: str) -> None:
     assert model_shape(name) is PRESETS["llama-3-8b"]
@@ -42,14 +54,7 @@ def test_presets_are_found_by_the_names_people_use(name: str) -> None:
 def test_a_folder_says_its_own_sizes(tmp_path: Path) -> None:
     config = {
         "architectures": ["Qwen2ForCausalLM"],
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 100,
+        **SIZES,
         "tie_word_embeddings": True,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -67,14 +72,7 @@ def test_biases_are_counted(name: str, tmp_path: Path) -> None:
 def test_a_folder_of_a_mixture_of_experts(tmp_path: Path) -> None:
     config = {
         "architectures": ["MixtralForCausalLM"],
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 100,
+        **SIZES,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "tie_word_embeddings": False,
