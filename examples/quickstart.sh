@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The first stage of Mix-CPT on real input, on CPU, in about 10 minutes on 2 cores once everything is installed:
+# The first stage of Mix-CPT on real input, on CPU, in 7 to 17 minutes on 2 cores once everything is installed:
 #
 #   bash examples/quickstart.sh
 #
