@@ -67,9 +67,12 @@ class ModelPlan:
         """A rule for every engine tensor, by the engine's name."""
         num_layers, num_experts = self.engine_arguments["num_layers"], self.engine_arguments["num_experts"] or 0
         biases = [rule for key, rules in self.architecture.biases.items() if self.config.get(key) for rule in rules]
-        dropped = {OUTPUT_LAYER} if self.tied else set()
-        templates = [rule for rule in (*self.architecture.name_map, *biases) if rule.engine not in dropped]
-        return {rule.engine: rule for item in templates for rule in item.instances(num_layers, num_experts)}
+        templates = [((*self.architecture.name_map, *biases), range(num_layers))]
+        if rules_of_layer := self.architecture.rules_of_layer:
+            config = HFConfig(self.folder / CONFIG_NAME, self.config, self.architecture)
+            templates += [(rules_of_layer(config, layer), range(layer, layer + 1)) for layer in range(num_layers)]
+        rules = [rule for items, layers in templates for item in items for rule in item.instances(layers, num_experts)]
+        return {rule.engine: rule for rule in rules if not (self.tied and rule.engine == OUTPUT_LAYER)}
 
     def hf_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every HF tensor that the rules consume."""

@@ -20,8 +20,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
 from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine, supply_missing_extra_states
+from megatron_mixcpt.models.configure import complete_model, configure_model
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
-from megatron_mixcpt.models.rotary import complete_model, configure_model
 
 
 def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **overrides: Any) -> TransformerConfig:

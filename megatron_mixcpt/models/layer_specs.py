@@ -77,24 +77,11 @@ def gpt_layer_spec(
     if config.multi_latent_attention:
         raise ConfigError("--multi-latent-attention needs Transformer Engine, which is not enabled")
     provider = TorchSpecProvider()
-    dense = ModuleSpec(module=TransformerLayer, submodules=_layer_submodules(config, provider))
-    layers = [dense] * config.num_layers
-    if config.num_moe_experts is not None:
-        mixture = ModuleSpec(module=TransformerLayer, submodules=_mixture_submodules(config, provider))
-        layers = [mixture if has_experts else dense for has_experts in _layers_with_experts(config)]
     stage = TransformerBlockSubmodules(
-        layer_specs=[layers[index] for index in _layers_of_stage(config, vp_stage, pp_rank)],
+        layer_specs=[_layer(config, provider, index) for index in _layers_of_stage(config, vp_stage, pp_rank)],
         layer_norm=provider.layer_norm(),
     )
     return with_biases(stage, options_of(config))
-
-
-def _layers_with_experts(config: TransformerConfig) -> list[bool]:
-    """Of each of the model's layers, whether it has experts; ``moe_layer_freq`` is a period or a list of 0 and 1."""
-    frequency = config.moe_layer_freq
-    if isinstance(frequency, list):
-        return [bool(has_experts) for has_experts in frequency]
-    return [index % frequency == 0 for index in range(config.num_layers)]
 
 
 def _layers_of_stage(config: TransformerConfig, vp_stage: int | None, pp_rank: int | None) -> Sequence[int]:
@@ -105,11 +92,33 @@ def _layers_of_stage(config: TransformerConfig, vp_stage: int | None, pp_rank: i
     return range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank))
 
 
-def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) -> TransformerLayerSubmodules:
-    """One dense layer of the provider's modules; the engine's ``get_gpt_layer_local_submodules`` fixes its provider."""
-    norm = provider.layer_norm()
-    qk_norm = L2Norm if config.qk_l2_norm else norm if config.qk_layernorm else None
-    attention = ModuleSpec(
+def _layer(config: TransformerConfig, provider: LocalSpecProvider, index: int) -> ModuleSpec:
+    """The layer of number ``index``, from 0 over the whole model, of the provider's modules."""
+    norm, has_experts = provider.layer_norm(), _has_experts(config, index)
+    submodules = TransformerLayerSubmodules(
+        input_layernorm=norm,
+        self_attention=_attention(config, provider),
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=norm,
+        mlp=_experts(config, provider) if has_experts else get_mlp_module_spec_for_backend(backend=provider),
+        mlp_bda=get_bias_dropout_add,
+        sharded_state_dict_keys_map=_fused_names(has_experts),
+    )
+    return ModuleSpec(module=TransformerLayer, submodules=submodules)
+
+
+def _has_experts(config: TransformerConfig, index: int) -> bool:
+    """Whether a layer has experts; ``moe_layer_freq`` is a period or a list of 0 and 1 for all layers."""
+    if config.num_moe_experts is None:
+        return False
+    frequency = config.moe_layer_freq
+    return bool(frequency[index]) if isinstance(frequency, list) else index % frequency == 0
+
+
+def _attention(config: TransformerConfig, provider: LocalSpecProvider) -> ModuleSpec:
+    """Attention of the provider's modules; the engine's ``get_gpt_layer_local_submodules`` fixes its provider."""
+    qk_norm = L2Norm if config.qk_l2_norm else provider.layer_norm() if config.qk_layernorm else None
+    return ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
@@ -120,30 +129,20 @@ def _layer_submodules(config: TransformerConfig, provider: LocalSpecProvider) ->
             k_layernorm=qk_norm,
         ),
     )
-    return TransformerLayerSubmodules(
-        input_layernorm=norm,
-        self_attention=attention,
-        self_attn_bda=get_bias_dropout_add,
-        pre_mlp_layernorm=norm,
-        mlp=get_mlp_module_spec_for_backend(backend=provider),
-        mlp_bda=get_bias_dropout_add,
-        sharded_state_dict_keys_map={
-            "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-            "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-        },
-    )
 
 
-def _mixture_submodules(config: TransformerConfig, provider: LocalSpecProvider) -> TransformerLayerSubmodules:
-    """One layer with a router and experts; as in Transformer Engine's, the norm before the router stays separate."""
+def _experts(config: TransformerConfig, provider: LocalSpecProvider) -> MlpBuilder:
+    """A router and experts in the place of an MLP."""
     mixture = get_moe_module_spec_for_backend(
         provider, num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
     )
-    return replace(
-        _layer_submodules(config, provider),
-        mlp=_with_router(mixture),
-        sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"},
-    )
+    return _with_router(mixture)
+
+
+def _fused_names(has_experts: bool) -> dict[str, str]:
+    """Names of a layer's norms as Transformer Engine has them; the norm before a router stays separate there too."""
+    names = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    return names if has_experts else {**names, "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
 
 
 def _with_router(mlp: MlpBuilder) -> MlpBuilder:

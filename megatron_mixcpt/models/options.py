@@ -6,7 +6,7 @@ wherever a module has that configuration. Every field has a default that means "
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the tables are read by tools that have no use for the engine
@@ -58,17 +58,63 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class PositionScale:
+    """Queries grow with their position p, from 0: q * (1 + beta * ln(1 + floor(p / length)))."""
+
+    beta: float
+    length: int
+    """Tokens; queries before it stay as they are."""
+
+
+@dataclass(frozen=True)
 class ModelOptions:
-    """The options of one model."""
+    """The options of one model.
+
+    In the equations x is a layer's input, f attention or the MLP with the norm before it, and h a head's channels.
+    """
 
     rope: Rope | None = None
     """The rotary embedding; None: the one that the engine makes of its arguments."""
     layer_ropes: tuple[Rope, ...] = ()
     """One for each layer of the model, where they differ; they then go before ``rope``."""
+    position_scale: PositionScale | None = None
+    """By which queries grow with their position, after the rotary embedding."""
+
     attention_output_bias: bool = False
     """Whether attention's output projection has a bias; those of query, key and value are the engine's to have."""
     mlp_bias: bool = False
     """Whether both linear layers of an MLP have one."""
+
+    norm_bias: bool = True
+    """Whether a LayerNorm has a bias; an RMSNorm has none."""
+    pre_norms: bool = True
+    """Whether attention and the MLP read a norm of x, rather than x itself."""
+    post_norms: bool = False
+    """Whether the outputs of attention and MLP go through a norm: x + norm(f(x))."""
+    qk_norm_over_heads: bool = False
+    """Whether the norms of query and key are over all heads' channels together, rather than over those of each."""
+    parallel_layers: bool = False
+    """Whether attention and MLP read the same norm, and both are added: x + attention(norm(x)) + mlp(norm(x))."""
+
+    activation: str | None = None
+    """The MLP's activation by its name in transformers (``ACT2FN``); None: the engine's arguments name it."""
+
+    embedding_multiplier: float = 1.0
+    """The first layer reads multiplier * embedding."""
+    residual_multiplier: float = 1.0
+    """x + multiplier * f(x)."""
+    attention_multiplier: float | None = None
+    """Scores are multiplier * q . k; None: q . k / sqrt(h)."""
+    logit_multiplier: float = 1.0
+    """Logits are multiplier * output_weight . hidden."""
+
+    attention_softcap: float | None = None
+    """Scores become cap * tanh(score / cap), before any mask."""
+    final_softcap: float | None = None
+    """Logits become cap * tanh(logit / cap), after their multiplier."""
+
+    engine_config: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the engine's ``TransformerConfig`` that none of its arguments sets, such as an activation's offset."""
 
 
 def attach_options(config: "TransformerConfig", options: ModelOptions) -> None:

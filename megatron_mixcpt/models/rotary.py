@@ -22,7 +22,7 @@ from torch import Tensor
 
 from megatron_mixcpt.models.frequencies import attention_factor, hf_frequencies, is_simple
 from megatron_mixcpt.models.layer_rotary import give_layers_their_own
-from megatron_mixcpt.models.options import ModelOptions, Rope, attach_options, options_of
+from megatron_mixcpt.models.options import ModelOptions, Rope, options_of
 
 _MOST_TABLES = 32  # as many as the engine keeps
 
@@ -80,13 +80,12 @@ class RotaryEmbeddingByLength(HFRotaryEmbedding):
         return self._tables[length](max_seq_len, offset, packed_seq, cp_group)
 
 
-def configure_model(config: TransformerConfig, options: ModelOptions) -> None:
-    """Put a model's options on the engine's configuration, in place, before the model is built from it.
+def configure_rotation(config: TransformerConfig, options: ModelOptions) -> None:
+    """Put the attention factor of the rotary embedding on the engine's configuration, in place.
 
     What it sets does not depend on what another model's options have set before, except that fused kernels of the
     rotation, once switched off, stay so.
     """
-    attach_options(config, options)
     factor = 1.0 if options.rope is None or options.layer_ropes else attention_factor(options.rope)
     config.softmax_scale = None
     if needs_unfused_rotation(config, options):
@@ -106,8 +105,8 @@ def needs_unfused_rotation(config: TransformerConfig, options: ModelOptions) -> 
     return rope.num_channels < rope.head_dim or bool(any(skipped) if isinstance(skipped, list) else skipped)
 
 
-def complete_model(model: GPTModel) -> None:
-    """Give a model that the engine has built, in place, what its options ask for; before its first forward pass."""
+def replace_rotation(model: GPTModel) -> None:
+    """Give a model that the engine has built, in place, the rotary embedding that its options ask for."""
     options, cp_group = options_of(model.config), model.pg_collection.cp
     if options.layer_ropes:
         make = functools.partial(_embedding, cp_group=cp_group)

@@ -12,8 +12,8 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from megatron_mixcpt.distillation.offload import offload_layers
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
+from megatron_mixcpt.models.configure import complete_model, configure_model
 from megatron_mixcpt.models.options import ModelOptions
-from megatron_mixcpt.models.rotary import complete_model, configure_model
 
 
 @dataclass(kw_only=True)

@@ -97,6 +97,18 @@ class Architecture:
     """Pattern of tensors without weights (old checkpoints store the rotary table)."""
     adjust: Callable[["HFConfig"], Mapping[str, Any]] | None = None
     """Gives further arguments, which no table can express; may raise ConfigError."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ``ModelOptions`` that are the same in every model of the family."""
+    option_map: Mapping[str, str] = field(default_factory=dict)
+    """Keys of config.json whose values are options as they stand, and the fields' names; null leaves the default."""
+    adjust_options: Callable[["HFConfig"], Mapping[str, Any]] | None = None
+    """Gives further options, which no table can express; may raise ConfigError."""
+    rules_of_layer: Callable[["HFConfig", int], tuple[Rule, ...]] | None = None
+    """Rules of one layer, by its number from 0, beside those of ``name_map``: for models whose layers differ."""
+    models: str = ""
+    """Published models, for the table in the documentation."""
+    refused: str = ""
+    """Settings of config.json that are refused beyond those of every family, for the same table."""
 
 
 @dataclass(frozen=True)
@@ -188,11 +200,14 @@ def model_options(config: HFConfig, architecture: Architecture) -> ModelOptions:
 
     Raises ConfigError for what transformers cannot compute; the types of the values must have been checked.
     """
-    return ModelOptions(
-        rope=_rope(config, architecture),
-        attention_output_bias=_has_bias(config, architecture, "attention_bias"),
-        mlp_bias=_has_bias(config, architecture, "mlp_bias"),
-    )
+    mapped = {name: config.get(key) for key, name in architecture.option_map.items() if config.get(key) is not None}
+    adjusted = architecture.adjust_options(config) if architecture.adjust_options else {}
+    common = {
+        "rope": _rope(config, architecture),
+        "attention_output_bias": _has_bias(config, architecture, "attention_bias"),
+        "mlp_bias": _has_bias(config, architecture, "mlp_bias"),
+    }
+    return ModelOptions(**{**common, **architecture.options, **mapped, **adjusted})
 
 
 def _has_bias(config: HFConfig, architecture: Architecture, key: str) -> bool:

@@ -9,7 +9,7 @@ Engine names are the keys of the engine's checkpoints, which are those of its Tr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any
@@ -55,12 +55,10 @@ class Rule(ABC):
 
     engine: str
 
-    def instances(self, num_layers: int, num_experts: int) -> Iterator["Rule"]:
-        """This rule for every layer and expert that its engine name refers to."""
-        layers = range(num_layers) if "{layer}" in self.engine else (None,)
-        experts = range(num_experts) if "{expert}" in self.engine else (None,)
-        for layer in layers:
-            for expert in experts:
+    def instances(self, layers: Iterable[int], num_experts: int) -> Iterator["Rule"]:
+        """This rule for each of the layers, counted from 0, and every expert that its engine name refers to."""
+        for layer in layers if "{layer}" in self.engine else (None,):
+            for expert in range(num_experts) if "{expert}" in self.engine else (None,):
                 names = {f.name: getattr(self, f.name) for f in fields(self)}
                 texts = {key: value for key, value in names.items() if isinstance(value, str)}
                 yield replace(self, **{key: text.format(layer=layer, expert=expert) for key, text in texts.items()})

@@ -10,7 +10,7 @@ from megatron_mixcpt.conversion.load import ExpertParallel, _fill, checkpoint_na
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf
 
-KNOWN = {rule.engine for template in LLAMA.name_map for rule in template.instances(8, 0)}
+KNOWN = {rule.engine for template in LLAMA.name_map for rule in template.instances(range(8), 0)}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_layers_count_over_the_whole_model(parameter, expected):
 )
 def test_experts_count_over_the_whole_model(parameter):
     """The second expert of a rank whose first is the model's expert 2 is expert 3."""
-    known = {rule.engine for template in MIXTRAL.name_map for rule in template.instances(8, 4)}
+    known = {rule.engine for template in MIXTRAL.name_map for rule in template.instances(range(8), 4)}
     name = checkpoint_name(f"decoder.layers.0.{parameter}", [3], known, first_expert=2)
     assert name == "decoder.layers.2.mlp.experts.3.linear_fc2.weight" and name in known
     assert not ExpertParallel(rank=0, size=2).holds(name, 4) and ExpertParallel(rank=1, size=2).holds(name, 4)

@@ -1,0 +1,7 @@
+"""Multimodal models, of which the language model is trained, and the text models that they hold."""
+
+from collections.abc import Callable
+
+from transformers import PreTrainedConfig
+
+KINDS: dict[str, Callable[[], PreTrainedConfig]] = {}
