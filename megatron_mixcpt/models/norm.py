@@ -31,6 +31,23 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
 
 
+class ZeroCenteredRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * (1 + weight) over the last dimension, the weight being its distance from one.
+
+    As in transformers' GemmaRMSNorm, and so of Gemma 2 and 3, Qwen3-Next and Qwen3.5, all of it is computed in float32
+    and only the product is rounded: a weight in bfloat16 keeps the digits that one plus it would lose.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _parameter(torch.zeros, hidden_size, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., hidden_size], any floating dtype, which is the result's."""
+        return rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).type_as(x)
+
+
 class LayerNorm(nn.Module):
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension."""
 
@@ -45,20 +62,35 @@ class LayerNorm(nn.Module):
         return layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def build_norm(*, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> nn.Module:
-    """The norm that ``config.normalization`` names, as the engine's layer specs ask for it.
+class ZeroCenteredLayerNorm(LayerNorm):
+    """(x - mean(x)) / sqrt(var(x) + eps) * (1 + weight) + bias over the last dimension.
 
-    Raises:
-        ConfigError: for another normalization, or a weight stored as its distance from one.
+    As in transformers' NemotronLayerNorm1P, one plus the weight is rounded to the weight's dtype.
     """
-    if config.layernorm_zero_centered_gamma:
-        raise ConfigError(
-            "--apply-layernorm-1p needs Transformer Engine or Apex: install one of them, or remove the flag"
-        )
-    norms = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
-    if config.normalization not in norms:
-        raise ConfigError(f"--normalization {config.normalization} is not one of {', '.join(norms)}")
-    return norms[config.normalization](config, hidden_size, eps)
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__(config, hidden_size, eps)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., hidden_size], of the weight's dtype."""
+        return layer_norm(x, self.weight.shape, 1.0 + self.weight, self.bias, self.eps)
+
+
+_NORMS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "RMSNorm": (RMSNorm, ZeroCenteredRMSNorm),
+    "LayerNorm": (LayerNorm, ZeroCenteredLayerNorm),
+}
+
+
+def build_norm(*, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> nn.Module:
+    """The norm that ``config.normalization`` and ``config.layernorm_zero_centered_gamma`` name.
+
+    The arguments are those that the engine's layer specs give. Raises ConfigError for another normalization.
+    """
+    if config.normalization not in _NORMS:
+        raise ConfigError(f"--normalization {config.normalization} is not one of {', '.join(_NORMS)}")
+    return _NORMS[config.normalization][config.layernorm_zero_centered_gamma](config, hidden_size, eps)
 
 
 def _parameter(fill: Callable[..., Tensor], hidden_size: int, config: TransformerConfig) -> nn.Parameter:

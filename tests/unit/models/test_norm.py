@@ -13,8 +13,9 @@ def test_norms() -> None:
 
 def check_norms() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        check_rms_norm_is_llamas(dtype)
-    check_layer_norm_is_torchs()
+        for zero_centered in (False, True):
+            check_rms_norm_is_transformers(dtype, zero_centered)
+            check_layer_norm_is_the_formula(dtype, zero_centered)
     check_weights_are_marked_for_sequence_parallelism()
     check_what_is_not_supported_is_refused()
 
@@ -32,14 +33,17 @@ def random_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return x.to(dtype), torch.randn(96, generator=generator).to(dtype)
 
 
-def check_rms_norm_is_llamas(dtype: torch.dtype) -> None:
+def check_rms_norm_is_transformers(dtype: torch.dtype, zero_centered: bool) -> None:
     """Equal where rounding is the same: in bfloat16 to the last bit but for the float32 sum's order of terms."""
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     from megatron_mixcpt.models.norm import build_norm
 
     x, weight = random_inputs(dtype)
-    norm, reference = build_norm(config=config(), hidden_size=96, eps=1e-5).to(dtype), LlamaRMSNorm(96, 1e-5).to(dtype)
+    norm = build_norm(config=config(layernorm_zero_centered_gamma=zero_centered), hidden_size=96, eps=1e-5).to(dtype)
+    reference = (GemmaRMSNorm if zero_centered else LlamaRMSNorm)(96, 1e-5).to(dtype)
+    torch.testing.assert_close(norm.weight, reference.weight, rtol=0, atol=0)
     results = []
     for module in (norm, reference):
         module.weight.data.copy_(weight)
@@ -54,15 +58,25 @@ def check_rms_norm_is_llamas(dtype: torch.dtype) -> None:
     torch.testing.assert_close(results[0][1:], results[1][1:], **grad_tolerance)
 
 
-def check_layer_norm_is_torchs() -> None:
+def check_layer_norm_is_the_formula(dtype: torch.dtype, zero_centered: bool) -> None:
+    """Nemotron's where the weight is zero-centred, which rounds one plus the weight to the weight's dtype."""
+    from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+
     from megatron_mixcpt.models.norm import build_norm
 
-    x, weight = random_inputs(torch.float32)
-    norm = build_norm(config=config(normalization="LayerNorm"), hidden_size=96, eps=1e-5)
+    x, weight = random_inputs(dtype)
+    overrides = {"normalization": "LayerNorm", "layernorm_zero_centered_gamma": zero_centered}
+    norm = build_norm(config=config(**overrides), hidden_size=96, eps=1e-5).to(dtype)
+    torch.testing.assert_close(norm.weight, torch.full_like(norm.weight, 0.0 if zero_centered else 1.0))
     norm.weight.data.copy_(weight)
     norm.bias.data.copy_(weight.flip(0))
-    expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
-    torch.testing.assert_close(norm(x), expected * weight + weight.flip(0), rtol=1e-5, atol=1e-5)
+    if zero_centered:
+        reference = NemotronLayerNorm1P(96, 1e-5).to(dtype)
+        reference.load_state_dict(norm.state_dict())
+        torch.testing.assert_close(norm(x), reference(x), rtol=0, atol=0)
+    elif dtype == torch.float32:
+        expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        torch.testing.assert_close(norm(x), expected * weight + weight.flip(0), rtol=1e-5, atol=1e-5)
 
 
 def check_weights_are_marked_for_sequence_parallelism() -> None:
@@ -78,7 +92,5 @@ def check_what_is_not_supported_is_refused() -> None:
     from megatron_mixcpt.errors import ConfigError
     from megatron_mixcpt.models.norm import build_norm
 
-    with pytest.raises(ConfigError, match="--apply-layernorm-1p needs"):
-        build_norm(config=config(layernorm_zero_centered_gamma=True), hidden_size=96)
     with pytest.raises(ConfigError, match="--normalization L2Norm is not one of RMSNorm, LayerNorm"):
         build_norm(config=config(normalization="L2Norm"), hidden_size=96)
