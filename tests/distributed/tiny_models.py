@@ -1,16 +1,17 @@
 """Tiny random transformers models by the name of their kind: those that tests and benchmarks/parity/ train.
 
 A kind is a function without arguments that returns the configuration. To add one, write the function and list it in
-``KINDS``. Shapes are small, but hard: 12 heads in 6 groups, 4 layers, a vocabulary that no tensor parallel size but 5,
-7, 11 divides, and no parameter at its initial value, so that a norm or a bias that is left out shows.
+``KINDS``, here or in a module of ``kinds/``. Shapes are small, but hard: 12 heads in 6 groups, 4 layers, a vocabulary
+that no tensor parallel size but 5, 7, 11 divides, and no parameter at its initial value, so that a norm or a bias that
+is left out shows.
 """
 
 from collections.abc import Callable
 from functools import partial
 
 import torch
+import transformers
 from transformers import (
-    AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -22,19 +23,11 @@ from transformers import (
     Qwen3MoeConfig,
     SmolLM3Config,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-# Divides by neither 2 nor 3: every tensor parallel layout pads the vocabulary.
-VOCAB_SIZE = 385
-SHAPE = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "intermediate_size": 72,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 6,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-}
+from tests.distributed.kinds import delta, dense, gemma, gptoss, mla, towers
+from tests.distributed.tiny_shape import SHAPE
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 32.0,
@@ -219,13 +212,34 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen2-window": qwen2_window,
     "smollm3-window": smollm3_window,
     "phi3-window": phi3_window,
+    **dense.KINDS,
+    **gemma.KINDS,
+    **towers.KINDS,
+    **delta.KINDS,
+    **gptoss.KINDS,
+    **mla.KINDS,
 }
+
+
+def architecture_of(kind: str) -> str:
+    """The entry of ``architectures`` in the config.json of a kind's models."""
+    config = KINDS[kind]()
+    return config.architectures[0] if config.architectures else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
+
+
+def kinds_of_architectures() -> dict[str, list[str]]:
+    """Each architecture's kinds, the one that is tried at every layout first."""
+    kinds: dict[str, list[str]] = {}
+    for kind in KINDS:
+        kinds.setdefault(architecture_of(kind), []).append(kind)
+    return kinds
 
 
 def build_model(kind: str, seed: int) -> PreTrainedModel:
     """A float32 model of a kind of ``KINDS``, ready for evaluation; every parameter is random, norms and biases too."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(KINDS[kind](), dtype=torch.float32)
+    model_class: type[PreTrainedModel] = getattr(transformers, architecture_of(kind))
+    model = model_class(KINDS[kind]())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))

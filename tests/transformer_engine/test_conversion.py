@@ -1,6 +1,6 @@
 """Weights through Transformer Engine's layers: the same tensors as ours, the same checkpoints, transformers' logits.
 
-The ranks of ``tests/distributed/test_conversion_load.py`` run here with Transformer Engine's layers, whose arithmetic
+The ranks of ``tests/distributed/families.py`` run here with Transformer Engine's layers, whose arithmetic
 the stand-ins do: Hugging Face folders read straight into them, converted releases read and checkpoints saved by the
 engine's own functions, logits within 1e-5 of transformers and exports compared bit for bit, every family at every
 layout. Beside that, both kinds of layers are compared with one another and with the plan.
@@ -12,39 +12,41 @@ import pytest
 import torch
 
 from megatron_mixcpt.testing import run_distributed
-from tests.distributed import test_conversion_load
-from tests.distributed.test_conversion_load import LAYOUTS, ONE_EACH, models, read_all  # noqa: F401 - a fixture
-from tests.unit.conversion import tiny_hf
+from tests.distributed import families
+from tests.distributed.test_families import EXPERTS, KINDS_AT, ONE_EACH, TOLERANCE, folders  # noqa: F401 - a fixture
 
-DENSE = tuple(name for name in ONE_EACH if name not in tiny_hf.MIXTURES_OF_EXPERTS)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_logits_and_exports_of_every_family_at(layout: str, models: Path, tmp_path: Path) -> None:  # noqa: F811
-    test_conversion_load.there_and_back(check_models, layout, models, tmp_path, timeout_s=290)
+DENSE = tuple(kind for kind in ONE_EACH if kind not in EXPERTS)
 
 
-def check_models(*arguments: str) -> None:
+@pytest.mark.parametrize("layout", [layout for layout in KINDS_AT if layout != "CP2"])
+def test_logits_and_exports_of_every_family_at(layout: str, folders: Path, tmp_path: Path) -> None:  # noqa: F811
+    found = families.figures_at(layout, KINDS_AT[layout], folders, tmp_path / "saved", check=check_kinds)
+    for kind, figures in found.items():
+        assert figures.pop("exported"), kind
+        assert all(figure <= TOLERANCE for figure in figures.values()), (kind, figures)
+
+
+def check_kinds(*arguments: str) -> None:
     from tests.transformer_engine import stand_ins
 
     stand_ins.install()
-    test_conversion_load.check_models(*arguments)
+    families.check_kinds(*arguments)
 
 
 @pytest.mark.parametrize(("tp_size", "pp_size"), [(1, 1), (2, 1), (1, 2)], ids=["single", "TP2", "PP2"])
-def test_both_kinds_of_layers_hold_the_same(tp_size: int, pp_size: int, models: Path, tmp_path: Path) -> None:  # noqa: F811
-    arguments = (tp_size, pp_size, str(models), str(tmp_path))
+def test_both_kinds_of_layers_hold_the_same(tp_size: int, pp_size: int, folders: Path, tmp_path: Path) -> None:  # noqa: F811
+    arguments = (tp_size, pp_size, str(folders), str(tmp_path))
     run_distributed(check_both_kinds, tp_size * pp_size, *arguments, cpu_emulation=True, timeout_s=290)
 
 
-def check_both_kinds(tp_size: int, pp_size: int, models: str, save_root: str) -> None:  # noqa: F811
+def check_both_kinds(tp_size: int, pp_size: int, root: str, save_root: str) -> None:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     parallel_state.initialize_model_parallel(tp_size, pp_size)
     model_parallel_cuda_manual_seed(1)
     for name in DENSE:
-        check_family(Path(models) / name / "hf", Path(save_root) / name)
+        check_family(Path(root) / name / "hf", Path(save_root) / name)
 
 
 def check_family(folder: Path, save_dir: Path) -> None:
@@ -61,7 +63,7 @@ def check_family(folder: Path, save_dir: Path) -> None:
     for kind, model in kinds.items():
         other = ours if kind == "transformer_engine" else theirs
         load_on_this_rank(model, hf_model)
-        test_conversion_load.forget(other)
+        families.forget(other)
         save_and_load(model, other, save_dir / kind)
         expected, loaded = (tensors_by_checkpoint_name(one, hf_model) for one in (model, other))
         assert expected.keys() == loaded.keys()

@@ -1,4 +1,7 @@
-"""Families with gated delta nets beside attention."""
+"""Families with gated delta nets beside attention.
+
+Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,7 @@
-"""Mixtures of experts whose experts have biases, shared parts or dense layers between them."""
+"""Mixtures of experts whose experts have biases, shared parts or dense layers between them.
+
+Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
+"""
 
 from collections.abc import Callable
 

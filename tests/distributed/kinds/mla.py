@@ -1,4 +1,7 @@
-"""Mixtures of experts with sigmoid routers, shared experts and latent attention."""
+"""Mixtures of experts with sigmoid routers, shared experts and latent attention.
+
+Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,7 @@
-"""Multimodal models, of which the language model is trained, and the text models that they hold."""
+"""Multimodal models, of which the language model is trained, and the text models that they hold.
+
+Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
+"""
 
 from collections.abc import Callable
 

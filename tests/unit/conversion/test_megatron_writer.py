@@ -1,6 +1,6 @@
 """What is written is read back, by name and place, and the folder is one that the engine would have left.
 
-The engine's own loader reads it in ``tests/distributed/test_conversion_load.py``; memory: ``test_convert.py``.
+The engine's own loader reads it in ``tests/distributed/test_families.py``; memory: ``test_convert.py``.
 """
 
 from functools import partial

@@ -1,7 +1,6 @@
 """Every family: what its tables must agree on.
 
-Weights and logits: ``test_convert.py`` and ``tests/distributed/test_conversion_load.py``; what is refused:
-``test_hf_model_folder.py``.
+Weights and logits: ``tests/distributed/test_families.py``; what is refused: ``test_hf_model_folder.py``.
 """
 
 import re
@@ -11,8 +10,9 @@ import transformers
 
 from megatron_mixcpt.conversion.architectures.hf_config import CONFIG_MAP, FIXED_ARGUMENTS, Architecture
 from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
-from tests.unit.conversion import tiny_hf
+from tests.distributed.tiny_models import kinds_of_architectures
 
+TRIED = kinds_of_architectures()
 FAMILIES = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
 
@@ -23,8 +23,7 @@ def test_transformers_has_it(architecture: Architecture) -> None:
 
 @FAMILIES
 def test_it_is_tested(architecture: Architecture) -> None:
-    tested = {type(config).__name__.replace("Config", "ForCausalLM") for config in tiny_hf.CONFIGS.values()}
-    assert architecture.name in tested, "add a tiny configuration to tests/unit/conversion/tiny_hf.py"
+    assert architecture.name in TRIED, "add a tiny configuration to tests/distributed/kinds/"
 
 
 @FAMILIES
