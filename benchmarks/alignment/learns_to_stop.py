@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.distributed.dense_alignment import END, make_samples, rows  # noqa: E402
-from tests.distributed.tiny_models import VOCAB_SIZE, build_model  # noqa: E402
+from tests.distributed.tiny_models import build_model  # noqa: E402
+from tests.distributed.tiny_shape import VOCAB_SIZE  # noqa: E402
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer  # noqa: E402
 
 SFT = "--chat-template zephyr --seq-length 160 --global-batch-size 6 --epochs 250 --lr 3e-3 --log-interval 50".split()

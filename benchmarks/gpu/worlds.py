@@ -15,8 +15,9 @@ from benchmarks.gpu import device
 from benchmarks.gpu.context import Context, ModelSize
 from benchmarks.step.world import make_world
 from tests.distributed.dense_alignment import make_samples
-from tests.distributed.tiny_models import LLAMA3_ROPE, VOCAB_SIZE
+from tests.distributed.tiny_models import LLAMA3_ROPE
 from tests.distributed.tiny_run import make_mixture
+from tests.distributed.tiny_shape import VOCAB_SIZE
 
 # Heads of 64 columns, and every size a multiple of 16: Transformer Engine's kernels take them, in 8 bits too.
 TINY_MODEL = {

@@ -61,7 +61,7 @@ LAYOUTS = {
 
 def forward_flops(model: ModelShape, seq_length: int) -> float:
     """Of one token."""
-    products = 2 * (model.num_layers * model.layer_matrices + model.vocab_size * model.hidden_size)
+    products = 2 * (sum(layer.divided for layer in model.layers) + model.vocab_size * model.hidden_size)
     return products + model.num_layers * 2 * seq_length * model.query_size
 
 

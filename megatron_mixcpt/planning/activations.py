@@ -15,6 +15,9 @@ scores, but a float32 number per head and token. Sequence parallelism splits wha
 ranks.
 """
 
+from collections.abc import Sequence
+
+from megatron_mixcpt.planning.layers import LayerShape
 from megatron_mixcpt.planning.layout import PlannedRun
 
 # int64 tokens, labels and positions, float32 loss mask.
@@ -31,16 +34,16 @@ def hidden_bytes(run: PlannedRun) -> int:
     return run.tokens * run.model.hidden_size * run.layout.bytes_per_number // split
 
 
-def layer_bytes(run: PlannedRun) -> int:
+def layer_bytes(run: PlannedRun, layer: LayerShape) -> int:
     """What one layer saves for its backward pass, except for the modules that it recomputes."""
     model, recomputed = run.model, run.layout.recomputed_modules
     hidden, norms = 2, 2 if run.layout.transformer_impl == "transformer_engine" else 4
     columns = attention_columns(run)
     if "layernorm" in recomputed:
         norms = 0
-    if not model.num_experts and "mlp" not in recomputed:
-        columns += 3 * model.ffn_hidden_size // run.sizes.tensor
-    numbers = run.tokens * columns * run.layout.bytes_per_number + expert_bytes(run)
+    if ("moe" if layer.expert else "mlp") not in recomputed:
+        columns += model.inner_products * layer.inner // run.sizes.tensor
+    numbers = run.tokens * columns * run.layout.bytes_per_number + (expert_bytes(run) if layer.expert else 0)
     # Float32: the norms' scales, and the attention's log-sum-exp.
     statistics = 4 * run.tokens * (2 + model.num_attention_heads // run.sizes.tensor)
     return (hidden + norms) * hidden_bytes(run) + numbers + statistics
@@ -49,10 +52,10 @@ def layer_bytes(run: PlannedRun) -> int:
 def expert_bytes(run: PlannedRun) -> int:
     """What router and experts save: each row's place, input, halves and their product, and scores of each expert."""
     model, recomputed = run.model, run.layout.recomputed_modules
-    if not model.num_experts or "moe" in recomputed:
+    if "moe" in recomputed:
         return 0
-    inner = model.moe_ffn_hidden_size // run.sizes.expert_tensor
-    columns = model.hidden_size + (2 if "moe_act" in recomputed else 3) * inner
+    inner, products = model.moe_ffn_hidden_size // run.sizes.expert_tensor, model.inner_products
+    columns = model.hidden_size + (products - 1 if "moe_act" in recomputed else products) * inner
     rows = run.routed_rows * (columns * run.layout.bytes_per_number + ROUTED_ROW_BYTES)
     return rows + run.tokens // run.sizes.tensor * model.num_experts * ROUTER_BYTES
 
@@ -88,24 +91,24 @@ def _repeats_heads(run: PlannedRun) -> bool:
     return run.layout.transformer_impl == "local" and not is_served and run.model.num_attention_heads > groups
 
 
-def chunk_bytes(run: PlannedRun) -> int:
+def chunk_bytes(run: PlannedRun, layers: Sequence[LayerShape]) -> int:
     """What the layers of one chunk save, with full recomputation only the inputs of the recomputed parts."""
-    layers = run.layers_per_chunk
     if not run.layout.recomputes_layers:
-        return layers * layer_bytes(run)
+        return sum(layer_bytes(run, layer) for layer in layers)
     hidden, group = hidden_bytes(run), run.layout.recompute_num_layers or 1
     if run.layout.recompute_method == "uniform":
-        return -(-layers // group) * hidden
-    recomputed = min(layers, group)
-    return recomputed * hidden + (layers - recomputed) * layer_bytes(run)
+        return -(-len(layers) // group) * hidden
+    recomputed = min(len(layers), group)
+    return recomputed * hidden + sum(layer_bytes(run, layer) for layer in layers[recomputed:])
 
 
-def recomputed_bytes(run: PlannedRun) -> int:
-    """What a backward pass with recomputation brings back at a time, beyond what was saved."""
+def recomputed_bytes(run: PlannedRun, layers: Sequence[LayerShape]) -> int:
+    """What a backward pass with recomputation brings back of a chunk at a time, beyond what was saved."""
     if not run.layout.recomputes_layers:
         return 0
-    together = min(run.layout.recompute_num_layers or 1, run.layers_per_chunk)
-    return (together if run.layout.recompute_method == "uniform" else 1) * layer_bytes(run)
+    group = run.layout.recompute_num_layers or 1 if run.layout.recompute_method == "uniform" else 1
+    sizes = [layer_bytes(run, layer) for layer in layers]
+    return max(sum(sizes[start : start + group]) for start in range(0, len(sizes), group))
 
 
 def edge_bytes(run: PlannedRun, *, first: bool, last: bool) -> int:

@@ -7,6 +7,7 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import setting
 from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.parallel_sizes import ParallelSizes, check_batches, check_layout, global_batch_size
+from megatron_mixcpt.planning.layers import LayerShape
 from megatron_mixcpt.planning.shapes import ModelShape
 
 RecomputedModule = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act"]
@@ -183,6 +184,15 @@ class PlannedRun:
     def layers_per_chunk(self) -> int:
         """Layers that pass a microbatch on together."""
         return self.model.num_layers // (self.sizes.pipeline * self.sizes.chunks)
+
+    def chunks_of(self, stage: int) -> list[tuple[LayerShape, ...]]:
+        """The layers of each chunk of a stage, in order."""
+        starts = [(chunk * self.sizes.pipeline + stage) * self.layers_per_chunk for chunk in range(self.sizes.chunks)]
+        return [self.model.layers[start : start + self.layers_per_chunk] for start in starts]
+
+    def layers_of(self, stage: int) -> list[LayerShape]:
+        """All layers of a stage."""
+        return [layer for chunk in self.chunks_of(stage) for layer in chunk]
 
     def chunks_in_flight(self, stage: int) -> int:
         """The most chunks whose activations a stage holds at once: 1F1B, or the engine's interleaved schedule.

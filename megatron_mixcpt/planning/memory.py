@@ -14,6 +14,7 @@ from megatron_mixcpt.planning.activations import (
     hidden_bytes,
     recomputed_bytes,
 )
+from megatron_mixcpt.planning.layers import LayerShape
 from megatron_mixcpt.planning.layout import Layout, PlannedRun
 from megatron_mixcpt.planning.shapes import ModelShape
 
@@ -56,7 +57,7 @@ def plan_memory(model: ModelShape, layout: Layout) -> list[StageMemory]:
 def _stage_memory(run: PlannedRun, stage: int) -> StageMemory:
     last = stage == run.sizes.pipeline - 1
     parameters = stage_parameters(run, stage)
-    owned = _owned_parameters(run, parameters)
+    owned = _owned_parameters(run, stage)
     activations = _activations(run, stage)
     logits = _logits(run) if last else 0
     return StageMemory(
@@ -66,29 +67,33 @@ def _stage_memory(run: PlannedRun, stage: int) -> StageMemory:
         optimizer=owned * (12 if run.layout.bf16 else 8),
         activations=activations,
         logits=logits,
-        temporary=max(0, _largest_moment(run, last) - logits, _optimizer_step(run, owned) - activations - logits),
+        temporary=max(0, _largest_moment(run, stage) - logits, _optimizer_step(run, owned) - activations - logits),
     )
 
 
 def stage_parameters(run: PlannedRun, stage: int) -> int:
     """Parameters on each rank of a stage; where embedding and output weight are tied, both end stages hold them."""
-    layers = run.layers_per_chunk * run.sizes.chunks
-    return layers * (_layer_matrices(run) + run.model.layer_norms) + _parameters_outside_layers(run, stage)
+    layers = sum(_layer_parameters(run, layer) for layer in run.layers_of(stage))
+    return layers + _parameters_outside_layers(run, stage)
 
 
-def _layer_matrices(run: PlannedRun) -> int:
+def _layer_parameters(run: PlannedRun, layer: LayerShape) -> int:
+    return _layer_matrices(run, layer) + layer.copied
+
+
+def _layer_matrices(run: PlannedRun, layer: LayerShape) -> int:
     """Parameters of a layer's matrices on each rank: its part of the layer, and of the experts that it holds."""
-    return run.model.layer_matrices // run.sizes.tensor + _layer_experts(run)
+    return layer.divided // run.sizes.tensor + _layer_experts(run, layer)
 
 
-def _layer_experts(run: PlannedRun) -> int:
-    return run.local_experts * run.model.expert_matrices // run.sizes.expert_tensor
+def _layer_experts(run: PlannedRun, layer: LayerShape) -> int:
+    return run.local_experts * layer.expert // run.sizes.expert_tensor
 
 
 def _parameters_outside_layers(run: PlannedRun, stage: int) -> int:
     first, last = stage == 0, stage == run.sizes.pipeline - 1
     vocabularies = 1 if first and last and run.model.tied else first + last
-    return vocabularies * _vocabulary_columns(run) * run.model.hidden_size + (run.model.hidden_size if last else 0)
+    return vocabularies * _vocabulary_columns(run) * run.model.hidden_size + (run.model.norm_size if last else 0)
 
 
 def _vocabulary_columns(run: PlannedRun) -> int:
@@ -101,35 +106,37 @@ def _teacher(run: PlannedRun, stage: int) -> int:
 
     In 8 bits there is a copy of each layer's matrices beside them, or of one matrix at a time where they are offloaded.
     """
-    layout, matrices = run.layout, _layer_matrices(run)
+    layout, layers_of_stage = run.layout, run.layers_of(stage)
     if not layout.objective.holds_teacher:
         return 0
     if layout.teacher_offload == "none":
-        fp8_bytes = run.layers_per_chunk * run.sizes.chunks * matrices
+        fp8_bytes = sum(_layer_matrices(run, layer) for layer in layers_of_stage)
         total = stage_parameters(run, stage) * layout.bytes_per_number
     else:
-        fp8_bytes = _first_matrix(run)
-        layers = 2 * (matrices + run.model.layer_norms)
+        fp8_bytes = max(_first_matrix(run, layer) for layer in layers_of_stage)
+        layers = 2 * max(_layer_parameters(run, layer) for layer in layers_of_stage)
         total = (layers + _parameters_outside_layers(run, stage)) * layout.bytes_per_number
     return total + (fp8_bytes if layout.teacher_fp8 else 0)
 
 
 def teacher_host_bytes(run: PlannedRun) -> int:
-    """Page-locked memory that each rank takes of its host for the teacher's layers."""
+    """Page-locked memory that a rank takes of its host for the teacher's layers, of the stage that takes most."""
     if run.layout.teacher_offload == "none":
         return 0
-    layer = _layer_matrices(run) + run.model.layer_norms
-    return run.layers_per_chunk * run.sizes.chunks * layer * run.layout.bytes_per_number
+    stages = range(run.sizes.pipeline)
+    numbers = max(sum(_layer_parameters(run, layer) for layer in run.layers_of(stage)) for stage in stages)
+    return numbers * run.layout.bytes_per_number
 
 
-def _owned_parameters(run: PlannedRun, parameters: int) -> int:
+def _owned_parameters(run: PlannedRun, stage: int) -> int:
     """Those of a rank's parameters whose optimizer state it holds: float32 moments, and of bfloat16 a float32 copy.
 
     Sharded, a share of the experts over the ranks that hold copies of them, and of the rest over those that hold it.
     """
+    parameters = stage_parameters(run, stage)
     if not run.layout.use_distributed_optimizer:
         return parameters
-    experts = run.layers_per_chunk * run.sizes.chunks * _layer_experts(run)
+    experts = sum(_layer_experts(run, layer) for layer in run.layers_of(stage))
     return (parameters - experts) // (run.sizes.data * run.sizes.context) + experts // run.sizes.expert_data
 
 
@@ -147,7 +154,7 @@ def _activations(run: PlannedRun, stage: int) -> int:
     in_flight = run.chunks_in_flight(stage)
     first, last = stage == 0, stage == run.sizes.pipeline - 1
     edges = edge_bytes(run, first=first, last=last)
-    return in_flight * (chunk_bytes(run) + edges)
+    return in_flight * (max(chunk_bytes(run, chunk) for chunk in run.chunks_of(stage)) + edges)
 
 
 def _logits(run: PlannedRun) -> int:
@@ -163,9 +170,12 @@ def _logits(run: PlannedRun) -> int:
     return total
 
 
-def _largest_moment(run: PlannedRun, last: bool) -> int:
+def _largest_moment(run: PlannedRun, stage: int) -> int:
     """The most that a moment of the step adds to weights, gradients, optimizer and activations."""
-    moments = [recomputed_bytes(run) + max(_layer_backward(run), _attention_backward(run))]
+    last = stage == run.sizes.pipeline - 1
+    layers = max(_layer_backward(run, layer) for layer in run.layers_of(stage))
+    recomputed = max(recomputed_bytes(run, chunk) for chunk in run.chunks_of(stage))
+    moments = [recomputed + max(layers, _attention_backward(run))]
     hidden = hidden_bytes(run)
     if last:
         moments.append(_logits(run) + hidden)
@@ -182,13 +192,13 @@ def _output_layer_backward(run: PlannedRun) -> int:
     return 0 if run.layout.loss_chunk_tokens else total
 
 
-def _layer_backward(run: PlannedRun) -> int:
+def _layer_backward(run: PlannedRun, layer: LayerShape) -> int:
     """The MLP's: gradients of its halves and what makes them, and of its weight, unless the buffer takes that."""
-    if run.model.num_experts:
-        return _experts_backward(run)
-    numbers = 6 * run.tokens * run.model.ffn_hidden_size // run.sizes.tensor
+    if layer.expert:
+        return _experts_backward(run, layer)
+    numbers = 2 * run.model.inner_products * run.tokens * layer.inner // run.sizes.tensor
     if not run.layout.gradient_accumulation_fusion:
-        numbers += _first_matrix(run)
+        numbers += _first_matrix(run, layer)
     return numbers * run.layout.bytes_per_number
 
 
@@ -203,18 +213,18 @@ def _attention_backward(run: PlannedRun) -> int:
     return run.tokens * copies * gathered_columns(run) * run.layout.bytes_per_number
 
 
-def _first_matrix(run: PlannedRun) -> int:
+def _first_matrix(run: PlannedRun, layer: LayerShape) -> int:
     """Parameters of the MLP's first layer on a rank, or of its experts' together."""
-    model = run.model
-    if model.num_experts:
-        return run.local_experts * 2 * model.moe_ffn_hidden_size * model.hidden_size // run.sizes.expert_tensor
-    return 2 * model.ffn_hidden_size * model.hidden_size // run.sizes.tensor
+    model, halves = run.model, run.model.inner_products - 1
+    if layer.expert:
+        return run.local_experts * halves * model.moe_ffn_hidden_size * model.hidden_size // run.sizes.expert_tensor
+    return halves * layer.inner * model.hidden_size // run.sizes.tensor
 
 
-def _experts_backward(run: PlannedRun) -> int:
+def _experts_backward(run: PlannedRun, layer: LayerShape) -> int:
     """As an MLP's, for the rows of all experts, which are there in two orders."""
     inner = run.model.moe_ffn_hidden_size // run.sizes.expert_tensor
-    numbers = run.routed_rows * (6 * inner + 2 * run.model.hidden_size)
+    numbers = run.routed_rows * (2 * run.model.inner_products * inner + 2 * run.model.hidden_size)
     if not run.layout.gradient_accumulation_fusion or run.layout.transformer_impl == "local":
-        numbers += _first_matrix(run)
+        numbers += _first_matrix(run, layer)
     return numbers * run.layout.bytes_per_number

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.planning.layers import LayerShape, count_layers, count_norm
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder with grouped queries, gated MLPs or experts, and RMSNorm; names as the engine's."""
+    """A decoder, with grouped queries and MLPs or experts; names as the engine's."""
 
     num_layers: int
     hidden_size: int
@@ -21,15 +22,18 @@ class ModelShape:
     tied: bool = False
     """Whether the output weight is the embedding."""
     qkv_bias: bool = False
-    attention_output_bias: bool = False
-    mlp_bias: bool = False
-    """Biases of both layers of a dense model's MLP."""
     qk_layernorm: bool = False
     num_experts: int = 0
-    """Experts of each layer, in place of an MLP; 0: a dense model."""
+    """Experts of each layer that has some; 0: a dense model."""
     moe_ffn_hidden_size: int = 0
     moe_router_topk: int = 0
     """Experts that each token goes to."""
+    gated: bool = True
+    """Whether an MLP multiplies two halves, of which one goes through the activation."""
+    counted_layers: tuple[LayerShape, ...] = ()
+    """Each layer as the rules of its family have it; empty: Llama's layers, or a mixture of experts' with them."""
+    counted_norm: int = 0
+    """Parameters of the last norm; 0: the hidden size."""
 
     @property
     def query_size(self) -> int:
@@ -42,24 +46,29 @@ class ModelShape:
         return self.num_query_groups * self.kv_channels
 
     @property
-    def layer_matrices(self) -> int:
-        """Parameters of one layer that tensor parallelism splits: attention, and the MLP of a dense model."""
-        qkv = self.query_size + 2 * self.kv_size
-        bias = (qkv if self.qkv_bias else 0) + (2 * self.ffn_hidden_size if self.mlp_bias else 0)
-        mlp = 0 if self.num_experts else 3 * self.ffn_hidden_size
-        return self.hidden_size * (qkv + self.query_size + mlp) + bias
+    def layers(self) -> tuple[LayerShape, ...]:
+        """All layers, the first one first."""
+        return self.counted_layers or (self._layer(),) * self.num_layers
+
+    def _layer(self) -> LayerShape:
+        qkv, hidden = self.query_size + 2 * self.kv_size, self.hidden_size
+        inner = 0 if self.num_experts else self.ffn_hidden_size
+        return LayerShape(
+            divided=hidden * (qkv + self.query_size + 3 * inner) + (qkv if self.qkv_bias else 0),
+            copied=2 * hidden + (2 * self.kv_channels if self.qk_layernorm else 0) + hidden * self.num_experts,
+            expert=3 * hidden * self.moe_ffn_hidden_size if self.num_experts else 0,
+            inner=inner,
+        )
 
     @property
-    def expert_matrices(self) -> int:
-        """Parameters of one expert; 0 in a dense model."""
-        return 3 * self.hidden_size * self.moe_ffn_hidden_size
+    def norm_size(self) -> int:
+        """Parameters of the norm after the last layer."""
+        return self.counted_norm or self.hidden_size
 
     @property
-    def layer_norms(self) -> int:
-        """Parameters of one layer that every tensor parallel rank holds: norms, row-parallel biases, the router."""
-        biases = self.hidden_size * (self.attention_output_bias + self.mlp_bias)
-        router = self.hidden_size * self.num_experts
-        return 2 * self.hidden_size + (2 * self.kv_channels if self.qk_layernorm else 0) + biases + router
+    def inner_products(self) -> int:
+        """What an MLP makes for each of its inner columns: two halves and their product, or one and its activation."""
+        return 3 if self.gated else 2
 
     @property
     def num_parameters(self) -> int:
@@ -73,8 +82,8 @@ class ModelShape:
 
     def _parameters_with(self, num_experts: int) -> int:
         vocabulary = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
-        layer = self.layer_matrices + self.layer_norms + num_experts * self.expert_matrices
-        return self.num_layers * layer + vocabulary + self.hidden_size
+        layers = sum(layer.divided + layer.copied + num_experts * layer.expert for layer in self.layers)
+        return layers + vocabulary + self.norm_size
 
 
 # From the models' config.json on the Hugging Face Hub. The tests compare the number of parameters with the weights'.
@@ -124,7 +133,8 @@ def _shape_of_folder(folder: str) -> ModelShape:
         **{name: arguments[name] for name in (*sizes, "kv_channels", "max_position_embeddings", "qk_layernorm")},
         tied=plan.tied,
         qkv_bias=arguments["add_qkv_bias"],
-        attention_output_bias=plan.options.attention_output_bias,
-        mlp_bias=plan.options.mlp_bias,
+        gated=arguments["swiglu"],
+        counted_layers=count_layers(plan),
+        counted_norm=count_norm(plan),
         **experts,
     )

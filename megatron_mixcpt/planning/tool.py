@@ -126,7 +126,8 @@ def _balance(run: PlannedRun) -> list[str]:
     """What the plan assumes of routers, and what it costs where they do otherwise."""
     if not run.model.num_experts:
         return []
-    rows = expert_bytes(run) * run.layers_per_chunk / GIB
+    chunks = [chunk for stage in range(run.sizes.pipeline) for chunk in run.chunks_of(stage)]
+    rows = expert_bytes(run) * max(sum(layer.expert > 0 for layer in chunk) for chunk in chunks) / GIB
     return [
         "the plan assumes that routers spread tokens evenly over the ranks' experts; of each microbatch in flight, "
         f"{rows:.2f} GiB a rank grow with the tokens that its experts get (log: expert load max/mean)"

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.distributed import dense_router_losses
-from tests.distributed.tiny_models import VOCAB_SIZE
 from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, SEQ_LENGTH
+from tests.distributed.tiny_shape import VOCAB_SIZE
 
 if TYPE_CHECKING:
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig

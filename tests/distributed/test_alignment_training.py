@@ -14,8 +14,9 @@ from tests.distributed.dense_alignment import (
     expected_sft,
     make_samples,
 )
-from tests.distributed.tiny_models import VOCAB_SIZE, build_model
+from tests.distributed.tiny_models import build_model
 from tests.distributed.tiny_run import curves
+from tests.distributed.tiny_shape import VOCAB_SIZE
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 NUM_ITERATIONS = 3

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 
 from benchmarks.evaluation.beside_lm_eval import directly
 from megatron_mixcpt.testing import run_distributed
-from tests.distributed.tiny_models import VOCAB_SIZE, build_model
+from tests.distributed.tiny_models import build_model
+from tests.distributed.tiny_shape import VOCAB_SIZE
 from tests.unit.data.tiny_tokenizer import TRAINING_TEXTS, save_tiny_tokenizer
 
 SEQUENCE_LENGTH, STRIDE = 24, 10

@@ -14,8 +14,9 @@ from tests.distributed.dense_router_losses import COEFFICIENTS, FLAGS, expected_
 from tests.distributed.test_alignment_training import NUM_ITERATIONS, assert_curves
 from tests.distributed.test_alignment_training import flags as alignment_flags
 from tests.distributed.test_alignment_training import train as train_alignment
-from tests.distributed.tiny_models import VOCAB_SIZE, build_model
+from tests.distributed.tiny_models import build_model
 from tests.distributed.tiny_run import flags, make_world, train
+from tests.distributed.tiny_shape import VOCAB_SIZE
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 EP2 = ["--expert-model-parallel-size", "2"]

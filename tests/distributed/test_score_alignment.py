@@ -10,7 +10,8 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from megatron_mixcpt.testing import run_distributed
-from tests.distributed.tiny_models import VOCAB_SIZE, build_model
+from tests.distributed.tiny_models import build_model
+from tests.distributed.tiny_shape import VOCAB_SIZE
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 SEQ_LENGTH = 96

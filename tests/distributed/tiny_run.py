@@ -12,7 +12,8 @@ from megatron_mixcpt.data.mixture.manifest import DatasetSummary, MixtureManifes
 from megatron_mixcpt.data.tokens.tokenizer_files import tokenizer_digest
 from megatron_mixcpt.jobs.digests import file_digest
 from megatron_mixcpt.testing import run_distributed
-from tests.distributed.tiny_models import VOCAB_SIZE, build_model
+from tests.distributed.tiny_models import build_model
+from tests.distributed.tiny_shape import VOCAB_SIZE
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 SEQ_LENGTH = 64

@@ -18,8 +18,9 @@ import torch
 from megatron_mixcpt.conversion.megatron_layout import Place
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from tests.distributed.dense_alignment import make_samples
-from tests.distributed.tiny_models import VOCAB_SIZE, build_model
+from tests.distributed.tiny_models import build_model
 from tests.distributed.tiny_run import flags, make_world
+from tests.distributed.tiny_shape import VOCAB_SIZE
 from tests.faults.launchers import Forked, Torchrun
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 

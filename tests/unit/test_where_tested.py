@@ -48,6 +48,7 @@ TESTED_IN = {
     "models/query_blocks.py": "unit/models/test_sliding_window.py unit/models/test_attention.py",
     "named_paths.py": "unit/evaluation/test_settings.py",
     "planning/": "unit/planning/test_memory.py",
+    "planning/layers.py": "unit/planning/test_shapes.py",
     "report/": "unit/report/test_page.py",
     "selection/": "distributed/test_score_alignment.py",
     "terminal.py": "unit/training/engine/test_rank_logs.py",

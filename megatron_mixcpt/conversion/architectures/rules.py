@@ -8,6 +8,7 @@ Engine names are the keys of the engine's checkpoints, which are those of its Tr
 ``{expert}`` stand for indices. Shapes are written in the symbols of :func:`dimensions`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -84,6 +85,15 @@ class Rule(ABC):
     @abstractmethod
     def blocks(self, dims: Dimensions, rank: int = 0, size: int = 1, num_rows: int | None = None) -> list[Block]:
         """The blocks that, stacked, fill this rank's part; ``num_rows``: its rows where the engine padded them."""
+
+    def num_parameters(self, dims: Dimensions) -> int:
+        """Numbers in the engine's tensor."""
+        return math.prod(self.engine_shape(dims))
+
+    def is_divided(self, dims: Dimensions) -> bool:
+        """Whether tensor parallelism divides the tensor: whether the first of two ranks reads less than all."""
+        rows = sum(block.num_rows for block in self.blocks(dims, rank=0, size=2))
+        return self.splits_columns or rows < self.engine_shape(dims)[0]
 
     def take_apart(self, tensor: torch.Tensor, dims: Dimensions) -> dict[str, torch.Tensor]:
         """Cut the full engine tensor into HF tensors; rows past the last block are padding and dropped.

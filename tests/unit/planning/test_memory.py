@@ -153,7 +153,7 @@ def test_torchs_optimizer_makes_a_temporary_as_large_as_a_moment() -> None:
 
 def test_a_teacher_in_8_bits_has_a_copy_beside_it() -> None:
     """A byte for each number of its layers' matrices; offloaded, of one matrix at a time, the MLP's first."""
-    base, matrices = Layout(bf16=True, tensor_model_parallel_size=2), 32 * LLAMA.layer_matrices // 2
+    base, matrices = Layout(bf16=True, tensor_model_parallel_size=2), sum(layer.divided for layer in LLAMA.layers) // 2
     (plain,), (fp8,) = (plan_memory(LLAMA, dataclasses.replace(base, teacher_fp8=flag)) for flag in (False, True))
     assert fp8.teacher - plain.teacher == matrices
     offloaded = dataclasses.replace(base, teacher_offload="cpu")

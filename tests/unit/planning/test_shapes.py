@@ -1,5 +1,6 @@
 """Model sizes: of the presets, and of folders."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.planning.shapes import PRESETS, ModelShape, model_shape
-from tests.unit.conversion import tiny_hf
 
 
 # The parameters of the published weights, as their safetensors files add up.
@@ -58,15 +58,23 @@ def test_a_folder_says_its_own_sizes(tmp_path: Path) -> None:
         "tie_word_embeddings": True,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert model_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 2, 100, 16, 128, tied=True, qkv_bias=True)
+    check_same(model_shape(str(tmp_path)), ModelShape(2, 64, 96, 4, 2, 100, 16, 128, tied=True, qkv_bias=True))
 
 
-@pytest.mark.parametrize("name", ["llama_biases", "smollm3_biases", "qwen3_tied_bias", "qwen3_moe_raw_weights_bias"])
-def test_biases_are_counted(name: str, tmp_path: Path) -> None:
-    """As many parameters as transformers builds."""
-    model = tiny_hf.build(name)
-    model.save_pretrained(tmp_path)
-    assert model_shape(str(tmp_path)).num_parameters == sum(tensor.numel() for tensor in model.parameters())
+def check_same(folder: ModelShape, formula: ModelShape) -> None:
+    """What is counted from the rules of the family is what the sizes of Llama's layers give."""
+    assert (folder.layers, folder.norm_size) == (formula.layers, formula.norm_size)
+    assert dataclasses.replace(folder, counted_layers=(), counted_norm=0) == formula
+
+
+def test_layers_are_counted_each_on_its_own(tmp_path: Path) -> None:
+    """Of two tensor-parallel ranks each holds half of the matrices, and all of norms and of row-parallel biases."""
+    config = {"architectures": ["LlamaForCausalLM"], **SIZES, "attention_bias": True, "mlp_bias": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    first, second = model_shape(str(tmp_path)).layers
+    assert first == second
+    assert first.divided == 64 * (64 + 2 * 32 + 64 + 3 * 96) + (64 + 2 * 32) + 2 * 96
+    assert (first.copied, first.expert, first.inner) == (2 * 64 + 2 * 64, 0, 96)
 
 
 def test_a_folder_of_a_mixture_of_experts(tmp_path: Path) -> None:
@@ -79,7 +87,7 @@ def test_a_folder_of_a_mixture_of_experts(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     experts = {"num_experts": 4, "moe_ffn_hidden_size": 96, "moe_router_topk": 2}
-    assert model_shape(str(tmp_path)) == ModelShape(2, 64, 96, 4, 2, 100, 16, 128, **experts)
+    check_same(model_shape(str(tmp_path)), ModelShape(2, 64, 96, 4, 2, 100, 16, 128, **experts))
 
 
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
