@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import MlpBuilder, TransformerLayerSubmodules
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.models.layer_options.spec_changes import change_layers
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.options import ModelOptions
 
@@ -29,9 +30,7 @@ def with_biases(
     """
     if not options.attention_output_bias and not options.mlp_bias:
         return spec
-    if isinstance(spec, TransformerBlockSubmodules):
-        return replace(spec, layer_specs=[with_biases(layer, options) for layer in spec.layer_specs or ()])
-    return replace(spec, submodules=_layer_with_biases(spec.submodules, options))
+    return change_layers(spec, lambda layer: _layer_with_biases(layer, options))
 
 
 def _layer_with_biases(layer: TransformerLayerSubmodules, options: ModelOptions) -> TransformerLayerSubmodules:

@@ -6,6 +6,7 @@ Everything else that the options decide is read from the configuration by the mo
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_mixcpt.models.layer_options.activations import configure_activation
 from megatron_mixcpt.models.options import ModelOptions, attach_options
 from megatron_mixcpt.models.rotary import configure_rotation, replace_rotation
 
@@ -16,6 +17,7 @@ def configure_model(config: TransformerConfig, options: ModelOptions) -> None:
     for name, value in options.engine_config.items():
         assert hasattr(config, name), f"the engine's configuration has no {name}"
         setattr(config, name, value)
+    configure_activation(config, options)
     configure_rotation(config, options)
 
 

@@ -35,6 +35,8 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.attention import ScaledDotProductAttention
 from megatron_mixcpt.models.biases import with_biases
 from megatron_mixcpt.models.experts import GroupedExperts
+from megatron_mixcpt.models.layer_options.branches import with_branches
+from megatron_mixcpt.models.layer_options.norm_over_heads import with_norms_over_heads
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.norm import build_norm
 from megatron_mixcpt.models.options import options_of
@@ -73,7 +75,7 @@ def gpt_layer_spec(
     """
     config = getattr(config, "transformer", config)
     if HAVE_TE and config.transformer_impl == "transformer_engine":
-        return with_biases(_transformer_engine_spec(config, vp_stage, pp_rank), options_of(config))
+        return _with_options(_transformer_engine_spec(config, vp_stage, pp_rank), config)
     if config.multi_latent_attention:
         raise ConfigError("--multi-latent-attention needs Transformer Engine, which is not enabled")
     provider = TorchSpecProvider()
@@ -81,7 +83,15 @@ def gpt_layer_spec(
         layer_specs=[_layer(config, provider, index) for index in _layers_of_stage(config, vp_stage, pp_rank)],
         layer_norm=provider.layer_norm(),
     )
-    return with_biases(stage, options_of(config))
+    return _with_options(stage, config)
+
+
+def _with_options(
+    spec: TransformerBlockSubmodules | ModuleSpec, config: TransformerConfig
+) -> TransformerBlockSubmodules | ModuleSpec:
+    """What the options change in finished layers, whichever provider's modules these are of."""
+    options = options_of(config)
+    return with_biases(with_norms_over_heads(with_branches(spec, config), options), options)
 
 
 def _layers_of_stage(config: TransformerConfig, vp_stage: int | None, pp_rank: int | None) -> Sequence[int]:

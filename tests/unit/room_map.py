@@ -53,6 +53,7 @@ ROOMS = {
     "models": _room(
         "what a model has beyond the engine's, and layers without Transformer Engine", "log_names", "engine core"
     ),
+    "models/layer_options": _room("what an option changes in a layer", takes="engine core"),
     "data": _room("records: documents, conversations, preferences"),
     "data/reading": _room("files become records", "flags"),
     "data/reading/rows": _room("a row becomes a record of a kind", "data"),
@@ -70,7 +71,8 @@ ROOMS = {
     "conversion": _room(
         "Hugging Face and Megatron checkpoints, both ways", "data/tokens flags jobs models training_log", "engine core"
     ),
-    "conversion/architectures": _room("one file of tables per family of models", "models", "torch"),
+    "conversion/architectures": _room("rules and tables of families of models", "models", "torch"),
+    "conversion/architectures/families": _room("one file of tables per family of models", takes="torch"),
     "distillation": _room("teacher and student in one pipeline", "losses objective", "engine core"),
     "inference": _room(
         "a model in memory without the trainer",

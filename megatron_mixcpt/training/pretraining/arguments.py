@@ -185,8 +185,8 @@ def _validation(
 
 def _check_same_shape(student: HFModel, teacher: HFModel) -> None:
     """Both models share one pipeline and one vocabulary: what the weights mean must be the same."""
-    ours, theirs = ({**model.engine_arguments, "mlp_bias": model.options.mlp_bias} for model in (student, teacher))
-    free = FREE_ARGUMENTS | ROPE_ARGUMENTS  # each model has its own rotary embedding
+    ours, theirs = ({**model.engine_arguments, **vars(model.options)} for model in (student, teacher))
+    free = FREE_ARGUMENTS | ROPE_ARGUMENTS | {"rope", "layer_ropes"}  # each model has its own rotary embedding
     different = [name for name in ours if ours[name] != theirs.get(name) and name not in free]
     if different:
         listed = ", ".join(f"{name} {theirs.get(name)} (--hf-model has {ours[name]})" for name in different)

@@ -1,0 +1,33 @@
+"""Activations of an MLP beyond those that the engine's arguments name, by their names in transformers."""
+
+import torch
+from megatron.core.activations import squared_relu
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import gelu
+
+from megatron_mixcpt.models.options import ModelOptions
+
+
+def gelu_pytorch_tanh(x: Tensor) -> Tensor:
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))): Gemma and StarCoder2."""
+    return gelu(x, approximate="tanh")
+
+
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_pytorch_tanh": gelu_pytorch_tanh,
+    "relu2": squared_relu,
+    "silu": torch.nn.functional.silu,
+}
+"""As transformers' ``ACT2FN`` computes them; whether a gate is multiplied on is an argument of the engine."""
+
+
+def configure_activation(config: TransformerConfig, options: ModelOptions) -> None:
+    """Put the activation of the options on the engine's configuration, in place; nothing where they name none.
+
+    The engine's fused kernels are for other activations (its ``gelu`` in one is tanh's), so they are switched off.
+    """
+    if options.activation is not None:
+        config.activation_func = ACTIVATIONS[options.activation]
+        config.bias_activation_fusion = False

@@ -1,0 +1,130 @@
+"""Layer options on two tensor-parallel ranks, each beside its equation written out: norms, multipliers, activations."""
+
+from dataclasses import replace
+
+from megatron_mixcpt.testing import run_distributed
+
+
+def test_layer_options() -> None:
+    run_distributed(check_layer_options, 2, cpu_emulation=True)
+
+
+def check_layer_options() -> None:
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(2)
+    check_branch_end()
+    check_branch_end_keeps_nothing_in_evaluation()
+    check_layers_without_pre_norms()
+    check_norm_over_heads()
+    check_activations()
+
+
+def config(**options):
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from megatron_mixcpt.models.configure import configure_model
+    from megatron_mixcpt.models.options import ModelOptions
+
+    shape = {"num_layers": 2, "hidden_size": 24, "num_attention_heads": 6, "num_query_groups": 2, "ffn_hidden_size": 32}
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "qk_layernorm": True}
+    engine = TransformerConfig(**shape, **parallel, normalization="RMSNorm", add_bias_linear=False)
+    configure_model(engine, ModelOptions(**options))
+    return engine
+
+
+def check_branch_end() -> None:
+    """x + 0.5 * norm(y + bias), and the weight is marked as one whose gradient is a sum over ranks."""
+    import torch
+
+    from megatron_mixcpt.models.layer_options.branches import BranchEnd
+
+    end = BranchEnd(config(post_norms=True, residual_multiplier=0.5))
+    torch.nn.init.normal_(end.norm.weight)
+    x, y, bias = torch.randn(3, 2, 24), torch.randn(3, 2, 24), torch.randn(24)
+    wide = y + bias
+    expected = x + 0.5 * wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * end.norm.weight
+    for fused in (False, True):
+        torch.testing.assert_close(end(True, fused)((y, bias), x, 0.0), expected)
+    assert end.norm.weight.sequence_parallel
+    multiplied = BranchEnd(config(residual_multiplier=0.5))
+    assert not list(multiplied.parameters())
+    torch.testing.assert_close(multiplied(True, False)((y, bias), x, 0.0), x + 0.5 * wide)
+
+
+def check_branch_end_keeps_nothing_in_evaluation() -> None:
+    """The engine enables gradients around it in evaluation too; in training its weight has one all the same."""
+    import torch
+
+    from megatron_mixcpt.models.layer_options.branches import BranchEnd
+
+    end, x = BranchEnd(config(post_norms=True)), torch.randn(3, 2, 24)
+    assert not end(False, False)((x.clone(), None), x, 0.0).requires_grad
+    assert end(True, False)((x.clone(), None), x, 0.0).requires_grad
+
+
+def check_layers_without_pre_norms() -> None:
+    """Transformer Engine's linear classes hold norms, and are exchanged for those that do not."""
+    from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TELayerNormColumnParallelLinear
+    from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+    from megatron.core.transformer.identity_op import IdentityOp
+
+    from megatron_mixcpt.models.layer_options.branches import BranchEnd, with_branches
+    from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+    from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
+    from megatron_mixcpt.models.norm import build_norm
+
+    spec = gpt_layer_spec(config()).layer_specs[0]
+    assert with_branches(spec, config()) is spec
+    plain = spec.submodules
+    fused = {"linear_fc1": TELayerNormColumnParallelLinear}
+    mlp = with_submodules(plain.mlp, replace(submodules_of(plain.mlp), **fused))
+    for layer, expected in ((replace(plain, mlp=mlp), TEColumnParallelLinear), (plain, ColumnParallelLinear)):
+        given = replace(spec, submodules=layer)
+        changed = with_branches(given, config(pre_norms=False, post_norms=True)).submodules
+        assert submodules_of(changed.mlp).linear_fc1 is expected
+        assert changed.input_layernorm is changed.pre_mlp_layernorm is IdentityOp
+        assert changed.self_attn_bda.module is changed.mlp_bda.module is BranchEnd
+    assert plain.input_layernorm is build_norm and plain.self_attn_bda is get_bias_dropout_add
+
+
+def check_norm_over_heads() -> None:
+    """Values and gradients of this rank's heads, beside OLMo 2's own norm of all heads on one rank."""
+    import torch
+    from megatron.core import parallel_state
+    from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+
+    from megatron_mixcpt.models.layer_options.norm_over_heads import NormOverHeads
+
+    rank, group = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_group()
+    torch.manual_seed(4)
+    reference, whole = Olmo2RMSNorm(24, 1e-5), torch.randn(5, 2, 24, requires_grad=True)
+    torch.nn.init.normal_(reference.weight)
+    expected = reference(whole)
+    expected.sin().sum().backward()
+
+    norm = NormOverHeads(config=config(), hidden_size=4, of="query", eps=1e-5)
+    norm.weight.data.copy_(reference.weight)
+    part = whole.detach().unflatten(-1, (6, 4)).chunk(2, 2)[rank].clone().requires_grad_()
+    values = norm(part)
+    values.sin().sum().backward()
+    # Sums of 24 numbers of about 1 in float32, in another order.
+    torch.testing.assert_close(values, expected.unflatten(-1, (6, 4)).chunk(2, 2)[rank], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(part.grad, whole.grad.unflatten(-1, (6, 4)).chunk(2, 2)[rank], atol=1e-5, rtol=1e-5)
+    torch.distributed.all_reduce(norm.weight.grad, group=group)  # as the engine does with q_layernorm and k_layernorm
+    torch.testing.assert_close(norm.weight.grad, reference.weight.grad, atol=1e-5, rtol=1e-5)
+
+
+def check_activations() -> None:
+    """All that can be named, as transformers computes them; the engine's fused kernels are off."""
+    import torch
+    from transformers.activations import ACT2FN
+
+    from megatron_mixcpt.models.layer_options.activations import ACTIVATIONS
+
+    x = torch.linspace(-5, 5, 101)
+    for name in ACTIVATIONS:
+        engine = config(activation=name)
+        torch.testing.assert_close(engine.activation_func(x), ACT2FN[name](x))
+        assert not engine.bias_activation_fusion
