@@ -40,6 +40,11 @@ def lengthened(model: HFModel, scaling: str | None, positions: int | None) -> HF
     """
     if scaling is None:
         return _replaced(model, with_positions(model, positions or 0), positions)
+    if model.architecture.rope.by_type is not None:
+        raise ConfigError(
+            f"{FLAG}: {model.architecture.name} has a rotary embedding for each type of layers: "
+            f"change rope_parameters in {model.folder / CONFIG_NAME}"
+        )
     rope = _rope(model)
     parameters = _parameters(scaling, rope)
     positions = positions or _implied_positions(parameters, rope)
@@ -52,7 +57,8 @@ def lengthened(model: HFModel, scaling: str | None, positions: int | None) -> HF
 
 def canonical(plan: ModelPlan) -> str:
     """The rotary embedding of a model as one line of JSON, the same for all ways to write it down."""
-    return json.dumps(dict(_rope(plan).parameters), sort_keys=True)
+    by_layer = [dict(rope.parameters) for rope in plan.options.layer_ropes]
+    return json.dumps(by_layer or dict(_rope(plan).parameters), sort_keys=True)
 
 
 def with_positions(plan: ModelPlan, positions: int) -> dict[str, Any]:
@@ -65,6 +71,9 @@ def with_positions(plan: ModelPlan, positions: int) -> dict[str, Any]:
     if positions <= rope.max_position_embeddings or rope.kind == "dynamic":
         return config
     config["max_position_embeddings"] = positions
+    if plan.architecture.rope.by_type is not None:
+        _check_same_ropes(plan, config)
+        return config
     fixed: dict[str, Any] = {}
     if rope.kind == "yarn" and rope.parameters["factor"] is None:
         fixed["factor"] = rope.max_position_embeddings / rope.parameters["original_max_position_embeddings"]
@@ -74,6 +83,14 @@ def with_positions(plan: ModelPlan, positions: int) -> dict[str, Any]:
         key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
         config[key] = {**config[key], **fixed}
     return config
+
+
+def _check_same_ropes(plan: ModelPlan, config: Mapping[str, Any]) -> None:
+    if canonical(plan_of(plan.folder, plan.architecture, config)) != canonical(plan):
+        raise ConfigError(
+            f"{plan.folder / CONFIG_NAME}: with other max_position_embeddings, a rotary embedding changes: give "
+            "original_max_position_embeddings and factor in rope_parameters"
+        )
 
 
 def _rope(plan: ModelPlan) -> Rope:

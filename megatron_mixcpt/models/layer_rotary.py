@@ -4,7 +4,6 @@ The engine hands one table to all layers. Here it is one table for each differen
 goes the engine's way through recomputation, and each layer's attention takes its own when it is called.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,7 +64,7 @@ def give_layers_their_own(
                     f"rope_type {rope.kind} in some layers only: its attention factor needs --transformer-impl local, "
                     "and that all channels of a head rotate"
                 )
-            core.softmax_scale = factor**2 / math.sqrt(model.config.kv_channels)
+            core.softmax_scale *= factor**2
     return RotaryEmbeddings([make(rope) for rope in kinds])
 
 

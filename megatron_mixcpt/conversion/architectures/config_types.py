@@ -60,7 +60,7 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob"), FLAG),
     **dict.fromkeys(("attention_bias", "mlp_bias"), FLAG),
     # What follows belongs to the rotary embedding (rope.py).
-    **dict.fromkeys(("rope_scaling", "rope_parameters"), OBJECT),
+    **dict.fromkeys(("rope_scaling", "rope_parameters", "sliding_attention", "full_attention"), OBJECT),
     **dict.fromkeys(("rope_type", "type"), NAME),
     **dict.fromkeys(("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"), POSITIVE),
     **dict.fromkeys(("mscale", "mscale_all_dim"), NOT_NEGATIVE),

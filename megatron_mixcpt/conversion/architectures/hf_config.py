@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt.conversion.architectures.config_types import wrong_value
-from megatron_mixcpt.conversion.architectures.rope import RopeRules, rope_of
+from megatron_mixcpt.conversion.architectures.rope import RopeRules, rope_of, ropes_by_layer
 from megatron_mixcpt.conversion.architectures.rules import Rule
-from megatron_mixcpt.conversion.architectures.windows import WindowRules, window_arguments
+from megatron_mixcpt.conversion.architectures.windows import WindowRules, layer_types, window_arguments
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.options import ModelOptions, Rope
 
@@ -204,6 +204,7 @@ def model_options(config: HFConfig, architecture: Architecture) -> ModelOptions:
     adjusted = architecture.adjust_options(config) if architecture.adjust_options else {}
     common = {
         "rope": _rope(config, architecture),
+        "layer_ropes": _layer_ropes(config, architecture),
         "attention_output_bias": _has_bias(config, architecture, "attention_bias"),
         "mlp_bias": _has_bias(config, architecture, "mlp_bias"),
     }
@@ -217,6 +218,13 @@ def _has_bias(config: HFConfig, architecture: Architecture, key: str) -> bool:
 def _rope(config: HFConfig, architecture: Architecture) -> Rope:
     head_dim = _attention_settings(config)["kv_channels"].value
     return rope_of(config.values, architecture.rope, head_dim, config.refuse)
+
+
+def _layer_ropes(config: HFConfig, architecture: Architecture) -> tuple[Rope, ...]:
+    """Those of each layer; none where they are all the same."""
+    types, head_dim = layer_types(config.values, architecture.windows), _attention_settings(config)["kv_channels"].value
+    ropes = ropes_by_layer(config.values, architecture.rope, types, head_dim, config.refuse)
+    return ropes if any(rope != _rope(config, architecture) for rope in ropes) else ()
 
 
 def _rope_settings(rope: Rope) -> dict[str, Setting]:

@@ -6,14 +6,17 @@ nobody has checked before; ``models/rotary.py`` calls transformers' functions fo
 is ignored, and what it cannot compute is refused with the key's name.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_mixcpt.conversion.architectures.config_types import Refuse
+from megatron_mixcpt.conversion.architectures.windows import FULL
 from megatron_mixcpt.models.options import Rope
 
 LARGEST_FACTOR = 1_000_000
+# Keys of config.json that each type's parameters take the place of.
+_SPELLINGS = ("rope_scaling", "rope_parameters", "original_max_position_embeddings")
 
 # What each type cannot do without, beside rope_theta: the keys that transformers demands.
 REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
@@ -56,19 +59,64 @@ class RopeRules:
     """Older values, each with the one that it stands for."""
     rotates_partly: bool = False
     """Whether channels beyond ``partial_rotary_factor`` pass unrotated; other architectures ignore the key or fail."""
+    by_type: Callable[[Mapping[str, Any]], Mapping[str, Mapping[str, Any]]] | None = None
+    """Gives ``rope_parameters`` of each type of layers, from config.json; None: all layers have one embedding."""
+
+
+def parameters_by_type(bases: Mapping[str, tuple[str | None, float]]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """``RopeRules.by_type`` of configuration classes that scale full attention only (Olmo3Config, Gemma3TextConfig).
+
+    Args:
+        bases: for each type of layers, the older key of config.json that has its ``rope_theta``, and the default.
+    """
+
+    def by_type(values: Mapping[str, Any]) -> dict[str, Any]:
+        given, found = values.get("rope_parameters") or {}, {}
+        for kind, (key, default) in bases.items():
+            base = values.get(key, default) if key else default
+            found[kind] = {"rope_theta": base, **(given.get(kind) or {})}
+        found[FULL] |= values.get("rope_scaling") or {}
+        return found
+
+    return by_type
 
 
 def rope_of(values: Mapping[str, Any], rules: RopeRules, head_dim: int, refuse: Refuse) -> Rope:
     """The rotary embedding that ``values``, a config without nulls at its top, describe.
 
-    Raises the error of ``refuse`` for what transformers cannot compute.
+    Where the types of layers have their own, it is that of full attention. Raises the error of ``refuse`` for what
+    transformers cannot compute.
     """
+    if rules.by_type is not None:
+        return ropes_by_layer(values, rules, (FULL,), head_dim, refuse)[0]
     parameters = _completed(values, rules)
     _check_type(parameters, rules, refuse)
     num_channels = _rotating_channels(parameters, rules, head_dim, refuse)
     rope = Rope(parameters, head_dim, num_channels, values["max_position_embeddings"])
     _check_numbers(rope, refuse)
     return rope
+
+
+def ropes_by_layer(
+    values: Mapping[str, Any], rules: RopeRules, layer_types: Sequence[str], head_dim: int, refuse: Refuse
+) -> tuple[Rope, ...]:
+    """Those of layers of the given types, as :func:`rope_of` reads one; none where all layers have one embedding.
+
+    Raises the error of ``refuse`` for what is not an object by type, and for an embedding that depends on the length.
+    """
+    if rules.by_type is None:
+        return ()
+    by_type = rules.by_type(values)
+    if unknown := sorted((values.get("rope_parameters") or {}).keys() - by_type.keys()):
+        raise refuse("rope_parameters", unknown, f"expected one object for each of {', '.join(by_type)}")
+    others = {key: value for key, value in values.items() if key not in _SPELLINGS}
+    ropes = {
+        kind: rope_of({**others, "rope_parameters": parameters}, replace(rules, by_type=None), head_dim, refuse)
+        for kind, parameters in by_type.items()
+    }
+    if wrong := [rope.kind for rope in ropes.values() if rope.short_length is not None]:
+        raise refuse("rope_type", wrong[0], "in some layers only, an embedding that depends on the length is not built")
+    return tuple(ropes[kind] for kind in layer_types)
 
 
 def _completed(values: Mapping[str, Any], rules: RopeRules) -> dict[str, Any]:

@@ -37,6 +37,19 @@ def last_layers(values: Values) -> list[bool]:
     return [index >= values["max_window_layers"] for index in range(values["num_hidden_layers"])]
 
 
+def all_but_every(number: int) -> Callable[[Values], list[bool]]:
+    """The rule by which every ``number``-th layer has full attention, and the others slide."""
+    return lambda values: [(index + 1) % number != 0 for index in range(values["num_hidden_layers"])]
+
+
+def layer_types(values: Values, rules: WindowRules | None) -> list[str]:
+    """``layer_types`` as the family's configuration class completes it, whether a window is in use or not."""
+    if rules is None:
+        return [FULL] * values["num_hidden_layers"]
+    types = values.get("layer_types") if rules.has_layer_types else None
+    return types or [SLIDING if slides else FULL for slides in rules.layers(values)]
+
+
 def window_arguments(values: Values, rules: WindowRules | None, refuse: Refuse) -> dict[str, Any]:
     """``window_size`` and ``window_attn_skip_freq`` of the engine; both None where no layer slides.
 
