@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # an import here would come before the CPU emulation's instal
 # Where layers are not Transformer Engine's, norms stand beside the linear layers that they are fused into there.
 LOCAL_NAMES = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "input_layernorm.bias": "self_attention.linear_qkv.layer_norm_bias",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+    "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
 }
 
 

@@ -1,5 +1,6 @@
 """The supported families of models, by their name in ``config.json``. Add yours here."""
 
+from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
 from megatron_mixcpt.conversion.architectures.llama import LLAMA
 from megatron_mixcpt.conversion.architectures.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
@@ -11,5 +12,5 @@ from megatron_mixcpt.conversion.architectures.smollm3 import SMOLLM3
 
 ARCHITECTURES = {
     architecture.name: architecture
-    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, MIXTRAL, QWEN3_MOE)
+    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, MIXTRAL, QWEN3_MOE, OLMO2, OLMO3)
 }
