@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from megatron_mixcpt.conversion.architectures.rules import Rule
+from megatron_mixcpt.conversion.architectures.rules import Block, Rule
 from megatron_mixcpt.conversion.hf_export_files import metadata_folder, warning_of_end, write_card, write_config
 from megatron_mixcpt.conversion.hf_metadata import copy_files, copy_hf_metadata
 from megatron_mixcpt.conversion.hf_model_folder import (
@@ -25,7 +25,7 @@ from megatron_mixcpt.conversion.hf_model_folder import (
     read_config,
     read_model_folder,
 )
-from megatron_mixcpt.conversion.megatron_layout import Place, place_of
+from megatron_mixcpt.conversion.megatron_layout import Place, place_of, stacks_layers
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.megatron_writer import TensorSource, write_release
 from megatron_mixcpt.conversion.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, TensorShape
@@ -61,7 +61,7 @@ def convert_from_hf(hf_dir: str | Path, save_dir: str | Path) -> Summary:
         ConfigError: the engine cannot express the model.
     """
     hf_model, target = read_model_folder(hf_dir), Path(save_dir)
-    sources = [_source(hf_model, rule) for rule in hf_model.rules().values()]
+    sources = [source for rule in hf_model.rules().values() for source in _sources(hf_model, rule)]
     parallel = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
     with whole_folder_of_ranks(target) as aside:
         write_release(aside, sources, {**hf_model.engine_arguments, **parallel})
@@ -70,20 +70,38 @@ def convert_from_hf(hf_dir: str | Path, save_dir: str | Path) -> Summary:
     return Summary(target, len(sources), sum(source.num_bytes for source in sources))
 
 
-def _source(hf_model: HFModel, rule: Rule) -> TensorSource:
-    dims = hf_model.dims
-    dtype = hf_model.tensors.entries[next(iter(rule.hf_shapes(dims)))].dtype
-    return TensorSource(place_in(rule, hf_model), rule.engine_shape(dims), dtype, partial(_fill, hf_model, rule))
+def _sources(hf_model: HFModel, rule: Rule) -> list[TensorSource]:
+    dtype = hf_model.tensors.entries[next(iter(rule.hf_shapes(hf_model.dims)))].dtype
+    places, stored = places_in(rule, hf_model), rule.stored(hf_model.dims)
+    return [
+        TensorSource(place, shape, dtype, partial(_fill, hf_model, blocks))
+        for (place, shape), (_, blocks) in zip(places.items(), stored, strict=True)
+    ]
 
 
-def place_in(rule: Rule, plan: ModelPlan) -> Place:
-    """Where a rule's tensor stands in a checkpoint of this model."""
-    return place_of(rule.engine, plan.engine_arguments["num_layers"], plan.engine_arguments["num_experts"] or 0)
+def places_in(rule: Rule, plan: ModelPlan) -> dict[Place, tuple[int, ...]]:
+    """Where a checkpoint of this model holds a rule's tensor: one place, or several one below the other; their shapes.
+
+    The shapes are without the leading axes of the places.
+    """
+    arguments, dims = plan.engine_arguments, plan.dims
+    num_layers, num_experts, stacked = arguments["num_layers"], arguments["num_experts"] or 0, stacks_layers(arguments)
+    trailing = rule.engine_shape(dims)[1:]
+    return {
+        place_of(name, num_layers, num_experts, stacked): (sum(block.num_rows for block in blocks), *trailing)
+        for name, blocks in rule.stored(dims)
+    }
 
 
-def _fill(hf_model: HFModel, rule: Rule, target: torch.Tensor) -> None:
+def read_whole(checkpoint: MegatronCheckpoint, rule: Rule, plan: ModelPlan) -> torch.Tensor:
+    """A rule's tensor, of all ranks and all its places, in fresh CPU memory."""
+    parts = [checkpoint.read(place) for place in places_in(rule, plan)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _fill(hf_model: HFModel, blocks: list[Block], target: torch.Tensor) -> None:
     row = 0
-    for block in rule.blocks(hf_model.dims):
+    for block in blocks:
         hf_model.tensors.read_into(target[row : row + block.num_rows], block.name, block.rows)
         row += block.num_rows
 
@@ -142,8 +160,7 @@ def _write_tensors(
     for rule in tqdm(
         rules[get_rank() :: get_world_size()], desc="export", unit="tensor", disable=None if get_rank() == 0 else True
     ):
-        tensor = checkpoint.read(place_in(rule, plan))
-        for name, part in rule.take_apart(tensor, plan.dims).items():
+        for name, part in rule.take_apart(read_whole(checkpoint, rule, plan), plan.dims).items():
             writer.write(name, part.to(writer.tensors[name].dtype))
 
 
@@ -155,17 +172,17 @@ def check_checkpoint(
     Raises CheckpointError that lists the missing and the unexpected tensors, or names the first shape that differs.
     """
     present = checkpoint.model_tensors()
-    expected = {name: place_in(rule, plan) for name, rule in rules.items()}
-    keys = {place.key for place in expected.values()}
+    expected = {name: places_in(rule, plan) for name, rule in rules.items()}
+    keys = {place.key for places in expected.values() for place in places}
     missing, unexpected = sorted(keys - set(present)), sorted(set(present) - keys)
     if missing or unexpected:
         raise CheckpointError(
             f"{checkpoint.folder} does not match {plan.folder / CONFIG_NAME}: missing {missing}; "
             f"unexpected {unexpected}"
         )
-    for name, place in expected.items():
-        shape, wanted = tuple(present[place.key][0]), (*place.sizes, *rules[name].engine_shape(plan.dims))
+    for name, place, rows in ((name, *item) for name, places in expected.items() for item in places.items()):
+        shape, wanted = tuple(present[place.key][0]), (*place.sizes, *rows)
         padded = name in PADDED and shape[0] >= wanted[0] and shape[1:] == wanted[1:]
         if shape != wanted and not padded:
             raise CheckpointError(f"{checkpoint.folder}: {place.key} has shape {shape}, {CONFIG_NAME} implies {wanted}")
-    return {name: present[place.key][1] for name, place in expected.items()}
+    return {name: present[next(iter(places)).key][1] for name, places in expected.items()}

@@ -1,13 +1,16 @@
 """How the engine lays a model out in its ``torch_dist`` checkpoints: folders, keys, and stacked layers.
 
 The engine stacks the layers of a model: ``decoder.layers.3.mlp.linear_fc2.weight`` is row 3 of the tensor
-``decoder.layers.mlp.linear_fc2.weight`` of shape [layers, hidden, ffn], and experts add a second such axis. A folder
-holds ``latest_checkpointed_iteration.txt`` ("release", or a number) and ``release/`` or ``iter_0000100/``.
+``decoder.layers.mlp.linear_fc2.weight`` of shape [layers, hidden, ffn], and experts add a second such axis. Layers of
+several kinds are not stacked: their tensors have the layer's number in their keys. A folder holds
+``latest_checkpointed_iteration.txt`` ("release", or a number) and ``release/`` or ``iter_0000100/``.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_mixcpt.errors import CheckpointError
 
@@ -31,16 +34,23 @@ class Place:
         return f"{self.key}/shard_{'.'.join(map(str, index))}_{'.'.join(map(str, sizes))}"
 
 
-def place_of(engine_name: str, num_layers: int, num_experts: int = 0) -> Place:
+def stacks_layers(engine_arguments: Mapping[str, Any]) -> bool:
+    """Whether the engine stacks a model's layers: not where they are told apart (its ``TransformerBlock``)."""
+    frequencies = (engine_arguments.get(name) for name in ("moe_layer_freq", "linear_attention_freq"))
+    return all(frequency in (None, 1) for frequency in frequencies)
+
+
+def place_of(engine_name: str, num_layers: int, num_experts: int = 0, stacked: bool = True) -> Place:
     """The place of an engine tensor; names outside ``decoder.layers.3.`` are keys as they are."""
     layer = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", engine_name)
     if not layer:
         return Place(engine_name)
+    prefix = "decoder.layers." if stacked else f"decoder.layers.{layer[1]}."
+    index, sizes = ((int(layer[1]),), (num_layers,)) if stacked else ((), ())
     expert = re.fullmatch(r"mlp\.experts\.(\d+)\.(.+)", layer[2])
     if not expert:
-        return Place(f"decoder.layers.{layer[2]}", (int(layer[1]),), (num_layers,))
-    key = f"decoder.layers.mlp.experts.experts.{expert[2]}"
-    return Place(key, (int(layer[1]), int(expert[1])), (num_layers, num_experts))
+        return Place(prefix + layer[2], index, sizes)
+    return Place(f"{prefix}mlp.experts.experts.{expert[2]}", (*index, int(expert[1])), (*sizes, num_experts))
 
 
 def find_iteration(load_dir: Path, iteration: int | None = None) -> Path:

@@ -6,6 +6,7 @@ Memory is one tensor. The keys, the objects beside the tensors and the common st
 """
 
 import io
+import re
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -157,12 +158,12 @@ def _extra_states(sources: list[TensorSource]) -> list[str]:
     places: dict[Place, None] = {}
     for source in sources:
         module, _, _ = source.place.key.rpartition(".")
+        index, sizes = source.place.index, source.place.sizes
         if not module.startswith(("embedding", "output_layer")):
-            names = [module, "decoder.layers.self_attention.core_attention"] if source.place.index else [module]
-            for name in names:
-                index, sizes = source.place.index, source.place.sizes
-                length = 1 if name.endswith("core_attention") else len(index)
-                places[Place(f"{name}._extra_state", index[:length], sizes[:length])] = None
+            places[Place(f"{module}._extra_state", index, sizes)] = None
+        if layer := re.match(r"decoder\.layers\.(\d+\.)?", module):
+            core, num_axes = f"{layer[0]}self_attention.core_attention", 0 if layer[1] else 1
+            places[Place(f"{core}._extra_state", index[:num_axes], sizes[:num_axes])] = None
     return [place.object_key for place in places]
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from megatron_mixcpt.conversion.convert import check_checkpoint, place_in
+from megatron_mixcpt.conversion.convert import check_checkpoint, read_whole
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.inference.engine_model import (
@@ -81,7 +81,7 @@ def compare_bits(hf_model: HFModel, checkpoint: MegatronCheckpoint) -> BitCompar
     check_checkpoint(checkpoint, hf_model, rules)
     num_equal, cast, different = 0, [], []
     for rule in rules.values():
-        for name, tensor in rule.take_apart(checkpoint.read(place_in(rule, hf_model)), hf_model.dims).items():
+        for name, tensor in rule.take_apart(read_whole(checkpoint, rule, hf_model), hf_model.dims).items():
             expected = hf_model.tensors.read(name)
             if tensor.dtype != expected.dtype:
                 cast.append(name)

@@ -95,6 +95,10 @@ class Rule(ABC):
         rows = sum(block.num_rows for block in self.blocks(dims, rank=0, size=2))
         return self.splits_columns or rows < self.engine_shape(dims)[0]
 
+    def stored(self, dims: Dimensions) -> list[tuple[str, list[Block]]]:
+        """The tensors that a checkpoint holds it as, usually itself: name and blocks of each, one below the other."""
+        return [(self.engine, self.blocks(dims))]
+
     def take_apart(self, tensor: torch.Tensor, dims: Dimensions) -> dict[str, torch.Tensor]:
         """Cut the full engine tensor into HF tensors; rows past the last block are padding and dropped.
 

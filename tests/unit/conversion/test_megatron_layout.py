@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mixcpt.conversion.megatron_layout import Place, find_iteration, place_of
+from megatron_mixcpt.conversion.megatron_layout import Place, find_iteration, place_of, stacks_layers
 from megatron_mixcpt.errors import CheckpointError
 
 
@@ -28,6 +28,27 @@ from megatron_mixcpt.errors import CheckpointError
 def test_layers_and_experts_are_leading_axes(name: str, place: Place, object_key: str) -> None:
     assert place_of(name, num_layers=8, num_experts=4) == place
     assert place.object_key == place.key + object_key
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("decoder.final_layernorm.weight", Place("decoder.final_layernorm.weight")),
+        ("decoder.layers.3.mlp.linear_fc2.weight", Place("decoder.layers.3.mlp.linear_fc2.weight")),
+        (
+            "decoder.layers.3.mlp.experts.1.linear_fc1.weight",
+            Place("decoder.layers.3.mlp.experts.experts.linear_fc1.weight", (1,), (4,)),
+        ),
+    ],
+)
+def test_layers_of_several_kinds_are_not_stacked(name: str, place: Place) -> None:
+    assert place_of(name, num_layers=8, num_experts=4, stacked=False) == place
+
+
+def test_which_layers_are_stacked() -> None:
+    assert stacks_layers({"num_layers": 2}) and stacks_layers({"moe_layer_freq": 1, "linear_attention_freq": None})
+    assert not stacks_layers({"moe_layer_freq": [0, 1]}) and not stacks_layers({"linear_attention_freq": [1, 0]})
+    assert not stacks_layers({"moe_layer_freq": 2})
 
 
 @pytest.fixture
