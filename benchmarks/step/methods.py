@@ -240,7 +240,7 @@ def engine_head(student, teacher, targets) -> tuple:
     from megatron_mixcpt.losses.lssd import MixCPTLoss
 
     labels, loss_mask = targets.labels.transpose(0, 1).contiguous(), targets.loss_mask.transpose(0, 1)
-    loss = vocab_parallel_cross_entropy(student.logits(), labels)
+    loss = vocab_parallel_cross_entropy(student.products(), labels)
     nothing = torch.zeros_like(loss.detach())
     tokens = MixCPTLoss(loss.detach(), loss.detach(), *[nothing] * (len(MixCPTLoss._fields) - 2))
     return SummedMixCPTLoss((loss * loss_mask).sum(), tokens)

@@ -49,11 +49,11 @@ class LogProbsHead:
         """See :class:`LogProbs`."""
         labels = targets.labels.masked_fill(targets.loss_mask == 0, NO_LABEL).transpose(0, 1).contiguous()
         with torch.no_grad():
-            of_reference = None if reference is None else self._log_probs(reference.logits(), labels)
-        of_policy = self._log_probs(policy.logits(), labels)
+            of_reference = None if reference is None else self._log_probs(reference, labels)
+        of_policy = self._log_probs(policy, labels)
         return LogProbs(of_policy, torch.zeros_like(of_policy) if of_reference is None else of_reference)
 
-    def _log_probs(self, logits: Tensor, labels: Tensor) -> Tensor:
-        # In place: nobody reads the logits again, and their memory takes the gradient.
+    def _log_probs(self, model: LastStage, labels: Tensor) -> Tensor:
+        # In place: nobody reads the products again, and their memory takes the gradient.
         options = {"tp_group": self.tp_group, "vocab_size": self.vocab_size, "inplace": True}
-        return vocab_parallel_log_probs(logits, labels, **options)
+        return vocab_parallel_log_probs(model.products(), labels, scaling=model.scaling, **options)

@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_mixcpt.distillation.wrapper import LastStage
 from megatron_mixcpt.losses.fused_linear import Projection, SummedMixCPTLoss, fused_linear_mixcpt_loss
+from megatron_mixcpt.losses.logit_scaling import UNSCALED, LogitScalings
 from megatron_mixcpt.losses.lssd import mixcpt_loss
 from megatron_mixcpt.objective import Objective
 
@@ -65,16 +66,17 @@ class MixCPTHead:
     ) -> SummedMixCPTLoss:
         """From [s, b] targets and all logits of the microbatch."""
         with torch.no_grad():
-            teacher_logits = None if teacher is None else teacher.logits()
+            of_teacher = None if teacher is None else teacher.products()
         losses = mixcpt_loss(
-            student.logits(),
-            teacher_logits,
+            student.products(),
+            of_teacher,
             targets.labels,
             self.objective,
             tp_group=self.tp_group,
             vocab_size=self.vocab_size,
             distill_mask=targets.distill_mask,
-            inplace=True,  # nobody reads the logits again: their memory takes the gradient
+            inplace=True,  # nobody reads them again: their memory takes the gradient
+            scalings=LogitScalings(student.scaling, UNSCALED if teacher is None else teacher.scaling),
         )
         loss_sum = (losses.loss * targets.loss_mask).sum()
         return SummedMixCPTLoss(loss_sum, losses._replace(loss=losses.loss.detach()))
@@ -84,8 +86,8 @@ class MixCPTHead:
     ) -> SummedMixCPTLoss:
         """In place of the engine's output layer, whose collectives and weight gradient the fused loss takes over."""
         return fused_linear_mixcpt_loss(
-            Projection(student.hidden_states, student.weight()),
-            None if teacher is None else Projection(teacher.hidden_states, teacher.weight()),
+            _projection(student),
+            None if teacher is None else _projection(teacher),
             targets.labels,
             self.objective,
             tp_group=self.tp_group,
@@ -96,3 +98,7 @@ class MixCPTHead:
             gradient_accumulation_fusion=self.gradient_accumulation_fusion,
             chunk_tokens=self.chunk_tokens,
         )
+
+
+def _projection(model: LastStage) -> Projection:
+    return Projection(model.hidden_states, model.weight(), model.scaling)

@@ -13,9 +13,12 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_mixcpt.distillation.communicator import attach_teacher, attached_teacher
+from megatron_mixcpt.losses.logit_scaling import UNSCALED, LogitScaling
+from megatron_mixcpt.models.options import options_of
 
 
 class OutputWeight(torch.nn.Module):
@@ -46,12 +49,14 @@ class LastStage(NamedTuple):
     output_weight: Tensor | None
     """The embedding's weight [v / tp, h] where the two are tied; None: the layer has its own."""
     weight: OutputWeight
-    """Gives the output weight when it is called, for a head that does without :meth:`logits`."""
+    """Gives the output weight when it is called, for a head that does without :meth:`products`."""
+    scaling: LogitScaling = UNSCALED
+    """What the model makes of the output layer's products, so that they are its logits."""
 
-    def logits(self) -> Tensor:
-        """This rank's logits [s, b, v / tp]."""
-        logits, _bias = self.output_layer(self.hidden_states, weight=self.output_weight)
-        return logits
+    def products(self) -> Tensor:
+        """What the output layer makes of the hidden states, this rank's part [s, b, v / tp]: logits before scaling."""
+        products, _bias = self.output_layer(self.hidden_states, weight=self.output_weight)
+        return products
 
 
 Head = Callable[[LastStage, LastStage | None, Any], tuple[Tensor, ...]]
@@ -158,7 +163,10 @@ def _last_stage(
     output_layer: torch.nn.Module,
     output_weight: Tensor | None,
     context: OutputWeight,
+    config: TransformerConfig,
     **_: Any,
 ) -> LastStage:
     """The engine's ``output_processor``: what a head needs, instead of logits."""
-    return LastStage(hidden_states, output_layer, output_weight, context)
+    options = options_of(config)
+    scaling = LogitScaling(options.logit_multiplier, options.final_softcap)
+    return LastStage(hidden_states, output_layer, output_weight, context, scaling)

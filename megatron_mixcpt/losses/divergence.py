@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megatron_mixcpt.losses.logit_scaling import UNSCALED, LogitScaling
 from megatron_mixcpt.losses.vocab_parallel import merge_cross_sums, merge_exponentials
 from megatron_mixcpt.objective import Divergence
 
@@ -160,11 +161,14 @@ class GradientRows(NamedTuple):
         return cls(**{name: number.unsqueeze(1) for name, number in numbers.items()})
 
 
-def gradient_of_rows(student: Tensor, teacher: Tensor, rows: GradientRows, divergence: Divergence) -> Tensor:
+def gradient_of_rows(
+    student: Tensor, teacher: Tensor, rows: GradientRows, divergence: Divergence, scaling: LogitScaling = UNSCALED
+) -> Tensor:
     """The formula of ``GradientWeights`` for columns ``[tokens, columns]``, without label and swap.
 
-    It is that of :func:`gradient_at`, arranged for as few operations per column. A row whose weights are 0 gets 0, even
-    if its logits are not finite.
+    From both models' logits; the gradient is that of the products from which ``scaling`` makes the student's. The
+    formula is that of :func:`gradient_at`, arranged for as few operations per column. A row whose weights are 0 gets 0,
+    even if its logits are not finite.
     """
     s, t = student - rows.student_max, teacher - rows.teacher_max
     extra: Tensor | float = 0.0
@@ -177,4 +181,5 @@ def gradient_of_rows(student: Tensor, teacher: Tensor, rows: GradientRows, diver
         value = probability * ((ntp + rows.kl_offset) + rows.kl * (s - t))
     else:
         value = rows.kl * (probability - (t - rows.teacher_log_sum).exp()) + ntp * probability
-    return torch.where((rows.ntp == 0) & (rows.kl == 0), 0.0, value + extra)
+    value = scaling.gradient_of_products(value + extra, student)
+    return torch.where((rows.ntp == 0) & (rows.kl == 0), 0.0, value)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_mixcpt.losses.cross_entropy import vocab_parallel_cross_entropy
+from megatron_mixcpt.losses.logit_scaling import UNSCALED, LogitScaling
 
 
 class DPOLoss(NamedTuple):
@@ -30,13 +31,16 @@ def vocab_parallel_log_probs(
     tp_group: dist.ProcessGroup | None,
     vocab_size: int | None = None,
     inplace: bool = False,
+    scaling: LogitScaling = UNSCALED,
 ) -> Tensor:
     """log softmax(logits)[label] of every token in nats, float32, the labels' shape; differentiable in ``logits``.
 
     Arguments, errors and collectives are those of ``cross_entropy.vocab_parallel_cross_entropy``: one all-gather of 12
     bytes per token and rank forward, none backward. A label outside ``[0, vocab_size)`` gives 0.
     """
-    return -vocab_parallel_cross_entropy(logits, labels, tp_group=tp_group, vocab_size=vocab_size, inplace=inplace)
+    return -vocab_parallel_cross_entropy(
+        logits, labels, tp_group=tp_group, vocab_size=vocab_size, inplace=inplace, scaling=scaling
+    )
 
 
 def dpo_loss(

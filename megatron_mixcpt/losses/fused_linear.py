@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_mixcpt.losses import compiled
+from megatron_mixcpt.losses.logit_scaling import UNSCALED, LogitScaling, LogitScalings
 from megatron_mixcpt.losses.lssd import MixCPTLoss, mixcpt_loss
 from megatron_mixcpt.objective import Objective
 
@@ -23,12 +24,13 @@ CHUNK_TOKENS = 512
 
 
 class Projection(NamedTuple):
-    """A model's logits before they are computed: ``hidden_states @ weight.T``."""
+    """A model's logits before they are computed: ``scaling(hidden_states @ weight.T)``."""
 
     hidden_states: Tensor
     """The last ones ``[s, b, h]``; with ``sequence_parallel`` this rank's ``[s/tp, b, h]``."""
     weight: Tensor
     """The output weight ``[v/tp, h]``, of the same dtype."""
+    scaling: LogitScaling = UNSCALED
 
 
 class SummedMixCPTLoss(NamedTuple):
@@ -51,6 +53,7 @@ class _Setting(NamedTuple):
     sequence_parallel: bool
     accumulate: bool
     chunk_tokens: int
+    scalings: LogitScalings
 
 
 def fused_linear_mixcpt_loss(
@@ -67,7 +70,7 @@ def fused_linear_mixcpt_loss(
     gradient_accumulation_fusion: bool = False,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> SummedMixCPTLoss:
-    """Sum over tokens of loss_mask * (alpha * NTP + (1 - alpha) * LSSD), logits being hidden states times weight.
+    """Sum over tokens of loss_mask * (alpha * NTP + (1 - alpha) * LSSD), logits being those of ``Projection``.
 
     Differentiable in the student's hidden states and weight, once. Forward: one all-gather of 36 bytes per token and
     rank in all, one per chunk, and with ``sequence_parallel`` one of each model's hidden states. Backward: one
@@ -88,14 +91,24 @@ def fused_linear_mixcpt_loss(
     Raises:
         ValueError: as ``lssd.mixcpt_loss``.
     """
-    setting = _Setting(objective, tp_group, vocab_size, sequence_parallel, gradient_accumulation_fusion, chunk_tokens)
+    setting = _Setting(
+        objective,
+        tp_group,
+        vocab_size,
+        sequence_parallel,
+        gradient_accumulation_fusion,
+        chunk_tokens,
+        LogitScalings(student.scaling, UNSCALED if teacher is None else teacher.scaling),
+    )
     mask = torch.ones_like(labels, dtype=torch.float32) if loss_mask is None else loss_mask.float()
     if distill_mask is not None:
         distill_mask = distill_mask.expand(labels.shape).reshape(-1)
-    frozen = None if teacher is None else Projection(*(part.detach() for part in teacher))
+    frozen = None if teacher is None else Projection(teacher.hidden_states.detach(), teacher.weight.detach())
     tokens = _Tokens(labels.reshape(-1), mask.reshape(-1), distill_mask)
-    needs_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in student)
-    loss_sum, *results = _FusedLinear.apply(*student, frozen, tokens, setting, needs_gradient)
+    needs_gradient = torch.is_grad_enabled() and (student.hidden_states.requires_grad or student.weight.requires_grad)
+    loss_sum, *results = _FusedLinear.apply(
+        student.hidden_states, student.weight, frozen, tokens, setting, needs_gradient
+    )
     return SummedMixCPTLoss(loss_sum, MixCPTLoss(*(result.view(labels.shape) for result in results)))
 
 
@@ -189,6 +202,7 @@ def _chunk_loss(
             vocab_size=setting.vocab_size,
             distill_mask=tokens.distill_mask,
             inplace=True,
+            scalings=setting.scalings,
         )
         gradient = torch.autograd.grad(result.loss, logits, tokens.mask)[0] if needs_gradient else None
     return MixCPTLoss(*(part.detach() for part in result)), gradient

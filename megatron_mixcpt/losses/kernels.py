@@ -1,7 +1,8 @@
 """The passes over the logits themselves: one that reads them forward, one that writes the gradient backward.
 
 Everything that costs time or memory is here, on ``[tokens, columns]`` tensors of one rank; the rest of the losses works
-on a few numbers per token. Each pass is one plain function of tensors, made for a rank's shard of the vocabulary.
+on a few numbers per token. The tensors hold the output layer's products, which become logits as they are read
+(``logit_scaling.py``). Each pass is one plain function of tensors, made for a rank's shard of the vocabulary.
 ``compiled.run`` compiles it for the tensors' device, C++ on a CPU and Triton on a GPU from this one source; without a
 compiler it runs uncompiled, in chunks of rows.
 
@@ -25,6 +26,7 @@ from megatron_mixcpt.losses.divergence import (
     merge,
     sums_of,
 )
+from megatron_mixcpt.losses.logit_scaling import LogitScaling, LogitScalings
 from megatron_mixcpt.losses.vocab_parallel import VocabShard, logits_at, merge_exponentials, overwrite_at
 from megatron_mixcpt.objective import Divergence
 
@@ -53,38 +55,59 @@ class DivergenceStatistics(NamedTuple):
     teacher_label: Tensor
 
 
-def exponential_statistics(logits: Tensor, labels: Tensor, shard: VocabShard) -> ExponentialStatistics:
-    """The statistics of this rank's true columns of the logits ``[tokens, columns]``."""
-    return ExponentialStatistics(*compiled.run(_exponential_reader(shard), (logits, labels)))
+def exponential_statistics(
+    products: Tensor, labels: Tensor, shard: VocabShard, scaling: LogitScaling
+) -> ExponentialStatistics:
+    """The statistics of this rank's true columns, ``[tokens, columns]``."""
+    return ExponentialStatistics(*compiled.run(_exponential_reader(shard, scaling), (products, labels)))
 
 
 def write_cross_entropy_gradient(
-    gradient: Tensor, logits: Tensor, maximum: Tensor, log_sum: Tensor, weight: Tensor, shard: VocabShard
+    gradient: Tensor,
+    products: Tensor,
+    maximum: Tensor,
+    log_sum: Tensor,
+    weight: Tensor,
+    shard: VocabShard,
+    scaling: LogitScaling,
 ) -> None:
-    """Write weight * softmax(logits) into the true columns of ``gradient``, which may be ``logits``.
+    """Write weight * softmax(logits), as a gradient of the products, into the true columns of ``gradient``.
+
+    ``gradient`` may be ``products``.
 
     ``maximum``, ``log_sum`` (of the logits less their maximum) and ``weight`` are float32 ``[tokens]``. A row of weight
     0 gets 0, even if its logits are not finite.
     """
     coefficients = (part.unsqueeze(1) for part in (maximum, log_sum, weight))
-    compiled.run(_cross_entropy_gradient_writer(shard.num_columns), (gradient, logits, *coefficients))
+    compiled.run(_cross_entropy_gradient_writer(shard.num_columns, scaling), (gradient, products, *coefficients))
 
 
 def divergence_statistics(
-    student: Tensor, teacher: Tensor, labels: Tensor, shard: VocabShard, divergence: Divergence
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    shard: VocabShard,
+    divergence: Divergence,
+    scalings: LogitScalings,
 ) -> DivergenceStatistics:
-    """The statistics of this rank's true columns of the logits ``[tokens, columns]``."""
+    """The statistics of this rank's true columns, ``[tokens, columns]``."""
     *sums, top, student_top, student_label, teacher_label = compiled.run(
-        _divergence_reader(divergence, shard), (student, teacher, labels)
+        _divergence_reader(divergence, shard, scalings), (student, teacher, labels)
     )
     return DivergenceStatistics(Sums(*sums), top, student_top, student_label, teacher_label)
 
 
 def write_gradient(
-    gradient: Tensor, student: Tensor, teacher: Tensor, rows: GradientRows, num_columns: int, divergence: Divergence
+    gradient: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    rows: GradientRows,
+    num_columns: int,
+    divergence: Divergence,
+    scalings: LogitScalings,
 ) -> None:
     """Write ``gradient_of_rows`` into the first ``num_columns`` of ``gradient``, which may be ``student`` itself."""
-    compiled.run(_gradient_writer(divergence, num_columns), (gradient, student, teacher, *rows))
+    compiled.run(_gradient_writer(divergence, num_columns, scalings), (gradient, student, teacher, *rows))
 
 
 def overwrite_columns(gradient: Tensor, shard: VocabShard, *entries: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -93,28 +116,32 @@ def overwrite_columns(gradient: Tensor, shard: VocabShard, *entries: tuple[Tenso
 
 
 @cache
-def _divergence_reader(divergence: Divergence, shard: VocabShard) -> Callable[..., tuple[Any, ...]]:
+def _divergence_reader(
+    divergence: Divergence, shard: VocabShard, scalings: LogitScalings
+) -> Callable[..., tuple[Any, ...]]:
     """The forward pass for one divergence: the fields of ``Sums``, then those of ``DivergenceStatistics``."""
 
     def read(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Any, ...]:
         pairs = zip(_blocks(student, shard.num_columns), _blocks(teacher, shard.num_columns), strict=True)
-        sums = [sums_of(s.float(), t.float(), divergence) for s, t in pairs]
+        sums = [sums_of(scalings.student(s.float()), scalings.teacher(t.float()), divergence) for s, t in pairs]
         blocks = Sums(*(None if parts[0] is None else _join(parts) for parts in zip(*sums, strict=True)))
-        top = _first_largest(teacher, blocks.teacher_max.argmax(0), shard.num_columns)
-        student_top = student.gather(1, top.unsqueeze(1)).squeeze(1).float()
-        at_label = logits_at(student, shard, labels), logits_at(teacher, shard, labels)
+        top = _first_largest(teacher, blocks.teacher_max.argmax(0), shard.num_columns, scalings.teacher)
+        student_top = scalings.student(student.gather(1, top.unsqueeze(1)).squeeze(1).float())
+        products = logits_at(student, shard, labels), logits_at(teacher, shard, labels)
+        at_label = (scaling(product) for scaling, product in zip(scalings, products, strict=True))
         return *merge(blocks, divergence), top.int(), student_top, *at_label
 
     return read
 
 
 @cache
-def _gradient_writer(divergence: Divergence, num_columns: int) -> Callable[..., None]:
+def _gradient_writer(divergence: Divergence, num_columns: int, scalings: LogitScalings) -> Callable[..., None]:
     """The backward pass for one divergence."""
 
     def write(gradient: Tensor, student: Tensor, teacher: Tensor, *rows: Tensor) -> None:
         s, t = student[:, :num_columns].float(), teacher[:, :num_columns].float()
-        gradient[:, :num_columns] = gradient_of_rows(s, t, GradientRows(*rows), divergence)
+        s, t = scalings.student(s), scalings.teacher(t)
+        gradient[:, :num_columns] = gradient_of_rows(s, t, GradientRows(*rows), divergence, scalings.student)
 
     return write
 
@@ -129,11 +156,11 @@ def _overwriter(shard: VocabShard) -> Callable[..., None]:
 
 
 @cache
-def _exponential_reader(shard: VocabShard) -> Callable[..., tuple[Tensor, ...]]:
-    def read(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        blocks = [_block_exponentials(block.float()) for block in _blocks(logits, shard.num_columns)]
+def _exponential_reader(shard: VocabShard, scaling: LogitScaling) -> Callable[..., tuple[Tensor, ...]]:
+    def read(products: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        blocks = [_block_exponentials(scaling(block.float())) for block in _blocks(products, shard.num_columns)]
         maxima, sums = (_join(parts) for parts in zip(*blocks, strict=True))
-        return *merge_exponentials(maxima, sums)[:2], logits_at(logits, shard, labels)
+        return *merge_exponentials(maxima, sums)[:2], scaling(logits_at(products, shard, labels))
 
     return read
 
@@ -144,10 +171,11 @@ def _block_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _cross_entropy_gradient_writer(num_columns: int) -> Callable[..., None]:
-    def write(gradient: Tensor, logits: Tensor, maximum: Tensor, log_sum: Tensor, weight: Tensor) -> None:
-        probability = (logits[:, :num_columns].float() - maximum - log_sum).exp()
-        gradient[:, :num_columns] = torch.where(weight == 0, 0.0, probability * weight)
+def _cross_entropy_gradient_writer(num_columns: int, scaling: LogitScaling) -> Callable[..., None]:
+    def write(gradient: Tensor, products: Tensor, maximum: Tensor, log_sum: Tensor, weight: Tensor) -> None:
+        logits = scaling(products[:, :num_columns].float())
+        value = scaling.gradient_of_products((logits - maximum - log_sum).exp() * weight, logits)
+        gradient[:, :num_columns] = torch.where(weight == 0, 0.0, value)
 
     return write
 
@@ -164,9 +192,9 @@ def _join(parts: tuple[Tensor, ...]) -> Tensor:
     return torch.cat(parts, 1).T
 
 
-def _first_largest(logits: Tensor, block: Tensor, num_columns: int) -> Tensor:
+def _first_largest(products: Tensor, block: Tensor, num_columns: int, scaling: LogitScaling) -> Tensor:
     """The column of the first largest logit in the given block of each row, ``[tokens]``."""
-    columns = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=logits.device)
+    columns = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=products.device)
     # The last block may be shorter: its last column, repeated, is never the first largest by its repetitions.
     columns = columns.clamp(max=num_columns - 1)
-    return block * BLOCK + logits.gather(1, columns).argmax(1)
+    return block * BLOCK + scaling(products.gather(1, columns).float()).argmax(1)

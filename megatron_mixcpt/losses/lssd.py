@@ -35,6 +35,7 @@ from megatron_mixcpt.losses.divergence import (
     gradient_at,
     token_divergence,
 )
+from megatron_mixcpt.losses.logit_scaling import BOTH_UNSCALED, UNSCALED, LogitScaling, LogitScalings
 from megatron_mixcpt.losses.statistics import gathered_statistics, token_statistics
 from megatron_mixcpt.losses.vocab_parallel import VocabShard, check_shapes, gradient_buffer, is_true, vocab_shard
 from megatron_mixcpt.objective import Objective
@@ -86,6 +87,7 @@ def mixcpt_loss(
     vocab_size: int | None = None,
     distill_mask: Tensor | None = None,
     inplace: bool = False,
+    scalings: LogitScalings = BOTH_UNSCALED,
 ) -> MixCPTLoss:
     """alpha * NTP + (1 - alpha) * LSSD of every token (Mix-CPT, Eq. 7), over a vocabulary sharded across ``tp_group``.
 
@@ -107,6 +109,8 @@ def mixcpt_loss(
             ``lssd`` 0.
         inplace: let backward write the gradient over the student's logits (if contiguous) instead of into new memory.
             Whoever reads them after backward reads the gradient, and backward cannot run twice.
+        scalings: what each model makes of what is given as its logits, and the gradient is of: swap, losses and
+            probabilities are those of the scaled logits.
 
     Raises:
         ValueError: if the shapes do not fit one another, or ``vocab_size`` does not fit the logits.
@@ -115,7 +119,12 @@ def mixcpt_loss(
     if teacher_logits is None:
         return _without_teacher(
             vocab_parallel_cross_entropy(
-                student_logits, labels, tp_group=tp_group, inplace=inplace, vocab_size=vocab_size
+                student_logits,
+                labels,
+                tp_group=tp_group,
+                inplace=inplace,
+                vocab_size=vocab_size,
+                scaling=scalings.student,
             )
         )
     if teacher_logits.shape != student_logits.shape:
@@ -124,7 +133,7 @@ def mixcpt_loss(
     shard = vocab_shard(student_logits.size(-1), vocab_size, tp_group)
     student, teacher = (logits.reshape(labels.numel(), -1) for logits in (student_logits, teacher_logits.detach()))
     distilled = torch.ones_like(labels, dtype=torch.bool) if distill_mask is None else distill_mask.expand(labels.shape)
-    setting = _Setting(objective, shard, tp_group, inplace)
+    setting = _Setting(objective, shard, tp_group, inplace, scalings)
     results = _MixCPTLoss.apply(student, teacher, labels.reshape(-1), distilled.reshape(-1), setting)
     return MixCPTLoss(*(result.view(labels.shape) for result in results))
 
@@ -151,6 +160,7 @@ class _Setting(NamedTuple):
     shard: VocabShard
     tp_group: dist.ProcessGroup | None
     inplace: bool
+    scalings: LogitScalings
 
 
 class _MixCPTLoss(torch.autograd.Function):
@@ -163,8 +173,10 @@ class _MixCPTLoss(torch.autograd.Function):
         student = student.detach()
         objective, shard = setting.objective, setting.shard
         # The only collective: from here on every rank knows all that the whole vocabulary says of each token.
-        gathered = gathered_statistics(student, teacher, labels, shard, setting.tp_group, objective.divergence)
-        losses = _losses(objective, shard.vocab_size, student.size(1))
+        gathered = gathered_statistics(
+            student, teacher, labels, shard, setting.tp_group, objective.divergence, setting.scalings
+        )
+        losses = _losses(objective, shard.vocab_size, student.size(1), setting.scalings.student)
         of_tokens = compiled.run_on_tokens(losses, (gathered, labels, distilled))
         results = MixCPTLoss(*of_tokens[: len(MixCPTLoss._fields)])
         kl, *token = of_tokens[len(MixCPTLoss._fields) :]
@@ -180,14 +192,15 @@ class _MixCPTLoss(torch.autograd.Function):
             return None, None, None, None, None
         student, teacher, *of_tokens = ctx.saved_tensors
         objective, shard, labels, token = ctx.setting.objective, ctx.setting.shard, of_tokens[0], of_tokens[4:]
+        scalings = ctx.setting.scalings
         # No collective: each rank writes the gradient of its columns.
         gradient = gradient_buffer(student, shard, ctx.setting.inplace)
         if shard.num_columns:
-            prepare = _gradient_rows(objective, shard.vocab_size)
+            prepare = _gradient_rows(objective, shard.vocab_size, scalings.student)
             prepared = compiled.run_on_tokens(prepare, (grad_loss, *of_tokens))
             rows = GradientRows(*prepared[: len(GradientRows._fields)])
             at_label, live, at_top, live_and_swapped = prepared[len(GradientRows._fields) :]
-            kernels.write_gradient(gradient, student, teacher, rows, shard.num_columns, objective.divergence)
+            kernels.write_gradient(gradient, student, teacher, rows, shard.num_columns, objective.divergence, scalings)
             # At y and a the gradient differs from the formula of the other columns.
             top_index = TokenStatistics(*token).top_index
             entries = (labels, at_label, live), (top_index, at_top, live_and_swapped)
@@ -196,9 +209,13 @@ class _MixCPTLoss(torch.autograd.Function):
 
 
 @cache
-def _losses(objective: Objective, vocab_size: int, columns_per_rank: int) -> Callable[..., tuple[Tensor, ...]]:
+def _losses(
+    objective: Objective, vocab_size: int, columns_per_rank: int, scaling: LogitScaling
+) -> Callable[..., tuple[Tensor, ...]]:
     """From what the ranks gathered to the fields of ``MixCPTLoss``, the divergence, and ``TokenStatistics``."""
     divergence, alpha = objective.divergence, objective.alpha
+    # A logit that is computed in two places may be rounded differently in each, once compiled.
+    tied = 0.0 if scaling == UNSCALED else 2.0**-21
 
     def compute(gathered: Tensor, labels: Tensor, distilled: Tensor) -> tuple[Tensor, ...]:
         token = token_statistics(gathered, divergence, columns_per_rank)
@@ -213,7 +230,7 @@ def _losses(objective: Objective, vocab_size: int, columns_per_rank: int) -> Cal
             lssd=lssd,
             swapped=swapped,
             # Logits are less their model's maximum, which the teacher has at its top token; a tie counts as agreement.
-            agreed=token.student_top == 0,
+            agreed=token.student_top >= -tied * token.student_max.abs(),
             teacher_top=(-token.teacher_log_sum).exp(),
             student_top=(token.student_top / divergence.temperature - token.student_log_sum).exp(),
             teacher_entropy=token.teacher_entropy,
@@ -224,7 +241,7 @@ def _losses(objective: Objective, vocab_size: int, columns_per_rank: int) -> Cal
 
 
 @cache
-def _gradient_rows(objective: Objective, vocab_size: int) -> Callable[..., tuple[Tensor, ...]]:
+def _gradient_rows(objective: Objective, vocab_size: int, scaling: LogitScaling) -> Callable[..., tuple[Tensor, ...]]:
     """From the incoming gradient to ``GradientRows``, and value and mask of what is written at the label and the top.
 
     Values are those of the formula at one column; the mask of the top leaves it alone unless it was swapped.
@@ -246,6 +263,8 @@ def _gradient_rows(objective: Objective, vocab_size: int) -> Callable[..., tuple
         at_label_target = torch.where(swapped, 0.0, token.teacher_label)
         at_label = gradient_at(token.student_label, at_label_target, token, weights, divergence) - weights.ntp
         at_top = gradient_at(token.student_top, token.teacher_label, token, weights, divergence)
+        at_label = scaling.gradient_of_products(at_label, token.student_label + token.student_max)
+        at_top = scaling.gradient_of_products(at_top, token.student_top + token.student_max)
         return *GradientRows.of(token, weights), at_label, live, at_top, live & swapped
 
     return compute

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megatron_mixcpt.losses import kernels
 from megatron_mixcpt.losses.divergence import Sums, TokenStatistics, mean_difference, merge
+from megatron_mixcpt.losses.logit_scaling import LogitScalings
 from megatron_mixcpt.losses.vocab_parallel import LOWEST, VocabShard, by_number, gather
 from megatron_mixcpt.objective import Divergence
 
@@ -21,14 +22,15 @@ def gathered_statistics(
     shard: VocabShard,
     tp_group: dist.ProcessGroup | None,
     divergence: Divergence,
+    scalings: LogitScalings,
 ) -> Tensor:
     """All ranks' numbers of each token, float32 ``[tokens, ranks, numbers]``, for :func:`token_statistics`.
 
-    From this rank's logits ``[tokens, columns]``, by one all-gather.
+    From this rank's columns ``[tokens, columns]`` of both models, by one all-gather.
     """
     if not shard.num_columns:
         return gather(_of_no_columns(student, divergence), tp_group)
-    local = kernels.divergence_statistics(student, teacher, labels, shard, divergence)
+    local = kernels.divergence_statistics(student, teacher, labels, shard, divergence, scalings)
     sums = [numbers for numbers in local.sums if numbers is not None]
     logits = [local.student_top, local.student_label, local.teacher_label]
     return gather([*sums, local.top_column, *logits], tp_group)

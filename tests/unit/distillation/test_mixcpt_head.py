@@ -41,8 +41,8 @@ def compute(chunk_tokens: int, **options) -> SummedMixCPTLoss:
 def test_losses_are_those_of_the_objective() -> None:
     result, asked = compute(0), targets()
     expected = mixcpt_loss(
-        last_stage(0).logits(),
-        last_stage(1).logits(),
+        last_stage(0).products(),
+        last_stage(1).products(),
         asked.labels.T,
         OBJECTIVE,
         tp_group=None,
@@ -67,6 +67,6 @@ def test_the_teacher_is_measured_on_request() -> None:
     for chunk_tokens in (0, 5):
         measured = compute(chunk_tokens, measures_teacher=True).teacher_ntp
         expected = mixcpt_loss(
-            last_stage(1).logits(), None, targets().labels.T, OBJECTIVE, tp_group=None, vocab_size=18
+            last_stage(1).products(), None, targets().labels.T, OBJECTIVE, tp_group=None, vocab_size=18
         )
         torch.testing.assert_close(measured, expected.ntp)
