@@ -20,8 +20,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
 from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine, supply_missing_extra_states
+from megatron_mixcpt.losses.logit_scaling import LogitScaling
 from megatron_mixcpt.models.configure import complete_model, configure_model
 from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+from megatron_mixcpt.models.options import options_of
 
 
 def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **overrides: Any) -> TransformerConfig:
@@ -101,6 +103,12 @@ def load_megatron_weights(model: GPTModel, load_dir: str | Path, iteration: int 
     model.load_state_dict(state["model"])
 
 
+def logit_scaling(config: TransformerConfig) -> LogitScaling:
+    """What the model makes of its output layer's products."""
+    options = options_of(config)
+    return LogitScaling(options.logit_multiplier, options.final_softcap)
+
+
 @torch.no_grad()
 def forward_through_stages(
     model: GPTModel,
@@ -109,6 +117,7 @@ def forward_through_stages(
     attention_mask: torch.Tensor | None = None,
     packed_seq_params: PackedSeqParams | None = None,
     sequence_length: int | None = None,
+    scales_logits: bool = True,
 ) -> torch.Tensor | None:
     """Logits of ``tokens`` [b, s] through the pipeline's stages in turn; None on all but the last.
 
@@ -121,6 +130,8 @@ def forward_through_stages(
         packed_seq_params: document boundaries, for Transformer Engine's attention.
         sequence_length: tokens of the longest sequence without padding, for rotary embeddings that depend on it; None:
             there is no padding.
+        scales_logits: False leaves logits without the model's multiplier and soft cap, for who computes them with
+            :func:`logit_scaling` in higher precision.
 
     Returns:
         [b, s, v], or this rank's columns [b, s, v/tp] where the model was built with ``parallel_output``.
@@ -136,6 +147,6 @@ def forward_through_stages(
         positions = torch.arange(length, device=device).expand(batch, length)
     output = model(tokens.to(device), positions, attention_mask, packed_seq_params=packed_seq_params)
     if model.post_process:
-        return output
+        return logit_scaling(model.config).apply_(output) if scales_logits else output
     dist.send(output.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
     return None

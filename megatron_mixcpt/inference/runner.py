@@ -23,7 +23,7 @@ from megatron_mixcpt.inference.batches import (
     padded_length,
     plan_batches,
 )
-from megatron_mixcpt.inference.engine_model import forward_through_stages
+from megatron_mixcpt.inference.engine_model import forward_through_stages, logit_scaling
 from megatron_mixcpt.inference.model_source import ModelSource
 from megatron_mixcpt.inference.parallel_groups import start_ranks
 from megatron_mixcpt.losses.dpo import vocab_parallel_log_probs
@@ -79,14 +79,13 @@ class ForwardRunner:
         """
         for batch in batches:
             tokens, labels, positions = self._share(batch)
-            logits = forward_through_stages(self._model, tokens, positions, sequence_length=batch.length)
-            if logits is None:
-                yield batch, None
-                continue
-            yield (
-                batch,
-                vocab_parallel_log_probs(logits, labels, tp_group=self._tp_group, vocab_size=self._vocab_size),
-            )
+            options = {"sequence_length": batch.length, "scales_logits": False}
+            products = forward_through_stages(self._model, tokens, positions, **options)
+            yield batch, None if products is None else self._log_probs(products, labels)
+
+    def _log_probs(self, products: Tensor, labels: Tensor) -> Tensor:
+        options = {"tp_group": self._tp_group, "vocab_size": self._vocab_size}
+        return vocab_parallel_log_probs(products, labels, scaling=logit_scaling(self._model.config), **options)
 
     def _share(self, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, labels and positions [b, s/cp] of this context-parallel rank, on its device."""

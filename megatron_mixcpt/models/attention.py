@@ -29,6 +29,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.context_parallel import chunk_numbers, gather_keys_and_values
+from megatron_mixcpt.models.layer_options.softcap_attention import ROWS, softcap_attention
+from megatron_mixcpt.models.options import options_of
 from megatron_mixcpt.models.query_blocks import MASKED_SCORE, QueryBlock
 from megatron_mixcpt.models.sliding_window import Chunk, window_blocks, window_of_layer
 
@@ -67,6 +69,7 @@ class ScaledDotProductAttention(MegatronModule):
         self.window = window_of_layer(config, layer_number)
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
+        self.softcap = options_of(config).attention_softcap
         self.dropout_probability = config.attention_dropout if attention_dropout is None else attention_dropout
         self.cp_group = pg_collection.cp if pg_collection is not None else None
         assert config.context_parallel_size == (1 if self.cp_group is None else self.cp_group.size())
@@ -105,9 +108,14 @@ class ScaledDotProductAttention(MegatronModule):
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         key, value = gather_keys_and_values(key, value, self.cp_group)
         blocks = self._blocks(query, key.size(0), attention_mask, mask_type == AttnMaskType.causal)
+        if self.softcap is not None:
+            blocks = [part for block in blocks for part in block.in_parts(ROWS)]
         repeats = query.size(2) // key.size(2)
-        if self._slides(key.size(0)) or (attention_mask is None and query.dtype in _FLASH_DTYPES):
-            repeats = 1  # each block of a window repeats its own keys, and flash serves the groups itself
+        flash_serves = attention_mask is None and query.dtype in _FLASH_DTYPES
+        if self._slides(key.size(0)) or flash_serves or self.softcap is not None:
+            repeats = (
+                1  # each block of a window repeats its own keys; flash and the soft cap serve the groups themselves
+            )
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         k, v = _repeat_heads(k, repeats), _repeat_heads(v, repeats)
         with self._dropout_random_state():
@@ -150,6 +158,9 @@ class ScaledDotProductAttention(MegatronModule):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, block: QueryBlock) -> Tensor:
         """One call of a kernel. [b, np, sq, hn], [b, ng, sk, hn] twice -> [b, np, queries of the block, hn]."""
         query, key, value = block.take(query, key, value)
+        if self.softcap is not None:
+            scales = {"scale": self.softmax_scale, "softcap": self.softcap}
+            return block.put_back(softcap_attention(query, key, value, block.mask, causal=block.causal, **scales))
         mask, is_square, shape = block.mask, query.size(2) == key.size(2), query.shape
         if query.size(1) != key.size(1) and (mask is not None or query.dtype not in _FLASH_DTYPES):
             query, key, value = _repeated(query, key, value, mask)
@@ -216,6 +227,10 @@ def _refuse_unsupported(config: TransformerConfig) -> None:
     refused = {
         f"--softmax-type {config.softmax_type}": config.softmax_type != "vanilla",
     }
+    if options_of(config).attention_softcap is not None and config.attention_dropout:
+        raise ConfigError(
+            f"--attention-dropout {config.attention_dropout}: attention whose scores are capped has no dropout; use 0"
+        )
     for flag, given in refused.items():
         if given:
             raise ConfigError(

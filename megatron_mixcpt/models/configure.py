@@ -7,6 +7,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_mixcpt.models.layer_options.activations import configure_activation
+from megatron_mixcpt.models.layer_options.multipliers import multiply_embeddings
 from megatron_mixcpt.models.options import ModelOptions, attach_options
 from megatron_mixcpt.models.rotary import configure_rotation, replace_rotation
 
@@ -24,3 +25,4 @@ def configure_model(config: TransformerConfig, options: ModelOptions) -> None:
 def complete_model(model: GPTModel) -> None:
     """Give a model that the engine has built, in place, what its options ask for; before its first forward pass."""
     replace_rotation(model)
+    multiply_embeddings(model)

@@ -39,7 +39,7 @@ from megatron_mixcpt.models.layer_options.branches import with_branches
 from megatron_mixcpt.models.layer_options.norm_over_heads import with_norms_over_heads
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.norm import build_norm
-from megatron_mixcpt.models.options import options_of
+from megatron_mixcpt.models.options import ModelOptions, options_of
 from megatron_mixcpt.models.router import Router
 
 
@@ -71,10 +71,12 @@ def gpt_layer_spec(
         vp_stage: virtual pipeline stage; None without interleaving.
         pp_rank: pipeline stage; None = this rank's.
 
-    Raises ConfigError for multi-latent attention where Transformer Engine is not enabled, and for experts with biases.
+    Raises ConfigError for multi-latent attention where Transformer Engine is not enabled, for experts with biases, and
+    for options that Transformer Engine's modules do not have.
     """
     config = getattr(config, "transformer", config)
     if HAVE_TE and config.transformer_impl == "transformer_engine":
+        _refuse_without_kernels(options_of(config))
         return _with_options(_transformer_engine_spec(config, vp_stage, pp_rank), config)
     if config.multi_latent_attention:
         raise ConfigError("--multi-latent-attention needs Transformer Engine, which is not enabled")
@@ -92,6 +94,15 @@ def _with_options(
     """What the options change in finished layers, whichever provider's modules these are of."""
     options = options_of(config)
     return with_biases(with_norms_over_heads(with_branches(spec, config), options), options)
+
+
+def _refuse_without_kernels(options: ModelOptions) -> None:
+    """Raise ConfigError for the first option that Transformer Engine's modules do not have."""
+    if options.attention_softcap is not None:
+        raise ConfigError(
+            f"the model caps attention's scores at {options.attention_softcap}, which Transformer Engine's attention "
+            "cannot: use --transformer-impl local"
+        )
 
 
 def _layers_of_stage(config: TransformerConfig, vp_stage: int | None, pp_rank: int | None) -> Sequence[int]:

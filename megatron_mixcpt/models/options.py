@@ -101,6 +101,8 @@ class ModelOptions:
 
     embedding_multiplier: float = 1.0
     """The first layer reads multiplier * embedding."""
+    rounds_embedding_multiplier: bool = False
+    """Whether that multiplier is rounded to the embedding's dtype first, as Gemma's is."""
     residual_multiplier: float = 1.0
     """x + multiplier * f(x)."""
     attention_multiplier: float | None = None

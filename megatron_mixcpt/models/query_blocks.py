@@ -1,5 +1,6 @@
 """Which keys a query may see, as blocks of consecutive queries, for each of which ``attention.py`` calls a kernel."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,18 @@ class QueryBlock(NamedTuple):
 
     The mask is that of one block then, [1, 1, n, 2 n], or of each, [b * num_blocks, 1, n, 2 n].
     """
+
+    def in_parts(self, num_queries: int) -> Iterator["QueryBlock"]:
+        """Blocks of at most ``num_queries`` queries that come to the same; several blocks in one stay as they are."""
+        length = self.queries.stop - self.queries.start
+        if self.num_blocks > 1 or length <= num_queries:
+            yield self
+            return
+        for start in range(0, length, num_queries):
+            stop = min(start + num_queries, length)
+            queries = slice(self.queries.start + start, self.queries.start + stop)
+            keys = slice(self.keys.start, self.keys.stop - (length - stop)) if self.causal else self.keys
+            yield QueryBlock(queries, keys, None if self.mask is None else self.mask[:, :, start:stop], self.causal)
 
     def take(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Its part of [b, np, sq, hn] and [b, ng, sk, hn] twice, [b * num_blocks, ...]."""

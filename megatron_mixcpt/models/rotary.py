@@ -21,6 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_mixcpt.models.frequencies import attention_factor, hf_frequencies, is_simple
+from megatron_mixcpt.models.layer_options.multipliers import attention_scale
 from megatron_mixcpt.models.layer_rotary import give_layers_their_own
 from megatron_mixcpt.models.options import ModelOptions, Rope, options_of
 
@@ -81,17 +82,17 @@ class RotaryEmbeddingByLength(HFRotaryEmbedding):
 
 
 def configure_rotation(config: TransformerConfig, options: ModelOptions) -> None:
-    """Put the attention factor of the rotary embedding on the engine's configuration, in place.
+    """Put the attention factor of the rotary embedding, and the scores' own multiplier, on the engine's configuration.
 
     What it sets does not depend on what another model's options have set before, except that fused kernels of the
     rotation, once switched off, stay so.
     """
     factor = 1.0 if options.rope is None or options.layer_ropes else attention_factor(options.rope)
-    config.softmax_scale = None
+    config.softmax_scale = options.attention_multiplier
     if needs_unfused_rotation(config, options):
         config.apply_rope_fusion = False
     elif factor != 1.0:
-        config.softmax_scale, factor = factor**2 / math.sqrt(config.kv_channels), 1.0
+        config.softmax_scale, factor = factor**2 * attention_scale(config), 1.0
     # The engine's attention makes of these the factor of cosine and sine, 0.1 * mscale * log(scaling factor) + 1.
     config.yarn_rotary_scaling_factor = math.e
     config.yarn_mscale, config.yarn_mscale_all_dim = 10.0 * (factor - 1.0), 0.0

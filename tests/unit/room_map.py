@@ -73,7 +73,7 @@ ROOMS = {
     ),
     "conversion/architectures": _room("rules and tables of families of models", "models", "torch"),
     "conversion/architectures/families": _room("one file of tables per family of models", takes="torch"),
-    "distillation": _room("teacher and student in one pipeline", "losses objective", "engine core"),
+    "distillation": _room("teacher and student in one pipeline", "losses models objective", "engine core"),
     "inference": _room(
         "a model in memory without the trainer",
         "flags parallel_sizes conversion models losses data/tokens",

@@ -27,6 +27,8 @@ def check_attention() -> None:
     for case in itertools.product((1, GROUPS, HEADS), ("causal", "bool", "added"), TOLERANCE):
         check_kernels(*case)
     check_softmax_scale_and_mask_type()
+    for window in (None, 4):
+        check_capped_scores(window)
     check_a_document_sees_itself_alone()
     check_dropout()
     check_what_is_not_supported_is_refused()
@@ -107,6 +109,33 @@ def check_softmax_scale_and_mask_type() -> None:
     torch.testing.assert_close(by_argument, expected, **tolerance)
     scaled_by_layer = attention(softmax_scale=0.7, apply_query_key_layer_scaling=True)
     torch.testing.assert_close(scaled_by_layer(*inputs, nothing), expected, **tolerance)
+
+
+def check_capped_scores(window: int | None) -> None:
+    """In blocks of 8 queries: cap * tanh(score / cap) before the mask, of windows and of documents."""
+    inputs, cap = random_inputs(torch.float32), 1.5
+    position = torch.arange(SEQUENCE)
+    distance = position[:, None] - position
+    for mask in (None, document_mask()):
+        masked = ((distance < 0) if mask is None else mask) | (distance >= (window or SEQUENCE))
+        heads = []
+        for head in range(HEADS):
+            q, k, v = (
+                x[:, :, index].double().transpose(0, 1)
+                for x, index in zip(inputs, (head, head // 3, head // 3), strict=True)
+            )
+            scores = cap * torch.tanh(HEAD_SIZE**-0.5 * q @ k.mT / cap)
+            heads.append(
+                (scores.masked_fill(masked.view(-1, SEQUENCE, SEQUENCE), -torch.inf).softmax(-1) @ v).transpose(0, 1)
+            )
+        expected = torch.cat(heads, dim=-1)
+        core = attention(window_size=(window - 1, 0) if window else None)
+        core.softcap = cap
+        with patch("megatron_mixcpt.models.attention.ROWS", 8):
+            actual = core(*inputs, mask)
+        torch.testing.assert_close(actual.double(), expected, **TOLERANCE[torch.float32])
+        expected_grads, grads = (torch.autograd.grad(result.square().sum(), inputs) for result in (expected, actual))
+        torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
 
 
 def check_a_document_sees_itself_alone() -> None:

@@ -135,9 +135,18 @@ def check_transformer_engine_is_asked_for_the_same() -> None:
 
 def check_what_is_not_supported_is_refused() -> None:
     from megatron_mixcpt.errors import ConfigError
+    from megatron_mixcpt.models import layer_specs
     from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+    from megatron_mixcpt.models.options import ModelOptions, attach_options
 
     options = config()
     options.multi_latent_attention = True
     with pytest.raises(ConfigError, match="--multi-latent-attention needs Transformer Engine"):
+        gpt_layer_spec(options)
+    options = config(transformer_impl="transformer_engine")
+    attach_options(options, ModelOptions(attention_softcap=50.0))
+    with (
+        mock.patch.object(layer_specs, "HAVE_TE", True),
+        pytest.raises(ConfigError, match=r"scores at 50\.0, .*use --transformer-impl local"),
+    ):
         gpt_layer_spec(options)
