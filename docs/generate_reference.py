@@ -1,4 +1,5 @@
-"""Write docs/reference/flags.md from the parsers of all tools, and engine-flags.md from the trainers' flag table.
+"""Write docs/reference/flags.md from the parsers of all tools, engine-flags.md from the trainers' flag table, and
+families.md from the registry of families and what was measured of them.
 
 python docs/generate_reference.py            # writes the pages
 python docs/generate_reference.py --check    # exits with 1 where a page is not what the parsers say
@@ -21,6 +22,8 @@ from megatron_mixcpt import cpu_emulation
 os.environ["MIXCPT_DEVICE"] = "cpu"  # the page is the same on every machine
 cpu_emulation.install()  # before Megatron is imported
 
+from families_page import families_page  # noqa: E402  # beside this file
+
 from megatron_mixcpt import flags  # noqa: E402
 from megatron_mixcpt.config import DPOConfig, MixCPTConfig, SFTConfig  # noqa: E402
 from megatron_mixcpt.data.reading.record_flags import add_record_flags  # noqa: E402
@@ -39,6 +42,7 @@ from megatron_mixcpt.training.pretraining import arguments as pretraining  # noq
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/reference/flags.md"
 ENGINE_PAGE = ROOT / "docs/reference/engine-flags.md"
+FAMILIES_PAGE = ROOT / "docs/reference/families.md"
 
 # Tool -> the module of its parser, or the settings of a trainer, whose parser is the engine's with these flags added.
 TOOLS: Mapping[str, str | type] = {
@@ -211,12 +215,12 @@ def main() -> None:
     parser = flags.Parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is stale")
     is_check = parser.parse_args().check
-    for path, text in ((PAGE, page()), (ENGINE_PAGE, engine_page())):
+    for path, text in ((PAGE, page()), (ENGINE_PAGE, engine_page()), (FAMILIES_PAGE, families_page())):
         if not is_check:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
             shown = path.relative_to(ROOT)
-            sys.exit(f"error: {shown} is not what the parsers say: run python docs/generate_reference.py")
+            sys.exit(f"error: {shown} is stale: run python docs/generate_reference.py")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,21 @@
 
     OMP_NUM_THREADS=1 python benchmarks/parity/families.py                                # everything, minutes
     OMP_NUM_THREADS=1 python benchmarks/parity/families.py --kinds gemma3 olmo2 --layouts 1x1 TP2+SP
-    OMP_NUM_THREADS=1 python benchmarks/parity/families.py --output families.json
+    OMP_NUM_THREADS=1 python benchmarks/parity/families.py --kinds gemma3 --record --training first_iteration.json
 
 Tiny random models go through what tests/distributed/families.py describes, and are compared with transformers in
 float32. A row is a kind of model at a layout: `logits` of weights read from the model folder and `released` of weights
 read through a converted release are the largest differences, over the largest logit where that is above 1; `grad-norm`
-and `embedding` are relative differences of the gradient of a next-token loss, at 1x1. `exported` says whether what the
-engine saved at the layout equals the source in every bit. The line of a kind after its layouts says whether bfloat16
+and `embedding gradient` are relative differences of the gradient of a next-token loss, at 1x1. `exported` says whether
+what the engine saved at the layout equals the source in every bit. The line `on disk` of a kind says whether bfloat16
 survives the way to Megatron and back, and whether transformers generates the same tokens from the export.
 
-The exit status is 1 where a figure exceeds 1e-5 or a row fails. First training losses: first_iteration.py beside this.
+With `--record` the figures of each kind go into docs/evidence/results/families/KIND.json, from which
+docs/generate_reference.py makes the table in the documentation. `--training` adds to them what first_iteration.py
+beside this has written: the largest relative difference of the first iteration's losses and gradient norm, for each
+layout.
+
+The exit status is 1 where a figure exceeds 1e-5 or a row fails.
 """
 
 import argparse
@@ -20,12 +25,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
@@ -33,63 +39,86 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from megatron_mixcpt import testing  # noqa: E402
 from megatron_mixcpt.conversion.convert import convert_to_hf  # noqa: E402
+from megatron_mixcpt.conversion.hf_model_folder import read_config  # noqa: E402
+from megatron_mixcpt.models.options import ModelOptions  # noqa: E402
 from tests.distributed.families import LAYOUTS, figures_at, generate, make_folder, round_trip  # noqa: E402
-from tests.distributed.tiny_models import KINDS, architecture_of  # noqa: E402
+from tests.distributed.tiny_models import KINDS, architecture_of, has_experts  # noqa: E402
 
+RECORDS = ROOT / "docs/evidence/results/families"
 TOLERANCE = 1e-5
 
 
 def main() -> None:
-    """Print a row for each kind and layout, and write all of them to `--output` after each kind."""
+    """Print a row for each kind and layout, and a line for what is on disk; write the record where asked for."""
     args = _parser().parse_args()
     testing.PRELOADED.append("tests.rank_preload")
     disable_progress_bar()
-    records: dict[str, Any] = {}
-    for kind in args.kinds:
-        with tempfile.TemporaryDirectory(prefix="families_") as folder:
-            record: dict[str, Any] = {"architecture": architecture_of(kind), "layouts": {}}
-            for layout, figures in _layouts_of(kind, args, Path(folder)):
-                record["layouts"][layout] = figures
+    records: dict[str, dict[str, Any]] = {kind: {"architecture": architecture_of(kind)} for kind in args.kinds}
+    with tempfile.TemporaryDirectory(prefix="families_") as folder:
+        for kind in args.kinds:
+            make_folder(kind, Path(folder))
+            records[kind]["options"] = _options_of(Path(folder, kind, "hf"))
+        for layout in args.layouts:
+            for kind, figures in _at(layout, args.kinds, Path(folder)).items():
+                records[kind].setdefault("layouts", {})[layout] = figures
                 print(f"{kind:20} {layout:9} {_shown(figures)}", flush=True)
-            record |= _on_disk(kind, Path(folder))
-            print(f"{kind:20} {'on disk':9} {_shown(record)}", flush=True)
-        records[kind] = record
-        if args.output:
-            _write(args.output, records)
+        for kind in args.kinds:
+            on_disk = _on_disk(kind, Path(folder))
+            records[kind] |= on_disk
+            print(f"{kind:20} {'on disk':9} {_shown(on_disk)}", flush=True)
+    if args.record:
+        _write(records, args.training)
     sys.exit(not all(_is_good(record) for record in records.values()))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
-    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, metavar="LAYOUT", help="default: all that fit")
-    parser.add_argument("--output", type=Path, help="JSON file of all figures")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), metavar="LAYOUT")
+    parser.add_argument("--record", action="store_true", help=f"write to {RECORDS.relative_to(ROOT)}")
+    parser.add_argument("--training", type=Path, nargs="+", default=[], help="JSON files that first_iteration.py wrote")
     return parser
 
 
-def _layouts_of(kind: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    make_folder(kind, folder)
-    has_experts = hasattr(KINDS[kind]().get_text_config(), "num_experts_per_tok")
-    fitting = [name for name, sizes in LAYOUTS.items() if has_experts or sizes.expert == 1]
-    for layout in args.layouts or fitting:
-        start = time.monotonic()
-        try:
-            figures = figures_at(layout, [kind], folder, folder / layout)[kind]
-        except Exception as error:
-            figures = {"failed": str(error).strip().splitlines()[-1]}
-        yield layout, {**figures, "seconds": round(time.monotonic() - start, 1)}
+def _options_of(folder: Path) -> list[str]:
+    """The options that a model has, by their names in ``ModelOptions``."""
+    options, plain = vars(read_config(folder).options), vars(ModelOptions())
+    return [name for name in options if options[name] != plain[name] and name != "rope"]
+
+
+def _at(layout: str, kinds: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """The figures of all kinds that the layout fits; one run for all, or one for each where that fails."""
+    fitting = [kind for kind in kinds if has_experts(kind) or LAYOUTS[layout].expert == 1]
+    start = time.monotonic()
+    try:
+        found = figures_at(layout, fitting, folder, folder / layout, timeout_s=30 + 20 * len(fitting))
+    except Exception as error:
+        if len(fitting) > 1:
+            return {kind: _at(layout, [kind], folder / "alone")[kind] for kind in _copied(fitting, folder)}
+        found = {kind: {"failed": str(error).strip().splitlines()[-1]} for kind in fitting}
+    seconds = (time.monotonic() - start) / max(1, len(fitting))
+    return {kind: {**figures, "seconds": round(seconds, 1)} for kind, figures in found.items()}
+
+
+def _copied(kinds: Sequence[str], folder: Path) -> Sequence[str]:
+    """The kinds, whose folders are then in ``alone`` as well, where nothing of a failed run is."""
+    (folder / "alone").mkdir(exist_ok=True)
+    for kind in kinds:
+        if not (folder / "alone" / kind).exists():
+            (folder / "alone" / kind).symlink_to(folder / kind, target_is_directory=True)
+    return kinds
 
 
 def _on_disk(kind: str, folder: Path) -> dict[str, Any]:
     convert_to_hf(folder / kind / "release", folder / kind / "exported")
     same = generate(folder / kind / "exported") == generate(folder / kind / "hf")
-    return {"round trip": round_trip(kind, folder / "bfloat16", torch.bfloat16), "generates the same": same}
+    trip = round_trip(kind, folder / f"{kind}-bfloat16", torch.bfloat16)
+    return {"round trip": trip, "generates the same": same}
 
 
 def _shown(figures: dict[str, Any]) -> str:
-    simple = {key: value for key, value in figures.items() if not isinstance(value, dict)}
     return "  ".join(
-        f"{key} {value:.1e}" if _is_figure(key, value) else f"{key} {value}" for key, value in simple.items()
+        f"{key} {value:.1e}" if _is_figure(key, value) else f"{key} {value}" for key, value in figures.items()
     )
 
 
@@ -105,9 +134,17 @@ def _is_good(record: dict[str, Any]) -> bool:
     return not wrong and max(figures, default=0.0) <= TOLERANCE
 
 
-def _write(path: Path, records: dict[str, Any]) -> None:
-    versions = {name: version(name) for name in ("torch", "transformers", "megatron-core")}
-    path.write_text(json.dumps({"versions": versions, "kinds": records}, indent=1) + "\n")
+def _write(records: dict[str, dict[str, Any]], training: Sequence[Path]) -> None:
+    cells = [cell for path in training for cell in json.loads(path.read_text())["cells"] if "off" in cell]
+    RECORDS.mkdir(exist_ok=True)
+    for kind, record in records.items():
+        path = RECORDS / f"{kind}.json"
+        known = json.loads(path.read_text())["first iteration"] if path.exists() else {}
+        first = known | {cell["layout"]: max(cell["off"].values()) for cell in cells if cell["kind"] == kind}
+        for figures in record["layouts"].values():
+            figures.pop("seconds", None)
+        versions = {name: version(name) for name in ("torch", "transformers", "megatron-core")}
+        path.write_text(json.dumps({**record, "first iteration": first, "versions": versions}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 from megatron_mixcpt import testing  # noqa: E402
 from megatron_mixcpt.testing import RankFailedError, run_distributed  # noqa: E402
 from tests.distributed.dense_iteration import expected_first_iteration  # noqa: E402
-from tests.distributed.tiny_models import KINDS  # noqa: E402
+from tests.distributed.tiny_models import KINDS, has_experts  # noqa: E402
 from tests.distributed.tiny_run import curves, flags, make_world, train_rank  # noqa: E402
 
 TP2 = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
@@ -127,8 +127,7 @@ def _cells_of(kind: str, args: argparse.Namespace):
 
 def _fitting(kind: str) -> list[str]:
     """All layouts; without those that divide experts where the model has none."""
-    has_experts = any(hasattr(KINDS[kind](), name) for name in ("num_experts", "num_local_experts"))
-    return [name for name, (_, layout_flags) in LAYOUTS.items() if has_experts or EP2[0] not in layout_flags]
+    return [name for name, (_, layout_flags) in LAYOUTS.items() if has_experts(kind) or EP2[0] not in layout_flags]
 
 
 def _run(kind: str, layout: str, world: Path, log_dir: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -31,12 +31,17 @@ TOKENS = torch.arange(2 * 48).view(2, 48) * 7 % VOCAB_SIZE
 
 
 class RankSizes(NamedTuple):
-    """Sizes of the parallel groups; sequence parallelism goes with tensor parallelism."""
+    """Sizes of the parallel groups."""
 
     tensor: int = 1
     pipeline: int = 1
     expert: int = 1
     context: int = 1
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """With tensor parallelism, but not between stages: inference sends complete hidden states."""
+        return self.tensor > 1 and self.pipeline == 1
 
     @property
     def num_ranks(self) -> int:
@@ -132,7 +137,7 @@ def check_kind(folder: Path, save_dir: Path, sizes: RankSizes) -> None:
     from megatron_mixcpt.inference.engine_model import build_engine_model, load_on_this_rank, transformer_config
 
     hf_model = read_model_folder(folder / "hf")
-    config = transformer_config(hf_model, sequence_parallel=sizes.tensor > 1)
+    config = transformer_config(hf_model, sequence_parallel=sizes.sequence_parallel)
     model = build_engine_model(hf_model, config).eval()
     expected = torch.load(folder / "expected.pt")
 

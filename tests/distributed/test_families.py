@@ -14,12 +14,12 @@ import torch
 from megatron_mixcpt.conversion.hf_model_folder import read_config
 from megatron_mixcpt.planning.shapes import model_shape
 from tests.distributed.families import figures_at, generate, make_folder, read_all, round_trip
-from tests.distributed.tiny_models import KINDS, kinds_of_architectures
+from tests.distributed.tiny_models import KINDS, has_experts, kinds_of_architectures
 
 ONE_EACH = [kinds[0] for kinds in kinds_of_architectures().values()]
 # Rotary scalings are compared in test_rope_scaling.py.
 TRIED = [kind for kind in KINDS if not kind.startswith("llama-") or kind == "llama-bias"]
-EXPERTS = [kind for kind in ONE_EACH if hasattr(KINDS[kind]().get_text_config(), "num_experts_per_tok")]
+EXPERTS = [kind for kind in ONE_EACH if has_experts(kind)]
 KINDS_AT = {"1x1": TRIED, "TP2+SP": ONE_EACH, "PP2": ONE_EACH, "EP2": EXPERTS, "CP2": ONE_EACH}
 TOLERANCE = 1e-5
 

@@ -227,6 +227,11 @@ def architecture_of(kind: str) -> str:
     return config.architectures[0] if config.architectures else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
 
 
+def has_experts(kind: str) -> bool:
+    """Whether routers choose experts."""
+    return hasattr(KINDS[kind]().get_text_config(), "num_experts_per_tok")
+
+
 def kinds_of_architectures() -> dict[str, list[str]]:
     """Each architecture's kinds, the one that is tried at every layout first."""
     kinds: dict[str, list[str]] = {}

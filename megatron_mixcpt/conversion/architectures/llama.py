@@ -51,6 +51,7 @@ MLP_BIAS: tuple[Rule, ...] = (
 
 LLAMA = Architecture(
     name="LlamaForCausalLM",
+    models="Llama 2, 3, 3.1, 3.2, 3.3; SmolLM2",
     name_map=EMBEDDINGS + ATTENTION + MLP,
     biases={"attention_bias": ATTENTION_BIAS, "mlp_bias": MLP_BIAS},
     required={"hidden_act": "silu"},

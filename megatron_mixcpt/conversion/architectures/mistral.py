@@ -6,6 +6,7 @@ from megatron_mixcpt.conversion.architectures.windows import WindowRules, every_
 
 MISTRAL = Architecture(
     name="MistralForCausalLM",
+    models="Mistral 7B, Nemo, Small 2501",
     name_map=EMBEDDINGS + ATTENTION + MLP,
     required={"hidden_act": "silu"},
     hf_defaults={"sliding_window": 4096},

@@ -27,6 +27,7 @@ ROUTER_ARGUMENTS = {
 
 MIXTRAL = Architecture(
     name="MixtralForCausalLM",
+    models="Mixtral 8x7B, 8x22B",
     name_map=EMBEDDINGS + ATTENTION + EXPERTS,
     config_map={"num_local_experts": "num_experts", "num_experts_per_tok": "moe_router_topk"},
     arguments=ROUTER_ARGUMENTS,

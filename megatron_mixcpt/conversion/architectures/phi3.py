@@ -15,6 +15,8 @@ FUSED: tuple[Rule, ...] = (
 
 PHI3 = Architecture(
     name="Phi3ForCausalLM",
+    models="Phi-3, Phi-4, Phi-4-mini",
+    refused="`attention_bias`, which transformers ignores",
     name_map=EMBEDDINGS + tuple(rule for rule in ATTENTION + MLP if isinstance(rule, Rename)) + FUSED,
     required={"hidden_act": "silu", "attention_bias": False},
     rope=RopeRules(

@@ -6,6 +6,7 @@ from megatron_mixcpt.conversion.architectures.windows import WindowRules, last_l
 
 QWEN2 = Architecture(
     name="Qwen2ForCausalLM",
+    models="Qwen2, Qwen2.5",
     name_map=EMBEDDINGS + ATTENTION + QKV_BIAS + MLP,
     arguments={"add_qkv_bias": True},
     required={"hidden_act": "silu"},

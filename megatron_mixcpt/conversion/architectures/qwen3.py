@@ -12,6 +12,7 @@ QK_NORM: tuple[Rule, ...] = (
 
 QWEN3 = Architecture(
     name="Qwen3ForCausalLM",
+    models="Qwen3",
     name_map=EMBEDDINGS + ATTENTION + QK_NORM + MLP,
     arguments={"qk_layernorm": True},
     biases={"attention_bias": ATTENTION_BIAS},

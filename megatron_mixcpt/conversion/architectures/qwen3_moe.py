@@ -26,6 +26,8 @@ def softmax_before_choice(config: HFConfig) -> dict[str, bool]:
 
 QWEN3_MOE = Architecture(
     name="Qwen3MoeForCausalLM",
+    models="Qwen3-30B-A3B, Qwen3-235B-A22B",
+    refused="dense layers between (`mlp_only_layers`, `decoder_sparse_step`)",
     name_map=EMBEDDINGS + ATTENTION + QK_NORM + EXPERTS,
     config_map={
         "num_local_experts": "num_experts",

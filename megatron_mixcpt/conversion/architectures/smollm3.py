@@ -17,6 +17,7 @@ def layers_with_window(values: Values) -> list[bool]:
 
 SMOLLM3 = Architecture(
     name="SmolLM3ForCausalLM",
+    models="SmolLM3",
     name_map=EMBEDDINGS + ATTENTION + MLP,
     biases={"attention_bias": ATTENTION_BIAS, "mlp_bias": MLP_BIAS},
     required={"hidden_act": "silu"},

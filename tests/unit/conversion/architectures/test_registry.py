@@ -3,16 +3,22 @@
 Weights and logits: ``tests/distributed/test_families.py``; what is refused: ``test_hf_model_folder.py``.
 """
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import transformers
 
 from megatron_mixcpt.conversion.architectures.hf_config import CONFIG_MAP, FIXED_ARGUMENTS, Architecture
 from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
-from tests.distributed.tiny_models import kinds_of_architectures
+from tests.distributed.tiny_models import has_experts, kinds_of_architectures
 
 TRIED = kinds_of_architectures()
+RECORDS = Path(__file__).resolve().parents[4] / "docs/evidence/results/families"
+PROVE = "benchmarks/parity/families.py"
+# As in the scripts that wrote the record: float32 on both sides, in another order of sums.
+TOLERANCE, FIRST_TOLERANCE = 1e-5, 2e-4
 FAMILIES = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
 
@@ -24,6 +30,28 @@ def test_transformers_has_it(architecture: Architecture) -> None:
 @FAMILIES
 def test_it_is_tested(architecture: Architecture) -> None:
     assert architecture.name in TRIED, "add a tiny configuration to tests/distributed/kinds/"
+
+
+@FAMILIES
+def test_it_is_described(architecture: Architecture) -> None:
+    assert architecture.models, "name published models, for docs/reference/families.md"
+
+
+@FAMILIES
+def test_it_has_every_proof(architecture: Architecture) -> None:
+    """The record of ``benchmarks/parity/families.py``; the suite itself repeats all but the first training losses."""
+    kind = TRIED[architecture.name][0]
+    path = RECORDS / f"{kind}.json"
+    assert path.is_file(), f"run first_iteration.py and {PROVE} --record --kinds {kind} --training FILE"
+    found = json.loads(path.read_text())
+    assert found["round trip"] and found["generates the same"]
+    needed = {"1x1", "TP2+SP", "PP2", "CP2"} | ({"EP2"} if has_experts(kind) else set())
+    assert needed <= found["layouts"].keys(), f"{PROVE}: a layout is missing"
+    for layout, figures in found["layouts"].items():
+        assert figures["exported"] and max(figures["logits"], figures["released"]) <= TOLERANCE, layout
+    assert max(found["layouts"]["1x1"][key] for key in ("grad-norm", "embedding gradient")) <= TOLERANCE
+    assert {"1x1", "TP2+SP", "PP2"} <= found["first iteration"].keys(), "first_iteration.py: a layout is missing"
+    assert max(found["first iteration"].values()) <= FIRST_TOLERANCE
 
 
 @FAMILIES
