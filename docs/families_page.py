@@ -27,11 +27,12 @@ architecture](../how-to/add-architecture.md).
 PROOFS = """
 ## What was measured
 
-Tiny random models of each family, in float32 on the CPU over gloo, beside transformers. `logits` is the largest difference over all layouts in the row, over the largest logit
-where that is above 1; `gradient` the relative difference of the norm of a next-token loss's gradient; `first iteration`
-the largest relative difference of loss, its two parts and gradient norm of the first iteration of continual
-pre-training with a teacher, over its layouts. What each layout saved was exported and compared bit for bit with the
-source, and transformers generated the same tokens from the export.
+Tiny random models of each family, in float32 on the CPU over gloo, beside transformers. `logits` is the largest
+difference over the layouts beside it, over the largest logit where that is above 1; `gradient` the relative difference
+of the norm of a next-token loss's gradient; `first iteration` the largest relative difference of loss, its two parts
+and gradient norm of the first iteration of continual pre-training with a teacher, over the layouts beside it. What each
+layout saved was exported and compared bit for bit with the source, and transformers generated the same tokens from the
+export.
 
     OMP_NUM_THREADS=1 python benchmarks/parity/families.py
     OMP_NUM_THREADS=1 python benchmarks/parity/first_iteration.py
