@@ -18,6 +18,7 @@ from megatron_mixcpt.conversion.architectures.hf_config import (
     FREE_ARGUMENTS,
     Architecture,
     HFConfig,
+    bias_rules,
     engine_settings,
     model_options,
 )
@@ -66,10 +67,10 @@ class ModelPlan:
     def rules(self) -> dict[str, Rule]:
         """A rule for every engine tensor, by the engine's name."""
         num_layers, num_experts = self.engine_arguments["num_layers"], self.engine_arguments["num_experts"] or 0
-        biases = [rule for key, rules in self.architecture.biases.items() if self.config.get(key) for rule in rules]
+        config = HFConfig(self.folder / CONFIG_NAME, self.config, self.architecture)
+        biases = [rule for rules in bias_rules(config, self.architecture).values() for rule in rules]
         templates = [((*self.architecture.name_map, *biases), range(num_layers))]
         if rules_of_layer := self.architecture.rules_of_layer:
-            config = HFConfig(self.folder / CONFIG_NAME, self.config, self.architecture)
             templates += [(rules_of_layer(config, layer), range(layer, layer + 1)) for layer in range(num_layers)]
         rules = [rule for items, layers in templates for item in items for rule in item.instances(layers, num_experts)]
         return {rule.engine: rule for rule in rules if not (self.tied and rule.engine == OUTPUT_LAYER)}

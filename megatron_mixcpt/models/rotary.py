@@ -37,14 +37,20 @@ class HFRotaryEmbedding(RotaryEmbedding):
         rope: what config.json says.
         cp_group: the context parallel group, over which the output is divided.
         length: tokens of the sequences, for types that depend on it.
+        interleaved: whether neighbouring channels rotate together, rather than those half a head apart.
     """
 
     def __init__(
-        self, rope: Rope, cp_group: torch.distributed.ProcessGroup | None = None, length: int | None = None
+        self,
+        rope: Rope,
+        cp_group: torch.distributed.ProcessGroup | None = None,
+        length: int | None = None,
+        interleaved: bool = False,
     ) -> None:
         super().__init__(
             rope.num_channels,
             rotary_percent=1.0,
+            rotary_interleaved=interleaved,
             rotary_base=rope.parameters["rope_theta"],
             rope_scaling=rope.is_engine_llama3,
             rope_scaling_factor=rope.parameters.get("factor", 1.0),
@@ -61,8 +67,10 @@ class RotaryEmbeddingByLength(HFRotaryEmbedding):
     sequence_length: int | None = None
     """Tokens of what is read, where that is padded; None: as many as there are positions."""
 
-    def __init__(self, rope: Rope, cp_group: torch.distributed.ProcessGroup | None = None) -> None:
-        super().__init__(rope, cp_group)
+    def __init__(
+        self, rope: Rope, cp_group: torch.distributed.ProcessGroup | None = None, interleaved: bool = False
+    ) -> None:
+        super().__init__(rope, cp_group, interleaved=interleaved)
         self._tables: dict[int | None, HFRotaryEmbedding] = {}
 
     def forward(  # type: ignore[override]  # the engine's is wrapped in a cache, and so each table's is
@@ -77,7 +85,7 @@ class RotaryEmbeddingByLength(HFRotaryEmbedding):
         if length not in self._tables:
             if len(self._tables) == _MOST_TABLES:
                 self._tables.clear()
-            self._tables[length] = HFRotaryEmbedding(self.rope, self.cp_group, length)
+            self._tables[length] = HFRotaryEmbedding(self.rope, self.cp_group, length, self.rotary_interleaved)
         return self._tables[length](max_seq_len, offset, packed_seq, cp_group)
 
 
@@ -108,14 +116,14 @@ def needs_unfused_rotation(config: TransformerConfig, options: ModelOptions) -> 
 
 def replace_rotation(model: GPTModel) -> None:
     """Give a model that the engine has built, in place, the rotary embedding that its options ask for."""
-    options, cp_group = options_of(model.config), model.pg_collection.cp
+    options, config = options_of(model.config), model.config
+    make = functools.partial(_embedding, cp_group=model.pg_collection.cp, interleaved=config.rotary_interleaved)
     if options.layer_ropes:
-        make = functools.partial(_embedding, cp_group=cp_group)
         model.rotary_pos_emb = give_layers_their_own(model, options.layer_ropes, make)
     elif options.rope is not None:
-        model.rotary_pos_emb = _embedding(options.rope, cp_group)
+        model.rotary_pos_emb = make(options.rope)
 
 
-def _embedding(rope: Rope, cp_group: torch.distributed.ProcessGroup) -> HFRotaryEmbedding:
+def _embedding(rope: Rope, cp_group: torch.distributed.ProcessGroup, interleaved: bool) -> HFRotaryEmbedding:
     kind = HFRotaryEmbedding if rope.short_length is None else RotaryEmbeddingByLength
-    return kind(rope, cp_group)
+    return kind(rope, cp_group, interleaved=interleaved)

@@ -58,7 +58,7 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(("num_local_experts", "num_experts_per_tok"), _count(MAX_EXPERTS)),
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "partial_rotary_factor", "factor"), POSITIVE),
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob"), FLAG),
-    **dict.fromkeys(("attention_bias", "mlp_bias"), FLAG),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "attention_out_bias", "use_bias"), FLAG),
     # What follows belongs to the rotary embedding (rope.py).
     **dict.fromkeys(("rope_scaling", "rope_parameters", "sliding_attention", "full_attention"), OBJECT),
     **dict.fromkeys(("rope_type", "type"), NAME),

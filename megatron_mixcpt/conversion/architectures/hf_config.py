@@ -78,7 +78,7 @@ class Architecture:
     name_map: tuple[Rule, ...]
     """Every engine tensor; ``output_layer.weight`` is dropped where embeddings are tied."""
     biases: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
-    """Rules of the biases that there are where config.json has ``attention_bias`` or ``mlp_bias`` true."""
+    """Rules of the biases that there are where a key of config.json, as ``attention_bias``, is true."""
     config_map: Mapping[str, str] = field(default_factory=dict)
     """Further required keys of config.json and the engine's names for them."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -168,8 +168,8 @@ def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, S
         settings[name] = Setting(config.require(key), f"{key} {config.require(key)}")
     settings |= _attention_settings(config) | _rope_settings(_rope(config, architecture))
     settings |= _window_settings(config, architecture)
-    if _has_bias(config, architecture, "attention_bias"):
-        settings["add_qkv_bias"] = Setting(True, "attention_bias True")
+    if biased := _bias_key(config, architecture, "linear_qkv"):
+        settings["add_qkv_bias"] = Setting(True, f"{biased} True")
     tied = config.get("tie_word_embeddings", False)
     settings["untie_embeddings_and_output_weights"] = Setting(not tied, f"tie_word_embeddings {tied}")
     extra = architecture.adjust(config) if architecture.adjust else {}
@@ -205,14 +205,21 @@ def model_options(config: HFConfig, architecture: Architecture) -> ModelOptions:
     common = {
         "rope": _rope(config, architecture),
         "layer_ropes": _layer_ropes(config, architecture),
-        "attention_output_bias": _has_bias(config, architecture, "attention_bias"),
-        "mlp_bias": _has_bias(config, architecture, "mlp_bias"),
+        "attention_output_bias": _bias_key(config, architecture, "linear_proj") is not None,
+        "mlp_bias": _bias_key(config, architecture, "linear_fc2") is not None,
     }
     return ModelOptions(**{**common, **architecture.options, **mapped, **adjusted})
 
 
-def _has_bias(config: HFConfig, architecture: Architecture, key: str) -> bool:
-    return key in architecture.biases and config.get(key, False)
+def bias_rules(config: HFConfig, architecture: Architecture) -> dict[str, tuple[Rule, ...]]:
+    """Rules of the biases that the model has, by the key of config.json that says so."""
+    return {key: rules for key, rules in architecture.biases.items() if config.get(key, False)}
+
+
+def _bias_key(config: HFConfig, architecture: Architecture, layer: str) -> str | None:
+    """The key that gives a kind of linear layer, by the engine's name, a bias; None where nothing does."""
+    given = bias_rules(config, architecture)
+    return next((key for key, rules in given.items() if any(f".{layer}.bias" in rule.engine for rule in rules)), None)
 
 
 def _rope(config: HFConfig, architecture: Architecture) -> Rope:

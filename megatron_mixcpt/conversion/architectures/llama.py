@@ -39,10 +39,11 @@ QKV_BIAS: tuple[Rule, ...] = (
     ),
 )
 
-ATTENTION_BIAS: tuple[Rule, ...] = (
-    *QKV_BIAS,
+OUTPUT_BIAS: tuple[Rule, ...] = (
     Rename(ENGINE + "self_attention.linear_proj.bias", HF + "self_attn.o_proj.bias", ("hidden",)),
 )
+
+ATTENTION_BIAS: tuple[Rule, ...] = QKV_BIAS + OUTPUT_BIAS
 
 MLP_BIAS: tuple[Rule, ...] = (
     MergeGateUp(ENGINE + "mlp.linear_fc1.bias", HF + "mlp.gate_proj.bias", HF + "mlp.up_proj.bias", bias=True),

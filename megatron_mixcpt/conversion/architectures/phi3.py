@@ -8,9 +8,10 @@ from megatron_mixcpt.conversion.architectures.windows import WindowRules, every_
 
 FUSED_QKV, FUSED_GATE_UP = HF + "self_attn.qkv_proj.weight", HF + "mlp.gate_up_proj.weight"
 
+FUSED_GATE_UP_RULE = MergeGateUp(ENGINE + "mlp.linear_fc1.weight", FUSED_GATE_UP, FUSED_GATE_UP)
 FUSED: tuple[Rule, ...] = (
     MergeQKV(ENGINE + "self_attention.linear_qkv.weight", FUSED_QKV, FUSED_QKV, FUSED_QKV),
-    MergeGateUp(ENGINE + "mlp.linear_fc1.weight", FUSED_GATE_UP, FUSED_GATE_UP),
+    FUSED_GATE_UP_RULE,
 )
 
 PHI3 = Architecture(

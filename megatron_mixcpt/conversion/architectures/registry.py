@@ -1,6 +1,10 @@
 """The supported families of models, by their name in ``config.json``. Add yours here."""
 
+from megatron_mixcpt.conversion.architectures.families.ernie4_5 import ERNIE4_5
+from megatron_mixcpt.conversion.architectures.families.exaone4 import EXAONE4
+from megatron_mixcpt.conversion.architectures.families.glm4 import GLM4
 from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
+from megatron_mixcpt.conversion.architectures.families.seed_oss import SEED_OSS
 from megatron_mixcpt.conversion.architectures.llama import LLAMA
 from megatron_mixcpt.conversion.architectures.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
@@ -12,5 +16,20 @@ from megatron_mixcpt.conversion.architectures.smollm3 import SMOLLM3
 
 ARCHITECTURES = {
     architecture.name: architecture
-    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, MIXTRAL, QWEN3_MOE, OLMO2, OLMO3)
+    for architecture in (
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        SMOLLM3,
+        PHI3,
+        MIXTRAL,
+        QWEN3_MOE,
+        OLMO2,
+        OLMO3,
+        GLM4,
+        SEED_OSS,
+        ERNIE4_5,
+        EXAONE4,
+    )
 }

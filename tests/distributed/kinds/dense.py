@@ -5,7 +5,15 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 
 from collections.abc import Callable
 
-from transformers import Olmo2Config, Olmo3Config, PreTrainedConfig
+from transformers import (
+    Ernie4_5Config,
+    Exaone4Config,
+    Glm4Config,
+    Olmo2Config,
+    Olmo3Config,
+    PreTrainedConfig,
+    SeedOssConfig,
+)
 
 from tests.distributed.tiny_shape import SHAPE
 
@@ -25,4 +33,44 @@ def olmo3() -> PreTrainedConfig:
     return Olmo3Config(**DENSE, sliding_window=12, layer_types=types, rope_parameters=ropes)
 
 
-KINDS: dict[str, Callable[[], PreTrainedConfig]] = {"olmo2": olmo2, "olmo3": olmo3}
+def glm4() -> PreTrainedConfig:
+    """Sandwich norms, fused gate and up, half of the channels rotating in pairs, biases of query, key and value."""
+    return Glm4Config(**DENSE, head_dim=8, attention_bias=True)
+
+
+def seed_oss() -> PreTrainedConfig:
+    """Biases of query, key and value."""
+    return SeedOssConfig(**DENSE, head_dim=8)
+
+
+def seed_oss_biases() -> PreTrainedConfig:
+    """Every bias but those of query, key and value."""
+    return SeedOssConfig(**DENSE, head_dim=8, attention_bias=False, attention_out_bias=True, mlp_bias=True)
+
+
+def ernie4_5() -> PreTrainedConfig:
+    """All channels rotating in pairs, tied embeddings, and a bias in every linear layer."""
+    return Ernie4_5Config(**DENSE | {"tie_word_embeddings": True}, head_dim=8, use_bias=True)
+
+
+def exaone4() -> PreTrainedConfig:
+    """Windows, and no rotation in the layer without one, where the others have yarn's attention factor."""
+    options = {"sliding_window": 12, "sliding_window_pattern": 3, "rope_parameters": YARN}
+    return Exaone4Config(**DENSE, **options)
+
+
+def exaone4_full() -> PreTrainedConfig:
+    """EXAONE 4.0 1.2B: without windows, all layers rotate."""
+    return Exaone4Config(**DENSE, sliding_window=None, layer_types=["full_attention"] * 4)
+
+
+KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "olmo2": olmo2,
+    "olmo3": olmo3,
+    "glm4": glm4,
+    "seed-oss": seed_oss,
+    "seed-oss-biases": seed_oss_biases,
+    "ernie4-5": ernie4_5,
+    "exaone4": exaone4,
+    "exaone4-full": exaone4_full,
+}
