@@ -80,6 +80,8 @@ class ParallelSizes:
             microbatch_group=_microbatch_group(settings, pipeline) if chunks > 1 else 1,
         )
         _check_width(sizes, settings)
+        if settings.get("linear_attention_freq"):
+            _check_delta_nets(sizes, settings)
         if settings.get("num_experts"):
             _check_experts(sizes, settings)
         if num_ranks < 1 or num_ranks % (of_stage * pipeline):
@@ -148,9 +150,11 @@ def _expert_sizes(settings: Settings, tensor: int) -> tuple[int, int]:
 
 def check_layout(sizes: ParallelSizes, settings: Settings) -> None:
     """Raise ConfigError where sequences cannot be divided, or layers recomputed, as the settings of a training say."""
-    if settings.get("num_experts") and sizes.tensor > 1 and not settings.get("sequence_parallel"):
+    needing = {"experts": settings.get("num_experts"), "gated delta nets": settings.get("linear_attention_freq")}
+    what = next((what for what, given in needing.items() if given), None)
+    if what and sizes.tensor > 1 and not settings.get("sequence_parallel"):
         raise ConfigError(
-            f"--tensor-model-parallel-size {sizes.tensor} of a model with experts needs --sequence-parallel: add it"
+            f"--tensor-model-parallel-size {sizes.tensor} of a model with {what} needs --sequence-parallel: add it"
         )
     _check_sequence(sizes, settings)
     _check_recomputation(settings)
@@ -164,6 +168,8 @@ def _check_width(sizes: ParallelSizes, settings: Settings) -> None:
         counts["MLP columns"] = settings["ffn_hidden_size"]
     if shared := settings.get("moe_shared_expert_intermediate_size"):
         counts["columns of the shared experts"] = shared
+    if settings.get("linear_attention_freq"):
+        counts["heads of keys in gated delta nets"] = settings["linear_num_key_heads"]
 
     def works(size: int) -> bool:
         return not any(count % size for count in counts.values()) and not (groups % size and size % groups)
@@ -178,6 +184,17 @@ def _check_width(sizes: ParallelSizes, settings: Settings) -> None:
         raise ConfigError(
             f"--tensor-model-parallel-size {tensor} is neither a divisor nor a multiple of the model's {groups} query "
             f"groups: {choose}"
+        )
+
+
+def _check_delta_nets(sizes: ParallelSizes, settings: Settings) -> None:
+    """Context parallelism divides the heads of gated delta nets, once more than tensor parallelism has."""
+    heads = settings["linear_num_key_heads"] // sizes.tensor
+    if heads % sizes.context:
+        raise ConfigError(
+            f"--context-parallel-size {sizes.context} does not divide the {heads} heads of keys that "
+            f"--tensor-model-parallel-size {sizes.tensor} leaves to a rank's gated delta nets: choose "
+            f"{nearest_divisors(sizes.context, heads)}"
         )
 
 

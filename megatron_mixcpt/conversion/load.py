@@ -20,10 +20,8 @@ if TYPE_CHECKING:  # an import here would come before the CPU emulation's instal
 
 # Where layers are not Transformer Engine's, norms stand beside the linear layers that they are fused into there.
 LOCAL_NAMES = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-    "input_layernorm.bias": "self_attention.linear_qkv.layer_norm_bias",
-    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
-    "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
+    "input_layernorm": ("self_attention.linear_qkv.layer_norm_", "self_attention.in_proj.layer_norm_"),
+    "pre_mlp_layernorm": ("mlp.linear_fc1.layer_norm_",),
 }
 
 
@@ -64,7 +62,9 @@ def checkpoint_name(
     expert = expert or re.fullmatch(r"mlp\.experts\.(?P<rest>linear_fc\d\.weight)(?P<index>\d+)", name)
     if expert:
         name = f"mlp.experts.{first_expert + int(expert['index'])}.{expert['rest']}"
-    return prefix + name if prefix + name in known else prefix + LOCAL_NAMES.get(name, name)
+    norm, _, kind = name.rpartition(".")
+    names = [prefix + name, *(prefix + fused + kind for fused in LOCAL_NAMES.get(norm, ()))]
+    return next((found for found in names if found in known), names[0])
 
 
 def live_tensors(model_chunk: "GPTModel") -> Iterator[tuple[str, torch.Tensor]]:
@@ -136,8 +136,8 @@ def _fill(target: torch.Tensor, name: str, rule: Rule, hf_model: HFModel, tp_ran
     num_rows, whole = sum(block.num_rows for block in blocks), rule.engine_shape(hf_model.dims)
     may_pad = rule.engine in (EMBEDDING, OUTPUT_LAYER)
     rows_fit = target.shape[0] * tp_size >= whole[0] if may_pad else target.shape[0] == num_rows
-    columns = whole[1] // (tp_size if rule.splits_columns else 1) if len(whole) == 2 else None
-    if not rows_fit or tuple(target.shape[1:]) != ((columns,) if columns else ()):
+    trailing = (whole[1] // tp_size,) if rule.splits_columns else whole[1:]
+    if not rows_fit or tuple(target.shape[1:]) != trailing:
         raise CheckpointError(
             f"the engine's {name} has shape {tuple(target.shape)} on tensor-parallel rank {tp_rank} of {tp_size}, "
             f"which {hf_model.folder} cannot fill: its architecture flags differ from the checkpoint's"

@@ -46,10 +46,17 @@ def gather_keys_and_values(key: Tensor, value: Tensor, cp_group: ProcessGroup | 
     """
     if cp_group is None or cp_group.size() == 1:
         return key, value
-    by_rank = gather_from_sequence_parallel_region(torch.stack([key, value], dim=1), group=cp_group)
-    first, second = by_rank.unflatten(0, (cp_group.size(), 2, -1)).unbind(1)
-    key, value = torch.cat([first, second.flip(0)]).flatten(0, 1).unbind(1)
+    key, value = gather_sequence(torch.stack([key, value], dim=1), cp_group).unbind(1)
     return key, value
+
+
+def gather_sequence(chunks: Tensor, cp_group: ProcessGroup | None) -> Tensor:
+    """This rank's two chunks [s/cp, ...] -> the whole sequence in its order [s, ...]; communication as above."""
+    if cp_group is None or cp_group.size() == 1:
+        return chunks
+    by_rank = gather_from_sequence_parallel_region(chunks, group=cp_group)
+    first, second = by_rank.unflatten(0, (cp_group.size(), 2, -1)).unbind(1)
+    return torch.cat([first, second.flip(0)]).flatten(0, 1)
 
 
 def sum_over_shares(sums: Tensor, cp_group: ProcessGroup | None) -> Tensor:

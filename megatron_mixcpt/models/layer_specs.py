@@ -11,12 +11,14 @@ from dataclasses import replace
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.models.gpt.experimental_attention_variant_module_specs import get_linear_attention_pattern
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_layer_with_transformer_engine_spec,
     get_mlp_module_spec_for_backend,
 )
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec_for_backend
+from megatron.core.ssm.gated_delta_net import GatedDeltaNetSubmodules
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType, LayerType
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
@@ -34,11 +36,12 @@ from megatron.core.transformer.transformer_layer import (
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.attention import ScaledDotProductAttention
 from megatron_mixcpt.models.biases import with_biases
+from megatron_mixcpt.models.delta_net.gated_delta_net import GatedDeltaNet
 from megatron_mixcpt.models.experts import GroupedExperts
 from megatron_mixcpt.models.layer_options.branches import with_branches
 from megatron_mixcpt.models.layer_options.norm_over_heads import with_norms_over_heads
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
-from megatron_mixcpt.models.norm import build_norm
+from megatron_mixcpt.models.norm import RMSNorm, build_norm
 from megatron_mixcpt.models.options import ModelOptions, options_of
 from megatron_mixcpt.models.router import Router
 
@@ -75,6 +78,8 @@ def gpt_layer_spec(
     for options that Transformer Engine's modules do not have.
     """
     config = getattr(config, "transformer", config)
+    if HAVE_TE and config.transformer_impl == "transformer_engine" and config.experimental_attention_variant:
+        raise ConfigError("Transformer Engine's layers have no gated delta net: give --transformer-impl local")
     if HAVE_TE and config.transformer_impl == "transformer_engine":
         _refuse_without_kernels(options_of(config))
         return _with_options(_transformer_engine_spec(config, vp_stage, pp_rank), config)
@@ -115,15 +120,15 @@ def _layers_of_stage(config: TransformerConfig, vp_stage: int | None, pp_rank: i
 
 def _layer(config: TransformerConfig, provider: LocalSpecProvider, index: int) -> ModuleSpec:
     """The layer of number ``index``, from 0 over the whole model, of the provider's modules."""
-    norm, has_experts = provider.layer_norm(), _has_experts(config, index)
+    norm, has_experts, has_delta_net = provider.layer_norm(), _has_experts(config, index), _has_delta_net(config, index)
     submodules = TransformerLayerSubmodules(
         input_layernorm=norm,
-        self_attention=_attention(config, provider),
+        self_attention=_delta_net(provider) if has_delta_net else _attention(config, provider),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=norm,
         mlp=_experts(config, provider) if has_experts else get_mlp_module_spec_for_backend(backend=provider),
         mlp_bda=get_bias_dropout_add,
-        sharded_state_dict_keys_map=_fused_names(has_experts),
+        sharded_state_dict_keys_map=_fused_names(has_experts, has_delta_net),
     )
     return ModuleSpec(module=TransformerLayer, submodules=submodules)
 
@@ -134,6 +139,23 @@ def _has_experts(config: TransformerConfig, index: int) -> bool:
         return False
     frequency = config.moe_layer_freq
     return bool(frequency[index]) if isinstance(frequency, list) else index % frequency == 0
+
+
+def _has_delta_net(config: TransformerConfig, index: int) -> bool:
+    """Whether a layer has a gated delta net in the place of attention."""
+    return (
+        config.experimental_attention_variant == "gated_delta_net" and get_linear_attention_pattern(config)[index] == 1
+    )
+
+
+def _delta_net(provider: LocalSpecProvider) -> ModuleSpec:
+    """A gated delta net of the provider's linear layers, whose own norm is a plain one in every model."""
+    return ModuleSpec(
+        module=GatedDeltaNet,
+        submodules=GatedDeltaNetSubmodules(
+            in_proj=provider.column_parallel_linear(), out_norm=RMSNorm, out_proj=provider.row_parallel_linear()
+        ),
+    )
 
 
 def _attention(config: TransformerConfig, provider: LocalSpecProvider) -> ModuleSpec:
@@ -160,9 +182,10 @@ def _experts(config: TransformerConfig, provider: LocalSpecProvider) -> MlpBuild
     return _with_router(mixture)
 
 
-def _fused_names(has_experts: bool) -> dict[str, str]:
+def _fused_names(has_experts: bool, has_delta_net: bool) -> dict[str, str]:
     """Names of a layer's norms as Transformer Engine has them; the norm before a router stays separate there too."""
-    names = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    projection = "in_proj" if has_delta_net else "linear_qkv"
+    names = {"input_layernorm.": f"self_attention.{projection}.layer_norm_"}
     return names if has_experts else {**names, "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
 
 

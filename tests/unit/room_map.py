@@ -53,6 +53,7 @@ ROOMS = {
     "models": _room(
         "what a model has beyond the engine's, and layers without Transformer Engine", "log_names", "engine core"
     ),
+    "models/delta_net": _room("gated delta nets, in the place of attention", takes="engine core"),
     "models/layer_options": _room("what an option changes in a layer", takes="engine core"),
     "data": _room("records: documents, conversations, preferences"),
     "data/reading": _room("files become records", "flags"),

@@ -26,7 +26,7 @@ MOST_MODULES = 18
 # Comes with a GPU's software, and is imported only where the engine has found it.
 ON_GPUS = {"transformer_engine"}
 # Module names that differ from the distribution's name in pyproject.toml.
-DISTRIBUTIONS = {"lm_eval": "lm-eval", "megatron": "megatron-core", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"fla": "flash-linear-attention", "lm_eval": "lm-eval", "megatron": "megatron-core", "yaml": "pyyaml"}
 
 
 def source_files() -> list[Path]:

@@ -18,6 +18,7 @@ MODEL = {
     "micro_batch_size": 2,
 }
 MOE = {"num_experts": 6, "moe_ffn_hidden_size": 10}
+DELTA_NETS = {"linear_attention_freq": [1, 0], "linear_num_key_heads": 6}
 
 
 def test_sizes_follow_from_the_flags() -> None:
@@ -90,6 +91,21 @@ def test_experts_are_divided_over_the_ranks_of_a_stage() -> None:
             1,
             "--recompute-modules moe_act needs --moe-grouped-gemm",
         ),
+        (
+            {**DELTA_NETS, "tensor_model_parallel_size": 4},
+            4,
+            "--tensor-model-parallel-size 4 does not divide the model's 6 heads of keys in gated delta nets",
+        ),
+        (
+            {**DELTA_NETS, "tensor_model_parallel_size": 2, "context_parallel_size": 2},
+            4,
+            "--context-parallel-size 2 does not divide the 3 heads of keys .* choose 1 or 3",
+        ),
+        (
+            {**DELTA_NETS, "tensor_model_parallel_size": 2},
+            2,
+            "--tensor-model-parallel-size 2 of a model with gated delta nets needs --sequence-parallel: add it",
+        ),
         ({"global_batch_size": 6}, 2, "--global-batch-size 6 is not a multiple of --micro-batch-size 2 x 2 copies"),
         (
             {
@@ -114,6 +130,8 @@ def test_what_does_not_divide_is_refused(changed: dict[str, Any], num_ranks: int
     "changed",
     [
         {"tensor_model_parallel_size": 4},  # two ranks share each query group
+        {**DELTA_NETS, "context_parallel_size": 3, "tensor_model_parallel_size": 2, "sequence_parallel": True}
+        | {"seq_length": 60},
         {"sequence_parallel": True},  # the engine turns it off without tensor parallelism
         {"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 2},
         {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1},

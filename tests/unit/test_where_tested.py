@@ -44,6 +44,8 @@ TESTED_IN = {
     "losses/": "unit/losses/test_lssd.py",
     "models/auxiliary_losses.py": "unit/models/test_router.py distributed/test_experts_training.py",
     "models/context_parallel.py": "distributed/test_context_parallel_attention.py",
+    "models/delta_net/documents.py": "unit/models/delta_net/test_convolution.py",
+    "models/delta_net/gated_delta_net.py": "distributed/test_families.py",
     "models/layer_options/": "unit/models/layer_options/test_branches.py",
     "models/mlp_builder.py": "unit/models/test_biases.py unit/models/test_layer_specs.py",
     "models/query_blocks.py": "unit/models/test_sliding_window.py unit/models/test_attention.py",

@@ -54,6 +54,8 @@ SIZE = _count(MAX_SIZE)
 CHECKS: dict[str, Check] = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "head_dim"), SIZE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "sliding_window"), SIZE),
+    **dict.fromkeys(("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"), SIZE),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "full_attention_interval"), SIZE),
     "num_hidden_layers": _count(MAX_LAYERS),
     **dict.fromkeys(("num_local_experts", "num_experts_per_tok"), _count(MAX_EXPERTS)),
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "partial_rotary_factor", "factor"), POSITIVE),

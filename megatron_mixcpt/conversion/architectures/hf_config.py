@@ -54,6 +54,7 @@ FIXED_ARGUMENTS: dict[str, Any] = {
     "apply_residual_connection_post_layernorm": False,
     "use_mup": False,
     "mtp_num_layers": None,
+    "experimental_attention_variant": None,
     "linear_attention_freq": None,
     "num_experts": None,
 }

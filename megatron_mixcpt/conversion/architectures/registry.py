@@ -4,6 +4,7 @@ from megatron_mixcpt.conversion.architectures.families.ernie4_5 import ERNIE4_5
 from megatron_mixcpt.conversion.architectures.families.exaone4 import EXAONE4
 from megatron_mixcpt.conversion.architectures.families.glm4 import GLM4
 from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
+from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
 from megatron_mixcpt.conversion.architectures.families.seed_oss import SEED_OSS
 from megatron_mixcpt.conversion.architectures.llama import LLAMA
 from megatron_mixcpt.conversion.architectures.mistral import MISTRAL
@@ -31,5 +32,6 @@ ARCHITECTURES = {
         SEED_OSS,
         ERNIE4_5,
         EXAONE4,
+        QWEN3_5,
     )
 }

@@ -10,7 +10,7 @@ Engine names are the keys of the engine's checkpoints, which are those of its Tr
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any
@@ -31,8 +31,24 @@ def dimensions(engine_arguments: Mapping[str, Any]) -> Dimensions:
         "groups": engine_arguments["num_query_groups"],
         "query": engine_arguments["num_attention_heads"] * head,
         "key": engine_arguments["num_query_groups"] * head,
+        **_delta_dimensions(engine_arguments),
         "experts": engine_arguments.get("num_experts") or 0,
         "expert_ffn": engine_arguments.get("moe_ffn_hidden_size") or engine_arguments["ffn_hidden_size"],
+    }
+
+
+def _delta_dimensions(engine_arguments: Mapping[str, Any]) -> dict[str, int]:
+    """Of gated delta nets; empty for models without."""
+    if not engine_arguments.get("linear_attention_freq"):
+        return {}
+    key_heads, value_heads = engine_arguments["linear_num_key_heads"], engine_arguments["linear_num_value_heads"]
+    return {
+        "delta_key_heads": key_heads,
+        "delta_value_heads": value_heads,
+        "delta_keys": key_heads * engine_arguments["linear_key_head_dim"],
+        "delta_value": engine_arguments["linear_value_head_dim"],
+        "delta_values": value_heads * engine_arguments["linear_value_head_dim"],
+        "delta_kernel": engine_arguments["linear_conv_kernel_dim"],
     }
 
 
@@ -140,7 +156,7 @@ class Rename(Rule):
             return [Block(self.hf, slice(0, rows), slice(rank * width, (rank + 1) * width))]
         if self.split is None:
             return [Block(self.hf, slice(0, rows))]
-        return _row_range([Block(self.hf, slice(0, rows))], rank, num_rows or rows // size)
+        return rows_of_rank([Block(self.hf, slice(0, rows))], rank, num_rows or rows // size)
 
 
 @dataclass(frozen=True)
@@ -177,7 +193,7 @@ class MergeQKV(Rule):
             for name, start in ((self.key, key_start), (self.value, value_start)):
                 blocks.append(Block(name, slice(start + group * head, start + (group + 1) * head)))
         # With more ranks than groups the engine cuts through groups and gathers them again, so ranks take plain ranges.
-        return _row_range(blocks, rank, self.engine_shape(dims)[0] // size)
+        return rows_of_rank(blocks, rank, self.engine_shape(dims)[0] // size)
 
 
 @dataclass(frozen=True)
@@ -211,7 +227,7 @@ class MergeGateUp(Rule):
         return [gate, Block(self.up, slice(up_start + rank * part, up_start + (rank + 1) * part))]
 
 
-def _row_range(blocks: list[Block], rank: int, num_rows: int) -> list[Block]:
+def rows_of_rank(blocks: Sequence[Block], rank: int, num_rows: int) -> list[Block]:
     """Rows ``[rank * num_rows, (rank + 1) * num_rows)`` of the stacked blocks; fewer where the blocks end before."""
     first, last = rank * num_rows, (rank + 1) * num_rows
     kept, row = [], 0

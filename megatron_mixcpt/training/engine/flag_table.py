@@ -66,6 +66,8 @@ OF_THE_MODEL = frozenset(
         untie_embeddings_and_output_weights vocab_size num_experts moe_layer_freq moe_ffn_hidden_size
         moe_router_topk moe_router_pre_softmax moe_router_score_function moe_router_topk_scaling_factor
         moe_router_enable_expert_bias moe_router_num_groups moe_shared_expert_intermediate_size
+        attention_output_gate experimental_attention_variant linear_attention_freq linear_conv_kernel_dim
+        linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
     """.split()
 )
 """Names among the engine's arguments that follow from config.json; a value that contradicts it is refused."""

@@ -90,13 +90,11 @@ _BY_REASON = {
     """,
     "the architecture is that of the model folder": """
         spec hybrid_layer_pattern hybrid_override_pattern is_hybrid_model heterogeneous_layers_config_path
-        heterogeneous_layers_config_encoded_json experimental_attention_variant linear_attention_freq
-        multi_latent_attention moe_use_upcycling
-        softmax_type glu_linear_offset activation_func_clamp_value qk_l2_norm attention_output_gate
+        heterogeneous_layers_config_encoded_json multi_latent_attention moe_use_upcycling
+        softmax_type glu_linear_offset activation_func_clamp_value qk_l2_norm
         dsa_indexer_n_heads dsa_indexer_head_dim dsa_indexer_topk dsa_indexer_topk_freq dsa_indexer_skip_topk_offset
         dsa_indexer_loss_coeff dsa_indexer_use_sparse_loss dsa_kernel_backend dsa_indexer_rope_interleaved
         dsa_indexer_rotate_activation dsa_indexer_scoring_relu dsa_indexer_k_norm_epsilon dsa_indexer_k_norm_fp32
-        linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
         mamba_state_dim mamba_head_dim mamba_num_groups mamba_num_heads mamba_training_ssm_states_dtype
         mrope_section window_size window_attn_skip_freq relative_attention_num_buckets
         relative_attention_max_distance yarn_original_max_position_embeddings yarn_beta_fast yarn_beta_slow

@@ -1,0 +1,1 @@
+"""Gated delta nets: layers that mix tokens by a recurrence in the place of attention."""
