@@ -93,5 +93,5 @@ QWEN3_5 = Architecture(
     rope=RopeRules(rotates_partly=True),
     adjust=layers_and_heads,
     models="Qwen3.5 (0.8B to 27B), text only",
-    refused="attention_bias; Transformer Engine's layers",
+    refused="`attention_bias`",
 )
