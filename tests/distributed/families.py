@@ -190,8 +190,11 @@ def positions_of_this_rank() -> torch.Tensor:
 
 def gradient_differences(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> dict[str, float]:
     """Of the norm over all parameters and of the embedding's gradient, relative to the largest of the expected."""
+    from megatron_mixcpt.inference.engine_model import logit_scaling
+
     positions = torch.arange(TOKENS.shape[1]).expand(len(TOKENS), -1)
-    next_token_loss(model(TOKENS, positions, None)[..., :VOCAB_SIZE]).backward()
+    logits = logit_scaling(model.config)(model(TOKENS, positions, None))
+    next_token_loss(logits[..., :VOCAB_SIZE]).backward()
     norm = torch.stack([part.grad.norm() for part in model.parameters() if part.grad is not None]).norm()
     embedding = model.embedding.word_embeddings.weight.grad
     apart = (embedding - expected["embedding gradient"]).abs().max() / expected["embedding gradient"].abs().max()

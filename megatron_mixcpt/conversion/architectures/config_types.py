@@ -61,9 +61,13 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "partial_rotary_factor", "factor"), POSITIVE),
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob"), FLAG),
     **dict.fromkeys(("attention_bias", "mlp_bias", "attention_out_bias", "use_bias"), FLAG),
+    **dict.fromkeys(("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"), POSITIVE),
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "attention_multiplier"), POSITIVE),
+    **dict.fromkeys(("logits_scaling", "logit_scale"), POSITIVE),
     # What follows belongs to the rotary embedding (rope.py).
     **dict.fromkeys(("rope_scaling", "rope_parameters", "sliding_attention", "full_attention"), OBJECT),
     **dict.fromkeys(("rope_type", "type"), NAME),
+    "rope_local_base_freq": POSITIVE,
     **dict.fromkeys(("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"), POSITIVE),
     **dict.fromkeys(("mscale", "mscale_all_dim"), NOT_NEGATIVE),
     **dict.fromkeys(("short_factor", "long_factor"), NUMBERS),

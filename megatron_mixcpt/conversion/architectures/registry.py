@@ -2,7 +2,9 @@
 
 from megatron_mixcpt.conversion.architectures.families.ernie4_5 import ERNIE4_5
 from megatron_mixcpt.conversion.architectures.families.exaone4 import EXAONE4
+from megatron_mixcpt.conversion.architectures.families.gemma import GEMMA2, GEMMA3
 from megatron_mixcpt.conversion.architectures.families.glm4 import GLM4
+from megatron_mixcpt.conversion.architectures.families.granite import GRANITE
 from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
 from megatron_mixcpt.conversion.architectures.families.seed_oss import SEED_OSS
@@ -33,5 +35,8 @@ ARCHITECTURES = {
         ERNIE4_5,
         EXAONE4,
         QWEN3_5,
+        GEMMA2,
+        GEMMA3,
+        GRANITE,
     )
 }

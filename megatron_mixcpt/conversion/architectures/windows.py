@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_mixcpt.conversion.architectures.config_types import Refuse
+from megatron_mixcpt.errors import ConfigError
 
 Values = Mapping[str, Any]
 """``config.json`` without nulls, and with what transformers assumes for absent keys."""
@@ -40,6 +41,14 @@ def last_layers(values: Values) -> list[bool]:
 def all_but_every(number: int) -> Callable[[Values], list[bool]]:
     """The rule by which every ``number``-th layer has full attention, and the others slide."""
     return lambda values: [(index + 1) % number != 0 for index in range(values["num_hidden_layers"])]
+
+
+def by_pattern(values: Values) -> list[bool]:
+    """The same, the number being ``sliding_window_pattern``. Raises ConfigError for what is no number of layers."""
+    number = values["sliding_window_pattern"]
+    if type(number) is not int or number < 1:
+        raise ConfigError(f"config.json: sliding_window_pattern {number!r}: expected a number of layers above 0")
+    return all_but_every(number)(values)
 
 
 def layer_types(values: Values, rules: WindowRules | None) -> list[str]:

@@ -1,10 +1,45 @@
-"""Families with multipliers and softcaps: Gemma, Granite, Cohere 2.
-
-Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
-"""
+"""Families with multipliers and softcaps: Gemma, Granite, Cohere 2. Caps are near what they cap, so that they show."""
 
 from collections.abc import Callable
 
-from transformers import PreTrainedConfig
+from transformers import Gemma2Config, Gemma3TextConfig, GraniteConfig, PreTrainedConfig
 
-KINDS: dict[str, Callable[[], PreTrainedConfig]] = {}
+from tests.distributed.tiny_shape import SHAPE
+
+LENGTH = {"max_position_embeddings": 4096, "pad_token_id": None}
+WINDOWS = {"sliding_window": 12, "head_dim": 8, "query_pre_attn_scalar": 24}
+
+
+def gemma2() -> PreTrainedConfig:
+    """Windows in every second layer, and caps of scores and logits."""
+    return Gemma2Config(**SHAPE, **LENGTH, **WINDOWS, attn_logit_softcapping=0.5, final_logit_softcapping=1.0)
+
+
+def gemma2_bias() -> PreTrainedConfig:
+    """Biases in attention, embeddings that are not tied, and no cap of scores."""
+    options = {"attention_bias": True, "tie_word_embeddings": False, "attn_logit_softcapping": None}
+    return Gemma2Config(**gemma2().to_dict() | options)
+
+
+def gemma3() -> PreTrainedConfig:
+    """Windows in three layers, and in the other one another base and scaling of the rotary embedding."""
+    ropes = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    }
+    types = ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"]
+    return Gemma3TextConfig(**SHAPE, **LENGTH, **WINDOWS, layer_types=types, rope_parameters=ropes)
+
+
+def granite() -> PreTrainedConfig:
+    """All four multipliers."""
+    multipliers = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3}
+    return GraniteConfig(**SHAPE, **LENGTH, **multipliers, logits_scaling=7.0)
+
+
+KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "gemma2": gemma2,
+    "gemma2-bias": gemma2_bias,
+    "gemma3": gemma3,
+    "granite": granite,
+}
