@@ -102,7 +102,11 @@ def read_whole(checkpoint: MegatronCheckpoint, rule: Rule, plan: ModelPlan) -> t
 def _fill(hf_model: HFModel, blocks: list[Block], target: torch.Tensor) -> None:
     row = 0
     for block in blocks:
-        hf_model.tensors.read_into(target[row : row + block.num_rows], block.name, block.rows)
+        rows = target[row : row + block.num_rows]
+        if block.transposed or block.interleaved:
+            rows.copy_(block.from_hf(hf_model.tensors.read(block.name, *block.hf_slices, block.index)))
+        else:
+            hf_model.tensors.read_into(rows, block.name, block.rows, index=block.index)
         row += block.num_rows
 
 
@@ -161,7 +165,7 @@ def _write_tensors(
         rules[get_rank() :: get_world_size()], desc="export", unit="tensor", disable=None if get_rank() == 0 else True
     ):
         for name, part in rule.take_apart(read_whole(checkpoint, rule, plan), plan.dims).items():
-            writer.write(name, part.to(writer.tensors[name].dtype))
+            writer.write(name, part.to(writer.tensors[name].dtype), rule.hf_index)
 
 
 def check_checkpoint(

@@ -145,6 +145,6 @@ def _fill(target: torch.Tensor, name: str, rule: Rule, hf_model: HFModel, tp_ran
     row = 0
     for block in blocks:
         rows = target[row : row + block.num_rows]
-        rows.copy_(hf_model.tensors.read(block.name, block.rows, block.columns))
+        rows.copy_(block.from_hf(hf_model.tensors.read(block.name, *block.hf_slices, block.index)))
         row += block.num_rows
     target[row:].zero_()

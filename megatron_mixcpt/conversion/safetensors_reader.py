@@ -9,7 +9,7 @@ import json
 import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,13 @@ class TensorEntry:
     offset: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    def stacked(self, index: int | None) -> "TensorEntry":
+        """One of the tensors stacked in this one's first axis; None: this one."""
+        if index is None:
+            return self
+        num_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return replace(self, offset=self.offset + index * num_bytes, shape=self.shape[1:])
 
 
 def read_json(path: Path) -> dict:
@@ -136,23 +143,33 @@ class SafetensorsFolder:
                 )
             self.entries[name] = entry
 
-    def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
-        """Read [rows, columns] of one tensor (all of it by default) into fresh CPU memory, in the file's dtype."""
-        entry = self.entries[name]
+    def read(
+        self, name: str, rows: slice | None = None, columns: slice | None = None, index: int | None = None
+    ) -> torch.Tensor:
+        """Read [rows, columns] of one tensor (all of it by default) into fresh CPU memory, in the file's dtype.
+
+        ``index``: read from that one of the tensors stacked in the first axis.
+        """
+        entry = self.entries[name].stacked(index)
         start, stop, _ = (rows or slice(None)).indices(entry.shape[0])
         shape = [stop - start, *entry.shape[1:]]
         if columns is not None:
             left, right, _ = columns.indices(entry.shape[1])
             shape[1] = right - left
         target = torch.empty(shape, dtype=entry.dtype)
-        self.read_into(target, name, slice(start, stop), columns)
+        self.read_into(target, name, slice(start, stop), columns, index)
         return target
 
     def read_into(
-        self, target: torch.Tensor, name: str, rows: slice | None = None, columns: slice | None = None
+        self,
+        target: torch.Tensor,
+        name: str,
+        rows: slice | None = None,
+        columns: slice | None = None,
+        index: int | None = None,
     ) -> None:
-        """Read [rows, columns] of one tensor into ``target``: contiguous, on the CPU, of that shape and dtype."""
-        entry = self.entries[name]
+        """As :meth:`read`, into ``target``: contiguous, on the CPU, of that shape and dtype."""
+        entry = self.entries[name].stacked(index)
         start, _, _ = (rows or slice(None)).indices(entry.shape[0])
         row_bytes = torch.Size(entry.shape[1:]).numel() * entry.dtype.itemsize
         view = memoryview(target.view(-1).view(torch.uint8).numpy())

@@ -1,7 +1,8 @@
 """Write a Hugging Face folder's weights in shards, tensor by tensor, in any order and from any number of processes.
 
 Every tensor's place follows from names, shapes and dtypes alone: the shards are laid out first (header, then tensors
-one after the other), and each tensor is then written where it belongs. Memory is one tensor, whatever the shard size.
+one after the other), and each tensor is then written where it belongs. Memory is one tensor, whatever the shard size,
+or one expert's of a tensor that holds those of all.
 """
 
 import json
@@ -76,11 +77,16 @@ class SafetensorsWriter:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (self.folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one tensor, which must have the shape and dtype laid out, at its place."""
+    def write(self, name: str, tensor: torch.Tensor, index: int | None = None) -> None:
+        """Write one tensor, which must have the shape and dtype laid out, at its place.
+
+        ``index``: write that one of the tensors stacked in the first axis.
+        """
         expected = self.tensors[name]
-        assert tuple(tensor.shape) == expected.shape and tensor.dtype == expected.dtype, (name, tensor.shape)
+        shape = expected.shape if index is None else expected.shape[1:]
+        assert tuple(tensor.shape) == shape and tensor.dtype == expected.dtype, (name, tensor.shape)
         file, offset = self._places[name]
+        offset += (index or 0) * tensor.nbytes
         view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
         descriptor = os.open(self.folder / file, os.O_WRONLY)
         try:

@@ -82,7 +82,7 @@ def compare_bits(hf_model: HFModel, checkpoint: MegatronCheckpoint) -> BitCompar
     num_equal, cast, different = 0, [], []
     for rule in rules.values():
         for name, tensor in rule.take_apart(read_whole(checkpoint, rule, hf_model), hf_model.dims).items():
-            expected = hf_model.tensors.read(name)
+            expected = hf_model.tensors.read(name, index=rule.hf_index)
             if tensor.dtype != expected.dtype:
                 cast.append(name)
             elif torch.equal(tensor.contiguous().view(torch.uint8), expected.view(torch.uint8)):

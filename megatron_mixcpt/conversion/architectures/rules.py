@@ -54,11 +54,32 @@ def _delta_dimensions(engine_arguments: Mapping[str, Any]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows ``[start, stop)`` and, where given, columns of one HF tensor."""
+    """Rows ``[start, stop)`` and, where given, columns of one HF tensor, or of one of those stacked in it."""
 
     name: str
     rows: slice
     columns: slice | None = None
+    index: int | None = None
+    """Which of the tensors that are stacked in the HF tensor's first axis; None: the HF tensor is one."""
+    transposed: bool = False
+    """Whether the engine's tensor is the transpose of HF's; rows and columns are those of the engine's."""
+    interleaved: bool = False
+    """Whether the rows alternate in HF's tensor, 0 1 0 1, where the engine has those of 0 above those of 1."""
+
+    @property
+    def hf_slices(self) -> tuple[slice | None, slice | None]:
+        """Rows and columns of the block in HF's tensor; None: all."""
+        return (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
+
+    def from_hf(self, part: torch.Tensor) -> torch.Tensor:
+        """The engine's rows from HF's part of ``hf_slices``; a view where rows are not interleaved."""
+        part = part.T if self.transposed else part
+        return torch.cat([part[::2], part[1::2]]) if self.interleaved else part
+
+    def to_hf(self, rows: torch.Tensor) -> torch.Tensor:
+        """HF's part from the engine's rows, the inverse of :meth:`from_hf`."""
+        rows = torch.stack(rows.chunk(2), dim=1).flatten(0, 1) if self.interleaved else rows
+        return rows.T if self.transposed else rows
 
     @property
     def num_rows(self) -> int:
@@ -90,6 +111,11 @@ class Rule(ABC):
         """Whether tensor-parallel ranks hold columns (a row-parallel weight) rather than rows."""
         return False
 
+    @property
+    def hf_index(self) -> int | None:
+        """Which of the tensors stacked in the first axis of the HF tensors the rule makes; None: all of each."""
+        return None
+
     @abstractmethod
     def hf_shapes(self, dims: Dimensions) -> dict[str, tuple[int, ...]]:
         """Shape of every HF tensor consumed; one consumed by parts appears once, with its full shape."""
@@ -117,6 +143,8 @@ class Rule(ABC):
 
     def take_apart(self, tensor: torch.Tensor, dims: Dimensions) -> dict[str, torch.Tensor]:
         """Cut the full engine tensor into HF tensors; rows past the last block are padding and dropped.
+
+        Where HF stacks such tensors, each is the one of ``hf_index``.
 
         HF tensors that are one block are views of ``tensor``; the others are copies.
         """

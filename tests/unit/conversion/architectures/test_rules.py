@@ -99,6 +99,6 @@ def test_every_engine_row_has_one_source(name):
     for template in (*ARCHITECTURES[name].name_map, *biases):
         for rule in template.instances(range(2), num_experts=2):
             assert sum(block.num_rows for block in rule.blocks(DIMS)) == rule.engine_shape(DIMS)[0]
-            seen += rule.hf_shapes(DIMS)
+            seen += [f"{name}[{rule.hf_index}]" for name in rule.hf_shapes(DIMS)]
     assert len(seen) == len(set(seen))
     assert not any("{" in name for name in seen)
