@@ -21,6 +21,7 @@ from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec_for_ba
 from megatron.core.ssm.gated_delta_net import GatedDeltaNetSubmodules
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType, LayerType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import L2Norm, LayerNormBuilder
@@ -40,6 +41,7 @@ from megatron_mixcpt.models.delta_net.gated_delta_net import GatedDeltaNet
 from megatron_mixcpt.models.experts import GroupedExperts
 from megatron_mixcpt.models.layer_options.branches import with_branches
 from megatron_mixcpt.models.layer_options.norm_over_heads import with_norms_over_heads
+from megatron_mixcpt.models.layer_options.parallel_layer import ParallelLayer
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.norm import RMSNorm, build_norm
 from megatron_mixcpt.models.options import ModelOptions, options_of
@@ -108,6 +110,11 @@ def _refuse_without_kernels(options: ModelOptions) -> None:
             f"the model caps attention's scores at {options.attention_softcap}, which Transformer Engine's attention "
             "cannot: use --transformer-impl local"
         )
+    if options.parallel_layers or not options.norm_bias:
+        what = "attention and MLP side by side" if options.parallel_layers else "a LayerNorm without bias"
+        raise ConfigError(
+            f"the model has {what}, which Transformer Engine's layers do not: use --transformer-impl local"
+        )
 
 
 def _layers_of_stage(config: TransformerConfig, vp_stage: int | None, pp_rank: int | None) -> Sequence[int]:
@@ -121,16 +128,17 @@ def _layers_of_stage(config: TransformerConfig, vp_stage: int | None, pp_rank: i
 def _layer(config: TransformerConfig, provider: LocalSpecProvider, index: int) -> ModuleSpec:
     """The layer of number ``index``, from 0 over the whole model, of the provider's modules."""
     norm, has_experts, has_delta_net = provider.layer_norm(), _has_experts(config, index), _has_delta_net(config, index)
+    is_parallel = options_of(config).parallel_layers
     submodules = TransformerLayerSubmodules(
         input_layernorm=norm,
         self_attention=_delta_net(provider) if has_delta_net else _attention(config, provider),
         self_attn_bda=get_bias_dropout_add,
-        pre_mlp_layernorm=norm,
+        pre_mlp_layernorm=IdentityOp if is_parallel else norm,
         mlp=_experts(config, provider) if has_experts else get_mlp_module_spec_for_backend(backend=provider),
         mlp_bda=get_bias_dropout_add,
         sharded_state_dict_keys_map=_fused_names(has_experts, has_delta_net),
     )
-    return ModuleSpec(module=TransformerLayer, submodules=submodules)
+    return ModuleSpec(module=ParallelLayer if is_parallel else TransformerLayer, submodules=submodules)
 
 
 def _has_experts(config: TransformerConfig, index: int) -> bool:

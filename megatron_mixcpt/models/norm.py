@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, rms_norm
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.models.options import options_of
 
 
 class RMSNorm(nn.Module):
@@ -49,13 +50,17 @@ class ZeroCenteredRMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension."""
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension, computed in float32.
+
+    A model whose options say so (``norm_bias``: Command-R) has no bias.
+    """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.weight = _parameter(torch.ones, hidden_size, config)
-        self.bias = _parameter(torch.zeros, hidden_size, config)
+        has_bias = options_of(config).norm_bias
+        self.bias = _parameter(torch.zeros, hidden_size, config) if has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., hidden_size], of the weight's dtype."""

@@ -1,5 +1,7 @@
 """Rules of norms that stand elsewhere than before Llama's attention and MLP."""
 
+from dataclasses import replace
+
 from megatron_mixcpt.conversion.architectures.llama import ENGINE, HF
 from megatron_mixcpt.conversion.architectures.rules import Rename, Rule
 
@@ -25,3 +27,18 @@ def post_norms(attention: str, mlp: str) -> tuple[Rule, ...]:
 def without_norms(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """Rules of a layer but for those of its pre-norms."""
     return tuple(rule for rule in rules if rule.engine not in PRE_NORMS)
+
+
+def layer_norms(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules with a bias beside the weight of each norm, for models with LayerNorm."""
+    norms = (*PRE_NORMS, "decoder.final_layernorm.weight")
+    biases = [
+        replace(rule, engine=_bias_of(rule.engine), hf=_bias_of(rule.hf))
+        for rule in rules
+        if isinstance(rule, Rename) and rule.engine in norms
+    ]
+    return (*rules, *biases)
+
+
+def _bias_of(weight: str) -> str:
+    return weight.removesuffix("weight") + "bias"

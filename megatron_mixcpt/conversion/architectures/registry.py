@@ -1,13 +1,17 @@
 """The supported families of models, by their name in ``config.json``. Add yours here."""
 
+from megatron_mixcpt.conversion.architectures.families.arcee import ARCEE
+from megatron_mixcpt.conversion.architectures.families.cohere import COHERE
 from megatron_mixcpt.conversion.architectures.families.ernie4_5 import ERNIE4_5
 from megatron_mixcpt.conversion.architectures.families.exaone4 import EXAONE4
 from megatron_mixcpt.conversion.architectures.families.gemma import GEMMA2, GEMMA3
 from megatron_mixcpt.conversion.architectures.families.glm4 import GLM4
 from megatron_mixcpt.conversion.architectures.families.granite import GRANITE
+from megatron_mixcpt.conversion.architectures.families.nemotron import NEMOTRON
 from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
 from megatron_mixcpt.conversion.architectures.families.seed_oss import SEED_OSS
+from megatron_mixcpt.conversion.architectures.families.starcoder2 import STARCODER2
 from megatron_mixcpt.conversion.architectures.llama import LLAMA
 from megatron_mixcpt.conversion.architectures.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
@@ -38,5 +42,9 @@ ARCHITECTURES = {
         GEMMA2,
         GEMMA3,
         GRANITE,
+        COHERE,
+        STARCODER2,
+        NEMOTRON,
+        ARCEE,
     )
 }

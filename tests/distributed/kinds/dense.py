@@ -6,13 +6,17 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 from collections.abc import Callable
 
 from transformers import (
+    ArceeConfig,
+    CohereConfig,
     Ernie4_5Config,
     Exaone4Config,
     Glm4Config,
+    NemotronConfig,
     Olmo2Config,
     Olmo3Config,
     PreTrainedConfig,
     SeedOssConfig,
+    Starcoder2Config,
 )
 
 from tests.distributed.tiny_shape import SHAPE
@@ -64,6 +68,26 @@ def exaone4_full() -> PreTrainedConfig:
     return Exaone4Config(**DENSE, sliding_window=None, layer_types=["full_attention"] * 4)
 
 
+def cohere() -> PreTrainedConfig:
+    """Parallel layers, LayerNorm without bias, scaled logits, channels rotating in pairs, and biases in attention."""
+    return CohereConfig(**DENSE | {"tie_word_embeddings": True}, logit_scale=0.25, attention_bias=True)
+
+
+def starcoder2() -> PreTrainedConfig:
+    """LayerNorm, gelu without gate, a bias in every layer, windows and tied embeddings."""
+    return Starcoder2Config(**DENSE | {"tie_word_embeddings": True}, sliding_window=12)
+
+
+def nemotron() -> PreTrainedConfig:
+    """LayerNorm around one, squared ReLU without gate, half of the channels rotating, and every bias."""
+    return NemotronConfig(**DENSE, head_dim=8, attention_bias=True, mlp_bias=True)
+
+
+def arcee() -> PreTrainedConfig:
+    """Squared ReLU without gate."""
+    return ArceeConfig(**DENSE)
+
+
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "olmo2": olmo2,
     "olmo3": olmo3,
@@ -73,4 +97,8 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "ernie4-5": ernie4_5,
     "exaone4": exaone4,
     "exaone4-full": exaone4_full,
+    "cohere": cohere,
+    "starcoder2": starcoder2,
+    "nemotron": nemotron,
+    "arcee": arcee,
 }

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from megatron_mixcpt.testing import run_distributed
 
 
@@ -17,10 +19,12 @@ def check_layer_options() -> None:
     check_branch_end_keeps_nothing_in_evaluation()
     check_layers_without_pre_norms()
     check_norm_over_heads()
+    check_layer_norm_without_bias()
+    check_parallel_layer()
     check_activations()
 
 
-def config(**options):
+def config(engine=None, **options):
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_mixcpt.models.configure import configure_model
@@ -28,9 +32,10 @@ def config(**options):
 
     shape = {"num_layers": 2, "hidden_size": 24, "num_attention_heads": 6, "num_query_groups": 2, "ffn_hidden_size": 32}
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "qk_layernorm": True}
-    engine = TransformerConfig(**shape, **parallel, normalization="RMSNorm", add_bias_linear=False)
-    configure_model(engine, ModelOptions(**options))
-    return engine
+    norm = {"normalization": "RMSNorm", "add_bias_linear": False, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    configured = TransformerConfig(**shape | parallel | norm | (engine or {}))
+    configure_model(configured, ModelOptions(**options))
+    return configured
 
 
 def check_branch_end() -> None:
@@ -114,6 +119,43 @@ def check_norm_over_heads() -> None:
     torch.testing.assert_close(part.grad, whole.grad.unflatten(-1, (6, 4)).chunk(2, 2)[rank], atol=1e-5, rtol=1e-5)
     torch.distributed.all_reduce(norm.weight.grad, group=group)  # as the engine does with q_layernorm and k_layernorm
     torch.testing.assert_close(norm.weight.grad, reference.weight.grad, atol=1e-5, rtol=1e-5)
+
+
+def check_layer_norm_without_bias() -> None:
+    import torch
+    from transformers.models.cohere.modeling_cohere import CohereLayerNorm
+
+    from megatron_mixcpt.models.norm import build_norm
+
+    norm = build_norm(config=config({"normalization": "LayerNorm"}, norm_bias=False), hidden_size=24, eps=1e-5)
+    reference, x = CohereLayerNorm(24, 1e-5), torch.randn(3, 2, 24)
+    torch.nn.init.normal_(norm.weight)
+    reference.load_state_dict(norm.state_dict())
+    torch.testing.assert_close(norm(x), reference(x), atol=1e-6, rtol=1e-5)
+
+
+def check_parallel_layer() -> None:
+    """x + attention(norm(x)) + mlp(norm(x)) of the layer's own parts; what it cannot recompute is refused."""
+    import torch
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+    from megatron.core.transformer.spec_utils import build_module
+
+    from megatron_mixcpt.errors import ConfigError
+    from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+
+    model_parallel_cuda_manual_seed(1)
+    chosen, groups = config(parallel_layers=True), ProcessGroupCollection.use_mpu_process_groups()
+    layer = build_module(gpt_layer_spec(chosen).layer_specs[0], config=chosen, pg_collection=groups)
+    x = torch.randn(4, 2, 24)
+    normed = layer.input_layernorm(x)
+    expected = x + layer.self_attention(normed, attention_mask=None)[0] + layer.mlp(normed)[0]
+    torch.testing.assert_close(layer(x, attention_mask=None, padding_mask=None)[0], expected)
+
+    modules = {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    refused = config(modules, parallel_layers=True)
+    with pytest.raises(ConfigError, match="--recompute-modules mlp: this model's attention and MLP share a norm"):
+        build_module(gpt_layer_spec(refused).layer_specs[0], config=refused, pg_collection=groups)
 
 
 def check_activations() -> None:
