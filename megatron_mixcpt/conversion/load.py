@@ -68,7 +68,12 @@ def checkpoint_name(
 
 
 def live_tensors(model_chunk: "GPTModel") -> Iterator[tuple[str, torch.Tensor]]:
-    """Each parameter and its name; one that holds all experts of the rank in turn, with a number as in other layers."""
+    """Each tensor of a checkpoint and its name: parameters and, of routers, the biases that are no parameters.
+
+    A parameter that holds all experts of the rank comes in parts, with a number each as in other layers.
+    """
+    saved = model_chunk.state_dict()  # after which routers have their biases in float32, whatever the model's dtype
+    yield from ((name, buffer) for name, buffer in model_chunk.named_buffers() if name in saved)
     for name, parameter in model_chunk.named_parameters():
         if re.search(r"\.mlp\.experts\.linear_fc\d\.weight$", name):
             yield from ((f"{name}{index}", expert) for index, expert in enumerate(parameter.data))

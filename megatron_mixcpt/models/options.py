@@ -115,6 +115,9 @@ class ModelOptions:
     final_softcap: float | None = None
     """Logits become cap * tanh(logit / cap), after their multiplier."""
 
+    router_group_experts: int | None = None
+    """A group of experts scores as the sum of this many of its best; None: of as many as the engine takes."""
+
     engine_config: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the engine's ``TransformerConfig`` that none of its arguments sets, such as an activation's offset."""
 

@@ -16,13 +16,19 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.auxiliary_losses import AUXILIARY_LOSSES, Z_LOSS, Microbatch
+from megatron_mixcpt.models.layer_options.expert_groups import ExpertGroups
+from megatron_mixcpt.models.options import options_of
 
 _NOT_TRAINED = Microbatch(0.0, None)
 
 
 class Router(TopKRouter):
-    """Chooses experts as the engine's router does."""
+    """Chooses experts as the engine's router does, and among groups of experts as transformers does.
+
+    A bias in the choice (``expert_bias``) stays as the model folder has it: it is no parameter, and is not adjusted.
+    """
 
     def __init__(
         self,
@@ -31,8 +37,26 @@ class Router(TopKRouter):
         is_mtp_layer: bool = False,
     ) -> None:
         super().__init__(config, pg_collection, is_mtp_layer)
+        self.frozen_expert_bias = True
+        if (num_scored := options_of(config).router_group_experts) is not None:
+            self._score_groups_by(num_scored)
         self._microbatch = _NOT_TRAINED
         self._to_recompute: deque[Microbatch] = deque()
+
+    def _score_groups_by(self, num_scored: int) -> None:
+        """Let ``num_scored`` experts decide on a group where the engine, by its rule, takes another number.
+
+        Raises ConfigError where a kernel chooses, which has the engine's rule.
+        """
+        chosen = self.config.moe_router_group_topk
+        if chosen is None or self.topk // chosen == num_scored:
+            return
+        if self.config.moe_router_fusion:
+            raise ConfigError(
+                f"--moe-router-fusion: its kernel scores a group of experts by the best {self.topk // chosen}, the "
+                f"model by the best {num_scored}: remove it"
+            )
+        self.router_replay = ExpertGroups(num_scored)
 
     def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Route ``input`` [s, b, h]; returns the chosen experts' weights and which they are, [s * b, experts] both."""

@@ -241,11 +241,17 @@ def kinds_of_architectures() -> dict[str, list[str]]:
 
 
 def build_model(kind: str, seed: int) -> PreTrainedModel:
-    """A float32 model of a kind of ``KINDS``, ready for evaluation; every parameter is random, norms and biases too."""
+    """A float32 model of a kind of ``KINDS``, ready for evaluation; every parameter is random, norms and biases too.
+
+    So are the biases of routers that are no parameters.
+    """
     torch.manual_seed(seed)
     model_class: type[PreTrainedModel] = getattr(transformers, architecture_of(kind))
     model = model_class(KINDS[kind]())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(0.1 * torch.randn(buffer.shape))
     return model.eval()

@@ -58,6 +58,7 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "full_attention_interval"), SIZE),
     "num_hidden_layers": _count(MAX_LAYERS),
     **dict.fromkeys(("num_local_experts", "num_experts_per_tok"), _count(MAX_EXPERTS)),
+    **dict.fromkeys(("n_shared_experts", "n_group", "topk_group"), _count(MAX_EXPERTS)),
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "partial_rotary_factor", "factor"), POSITIVE),
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob"), FLAG),
     **dict.fromkeys(("attention_bias", "mlp_bias", "attention_out_bias", "use_bias"), FLAG),
@@ -74,7 +75,9 @@ CHECKS: dict[str, Check] = {
     "original_max_position_embeddings": SIZE,
     "truncate": FLAG,
     "layer_types": NAMES,
-    "max_window_layers": FIRST_LAYER,
+    **dict.fromkeys(("max_window_layers", "first_k_dense_replace"), FIRST_LAYER),
+    "routed_scaling_factor": POSITIVE,
+    "use_qk_norm": FLAG,
     "no_rope_layers": FLAGS_OF_LAYERS,
 }
 

@@ -65,7 +65,7 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "make_vocab_size_divisible_by": 1,
 }
-FREE_ARGUMENTS = frozenset(DEFAULT_ARGUMENTS) | {"max_position_embeddings"}
+FREE_ARGUMENTS = frozenset(DEFAULT_ARGUMENTS) | {"max_position_embeddings", "moe_router_dtype"}
 ROPE_ARGUMENTS = frozenset({"rotary_base", "rotary_percent", "use_rope_scaling", "rope_scaling_factor"})
 """What the engine's arguments can say of the rotary embedding; all of it is in a model's options."""
 

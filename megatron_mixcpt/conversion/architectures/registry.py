@@ -6,20 +6,21 @@ from megatron_mixcpt.conversion.architectures.families.ernie4_5 import ERNIE4_5
 from megatron_mixcpt.conversion.architectures.families.exaone4 import EXAONE4
 from megatron_mixcpt.conversion.architectures.families.gemma import GEMMA2, GEMMA3
 from megatron_mixcpt.conversion.architectures.families.glm4 import GLM4
+from megatron_mixcpt.conversion.architectures.families.glm4_moe import GLM4_MOE
 from megatron_mixcpt.conversion.architectures.families.granite import GRANITE
+from megatron_mixcpt.conversion.architectures.families.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.families.nemotron import NEMOTRON
 from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
+from megatron_mixcpt.conversion.architectures.families.qwen2 import QWEN2
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
 from megatron_mixcpt.conversion.architectures.families.seed_oss import SEED_OSS
+from megatron_mixcpt.conversion.architectures.families.smollm3 import SMOLLM3
 from megatron_mixcpt.conversion.architectures.families.starcoder2 import STARCODER2
 from megatron_mixcpt.conversion.architectures.llama import LLAMA
-from megatron_mixcpt.conversion.architectures.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
 from megatron_mixcpt.conversion.architectures.phi3 import PHI3
-from megatron_mixcpt.conversion.architectures.qwen2 import QWEN2
 from megatron_mixcpt.conversion.architectures.qwen3 import QWEN3
 from megatron_mixcpt.conversion.architectures.qwen3_moe import QWEN3_MOE
-from megatron_mixcpt.conversion.architectures.smollm3 import SMOLLM3
 
 ARCHITECTURES = {
     architecture.name: architecture
@@ -46,5 +47,6 @@ ARCHITECTURES = {
         STARCODER2,
         NEMOTRON,
         ARCEE,
+        GLM4_MOE,
     )
 }

@@ -34,6 +34,7 @@ def dimensions(engine_arguments: Mapping[str, Any]) -> Dimensions:
         **_delta_dimensions(engine_arguments),
         "experts": engine_arguments.get("num_experts") or 0,
         "expert_ffn": engine_arguments.get("moe_ffn_hidden_size") or engine_arguments["ffn_hidden_size"],
+        "shared_ffn": engine_arguments.get("moe_shared_expert_intermediate_size") or 0,
     }
 
 

@@ -65,7 +65,7 @@ OF_THE_MODEL = frozenset(
         rotary_base rotary_percent use_rope_scaling rope_scaling_factor no_rope_freq
         untie_embeddings_and_output_weights vocab_size num_experts moe_layer_freq moe_ffn_hidden_size
         moe_router_topk moe_router_pre_softmax moe_router_score_function moe_router_topk_scaling_factor
-        moe_router_enable_expert_bias moe_router_num_groups moe_shared_expert_intermediate_size
+        moe_router_enable_expert_bias moe_router_num_groups moe_router_group_topk moe_shared_expert_intermediate_size
         attention_output_gate experimental_attention_variant linear_attention_freq linear_conv_kernel_dim
         linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
     """.split()

@@ -101,7 +101,7 @@ _BY_REASON = {
         yarn_correction_range_round_to_int rotary_seq_len_interpolation_factor openai_gelu squared_relu quick_geglu
         apply_residual_connection_post_layernorm moe_shared_expert_gate moe_shared_expert_glu_interleave_size
         moe_latent_size moe_mlp_glu_interleave_size moe_apply_probs_on_input rope_type rotary_interleaved
-        moe_upcycling_granularity moe_router_group_topk q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim
+        moe_upcycling_granularity q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim
         v_head_dim rotary_scaling_factor mscale mscale_all_dim cache_mla_latents
     """,
     "the engine would take its arguments from the file and ignore the command line": "yaml_cfg",

@@ -21,6 +21,7 @@ def check_router() -> None:
     model_parallel_cuda_manual_seed(1)
     check_values_and_gradients()
     check_only_training_has_them()
+    check_biases_stay_in_float32()
 
 
 def world(kind: str = "aux_loss") -> SimpleNamespace:
@@ -130,3 +131,24 @@ def check_only_training_has_them() -> None:
     assert all(layers.isnan().all() for layers in losses.take().values())
     case.router.train()
     assert not torch.equal(case.router(shares(case.inputs[0]))[0], case.router(shares(case.inputs[0]))[0])
+
+
+def check_biases_stay_in_float32() -> None:
+    """A model in bfloat16 is filled with the biases of its routers as they are, and no step adjusts these."""
+    import torch
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from megatron_mixcpt.conversion.load import live_tensors
+    from megatron_mixcpt.models.router import Router
+
+    sizes = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "num_moe_experts": 5}
+    biased = {"moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True}
+    config = TransformerConfig(
+        **sizes, **biased, add_bias_linear=False, tensor_model_parallel_size=2, sequence_parallel=True
+    )
+    router = Router(config, ProcessGroupCollection.use_mpu_process_groups()).bfloat16()
+    tensors = dict(live_tensors(router))
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    assert dtypes == {"weight": torch.bfloat16, "expert_bias": torch.float32}
+    assert tensors["expert_bias"].data_ptr() == router.expert_bias.data_ptr() and router.frozen_expert_bias
