@@ -22,12 +22,15 @@ from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
 from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine, supply_missing_extra_states
 from megatron_mixcpt.losses.logit_scaling import LogitScaling
 from megatron_mixcpt.models.configure import complete_model, configure_model
-from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+from megatron_mixcpt.models.layer_specs import gpt_layer_spec, lacking_in_transformer_engine
 from megatron_mixcpt.models.options import options_of
 
 
 def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **overrides: Any) -> TransformerConfig:
-    """The engine's configuration for the folder's model, with the sizes of the initialised parallel groups."""
+    """The engine's configuration for the folder's model, with the sizes of the initialised parallel groups.
+
+    Layers are Transformer Engine's where it is installed, unless they lack a part of the model.
+    """
     names = {field.name for field in fields(TransformerConfig)}
     arguments = {name: value for name, value in plan.engine_arguments.items() if name in names}
     config = TransformerConfig(
@@ -48,6 +51,8 @@ def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **ov
         **overrides,
     )
     configure_model(config, plan.options)
+    if lacking_in_transformer_engine(config):
+        config.transformer_impl = "local"
     return config
 
 

@@ -44,7 +44,7 @@ from megatron_mixcpt.models.layer_options.norm_over_heads import with_norms_over
 from megatron_mixcpt.models.layer_options.parallel_layer import ParallelLayer
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.norm import RMSNorm, build_norm
-from megatron_mixcpt.models.options import ModelOptions, options_of
+from megatron_mixcpt.models.options import options_of
 from megatron_mixcpt.models.router import Router
 
 
@@ -77,13 +77,12 @@ def gpt_layer_spec(
         pp_rank: pipeline stage; None = this rank's.
 
     Raises ConfigError for multi-latent attention where Transformer Engine is not enabled, for experts with biases, and
-    for options that Transformer Engine's modules do not have.
+    what Transformer Engine's layers lack where they are configured.
     """
     config = getattr(config, "transformer", config)
-    if HAVE_TE and config.transformer_impl == "transformer_engine" and config.experimental_attention_variant:
-        raise ConfigError("Transformer Engine's layers have no gated delta net: give --transformer-impl local")
     if HAVE_TE and config.transformer_impl == "transformer_engine":
-        _refuse_without_kernels(options_of(config))
+        if lacking := lacking_in_transformer_engine(config):
+            raise ConfigError(f"Transformer Engine's layers have no {lacking}: give --transformer-impl local")
         return _with_options(_transformer_engine_spec(config, vp_stage, pp_rank), config)
     if config.multi_latent_attention:
         raise ConfigError("--multi-latent-attention needs Transformer Engine, which is not enabled")
@@ -103,18 +102,16 @@ def _with_options(
     return with_biases(with_norms_over_heads(with_branches(spec, config), options), options)
 
 
-def _refuse_without_kernels(options: ModelOptions) -> None:
-    """Raise ConfigError for the first option that Transformer Engine's modules do not have."""
-    if options.attention_softcap is not None:
-        raise ConfigError(
-            f"the model caps attention's scores at {options.attention_softcap}, which Transformer Engine's attention "
-            "cannot: use --transformer-impl local"
-        )
-    if options.parallel_layers or not options.norm_bias:
-        what = "attention and MLP side by side" if options.parallel_layers else "a LayerNorm without bias"
-        raise ConfigError(
-            f"the model has {what}, which Transformer Engine's layers do not: use --transformer-impl local"
-        )
+def lacking_in_transformer_engine(config: TransformerConfig) -> str | None:
+    """The first part of a model that Transformer Engine's layers do not have, and ours do; None: they have all."""
+    options = options_of(config)
+    lacking = {
+        "gated delta net": bool(config.experimental_attention_variant),
+        "soft cap of attention's scores": options.attention_softcap is not None,
+        "attention and MLP side by side": options.parallel_layers,
+        "LayerNorm without bias": not options.norm_bias,
+    }
+    return next((name for name, is_needed in lacking.items() if is_needed), None)
 
 
 def _layers_of_stage(config: TransformerConfig, vp_stage: int | None, pp_rank: int | None) -> Sequence[int]:
