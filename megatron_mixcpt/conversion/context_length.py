@@ -100,7 +100,7 @@ def _rope(plan: ModelPlan) -> Rope:
 
 def _replaced(model: HFModel, config: Mapping[str, Any], positions: int | None) -> HFModel:
     """The model with another config.json, whose longest sequence is ``positions``, if given."""
-    plan = plan_of(model.folder, model.architecture, config)
+    plan = dataclasses.replace(plan_of(model.folder, model.architecture, config), outer=model.outer, names=model.names)
     arguments = dict(plan.engine_arguments)
     if positions:
         arguments["max_position_embeddings"] = positions

@@ -6,7 +6,7 @@ the processes share the tensors, and every rank must call.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,14 @@ import torch
 from tqdm import tqdm
 
 from megatron_mixcpt.conversion.architectures.rules import Block, Rule
-from megatron_mixcpt.conversion.hf_export_files import metadata_folder, warning_of_end, write_card, write_config
+from megatron_mixcpt.conversion.carried import find_carried
+from megatron_mixcpt.conversion.hf_export_files import (
+    metadata_folder,
+    origin_of,
+    warning_of_end,
+    write_card,
+    write_config,
+)
 from megatron_mixcpt.conversion.hf_metadata import copy_files, copy_hf_metadata
 from megatron_mixcpt.conversion.hf_model_folder import (
     CONFIG_NAME,
@@ -135,6 +142,8 @@ def convert_to_hf(
     checkpoint, target = MegatronCheckpoint(load_dir, iteration), Path(save_dir)
     metadata = metadata_folder(Path(load_dir), hf_reference)
     plan = read_config(metadata)
+    if carried := find_carried(origin_of(metadata), hf_reference, Path(load_dir)):
+        plan = replace(plan, names=carried.model.names)
     rules = plan.rules()
     dtypes = check_checkpoint(checkpoint, plan, rules)
     tensors = {
@@ -142,6 +151,8 @@ def convert_to_hf(
         for rule in rules.values()
         for name, shape in rule.hf_shapes(plan.dims).items()
     }
+    if carried:
+        tensors |= carried.shapes
     arguments = checkpoint.arguments()
     with whole_folder_of_ranks(target) as aside:
         writer = SafetensorsWriter(aside, tensors, max_shard_bytes)
@@ -149,9 +160,11 @@ def convert_to_hf(
             writer.create()
         barrier()
         _write_tensors(checkpoint, plan, list(rules.values()), writer)
+        if carried:
+            carried.copy_into(writer)
         if get_rank() == 0:
             copy_files(metadata, aside)
-            write_config(plan, aside, {tensor.dtype for tensor in tensors.values()}, arguments)
+            write_config(plan, aside, {tensors[name].dtype for name in plan.hf_shapes()}, arguments)
             figures = logged_figures(checkpoint.folder.parent, checkpoint.iteration, arguments.get("tensorboard_dir"))
             write_card(metadata, aside, arguments, figures)
     num_bytes = sum(tensor.num_bytes for tensor in tensors.values())

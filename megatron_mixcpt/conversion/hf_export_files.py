@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from megatron_mixcpt.conversion.carried import KEY
 from megatron_mixcpt.conversion.context_length import with_positions
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME, metadata_digest
 from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, ModelPlan
@@ -19,10 +20,11 @@ from megatron_mixcpt.errors import CheckpointError
 def metadata_folder(load_dir: Path, hf_reference: str | Path | None) -> Path:
     """The folder with the config and tokenizer to export: the checkpoint's, or the reference that stands in for it.
 
-    Raises CheckpointError where both are there, or neither.
+    A checkpoint that has them takes a reference for the tensors alone that it lacks (``carried.py``).
+    Raises CheckpointError where both are there and nothing is lacking, or neither.
     """
     own = load_dir / FOLDER_NAME
-    if own.is_dir() and hf_reference is not None:
+    if own.is_dir() and hf_reference is not None and KEY not in origin_of(own):
         raise CheckpointError(
             f"{own} already has the model's config and tokenizer: remove --hf-reference {hf_reference}"
         )
@@ -31,13 +33,17 @@ def metadata_folder(load_dir: Path, hf_reference: str | Path | None) -> Path:
             f"{load_dir} has no {FOLDER_NAME}/ folder with the model's config and tokenizer: "
             "give the model folder that it was trained from as --hf-reference"
         )
-    return own if hf_reference is None else Path(hf_reference)
+    return own if own.is_dir() else Path(hf_reference or "")
+
+
+def origin_of(metadata: Path) -> dict[str, Any]:
+    """``source.json`` of a checkpoint's metadata; empty for a model folder."""
+    return read_json(metadata / SOURCE_NAME) if (metadata / SOURCE_NAME).exists() else {}
 
 
 def write_card(metadata: Path, folder: Path, arguments: Mapping[str, Any], figures: Mapping[str, float]) -> None:
     """Write ``README.md`` into ``folder``, from the metadata's origin, the run's arguments and what it logged."""
-    origin = read_json(metadata / SOURCE_NAME) if (metadata / SOURCE_NAME).exists() else {}
-    origin = origin or {"base_model": metadata.resolve().name, "digest": metadata_digest(metadata)}
+    origin = origin_of(metadata) or {"base_model": metadata.resolve().name, "digest": metadata_digest(metadata)}
     (folder / "README.md").write_text(model_card(origin, arguments, figures), encoding="utf-8")
 
 
@@ -48,9 +54,10 @@ def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], argume
     the rotary embedding stays what it was (``context_length.py``).
     """
     name = str(next(iter(dtypes)) if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
-    key = "dtype" if "dtype" in plan.config else "torch_dtype"
-    config = {**with_positions(plan, arguments.get("seq_length") or 0), key: name}
-    if config != plan.config:
+    before = plan.document(plan.config)
+    key = "dtype" if "dtype" in before else "torch_dtype"
+    config = {**plan.document(with_positions(plan, arguments.get("seq_length") or 0)), key: name}
+    if config != before:
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_mixcpt.conversion.carried import KEY, carried_summary
 from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
 from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, HFModel, ModelPlan, read_model_folder
 from megatron_mixcpt.conversion.safetensors_reader import read_json
@@ -92,8 +93,9 @@ def copy_hf_metadata(
         copy_files(source, aside)
         if chat_template is not None:
             save_chat_template(aside, chat_template, stop_token_ids)
-        if hf_model is not None and hf_model.config != read_json(aside / CONFIG_NAME):
-            (aside / CONFIG_NAME).write_text(json.dumps(hf_model.config, indent=2, ensure_ascii=False) + "\n")
+        config = None if hf_model is None else hf_model.document(hf_model.config)
+        if config is not None and config != read_json(aside / CONFIG_NAME):
+            (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         (aside / SOURCE_NAME).write_text(json.dumps(origin, indent=2) + "\n")
     return target
 
@@ -120,7 +122,8 @@ def _origin(source: Path, hf_model: ModelPlan | None) -> dict[str, Any]:
     """What ``source.json`` says of the base model: read from the folder, or handed on from a checkpoint's own."""
     if (source / SOURCE_NAME).exists():
         known = read_json(source / SOURCE_NAME)
-        return {key: known[key] for key in ("base_model", "vocab_size", "dtype") if key in known}
+        return {key: known[key] for key in ("base_model", "vocab_size", "dtype", KEY) if key in known}
     model = hf_model if isinstance(hf_model, HFModel) else read_model_folder(source)
     dtype = str(model.dtype).removeprefix("torch.")
-    return {"base_model": source.resolve().name, "vocab_size": model.vocab_size, "dtype": dtype}
+    names = {"base_model": source.resolve().name, "vocab_size": model.vocab_size, "dtype": dtype}
+    return names | carried_summary(model)

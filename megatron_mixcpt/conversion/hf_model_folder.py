@@ -8,7 +8,7 @@ what the architecture consumes, both ways.
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from megatron_mixcpt.conversion.architectures.hf_config import (
 )
 from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.architectures.rules import Dimensions, Rule, dimensions
-from megatron_mixcpt.conversion.safetensors_reader import SafetensorsFolder, read_json
+from megatron_mixcpt.conversion.architectures.text_tower import PLAIN, TensorNames, language_model, with_text
+from megatron_mixcpt.conversion.safetensors_reader import TRAINED, SafetensorsFolder, read_json
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.flags import flag_name
 from megatron_mixcpt.models.options import ModelOptions
@@ -32,6 +33,7 @@ from megatron_mixcpt.models.options import ModelOptions
 CONFIG_NAME = "config.json"
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
+OUTPUT_WEIGHT = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,17 @@ class ModelPlan:
     folder: Path
     architecture: Architecture
     config: Mapping[str, Any]
-    """config.json as it stands."""
+    """The settings of the language model: config.json as it stands, or its ``text_config``."""
     engine_arguments: Mapping[str, Any]
     """Engine arguments by their names in ``get_args()``, ready to fill in."""
     origins: Mapping[str, str]
     """For each engine argument, the setting of config.json that decides it."""
     options: ModelOptions
     """What config.json decides beyond the engine's arguments."""
+    outer: Mapping[str, Any] | None = field(default=None, kw_only=True)
+    """config.json as it stands where it holds a language model among others; None: it is that of one."""
+    names: TensorNames = field(default=PLAIN, kw_only=True)
+    """How the folder's files name the language model's tensors."""
 
     @property
     def vocab_size(self) -> int:
@@ -73,7 +79,20 @@ class ModelPlan:
         if rules_of_layer := self.architecture.rules_of_layer:
             templates += [(rules_of_layer(config, layer), range(layer, layer + 1)) for layer in range(num_layers)]
         rules = [rule for items, layers in templates for item in items for rule in item.instances(layers, num_experts)]
-        return {rule.engine: rule for rule in rules if not (self.tied and rule.engine == OUTPUT_LAYER)}
+        kept = (rule for rule in rules if not (self.tied and rule.engine == OUTPUT_LAYER))
+        return {rule.engine: rule if self.names is PLAIN else self.names.renamed(rule) for rule in kept}
+
+    def document(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json with other settings of the language model."""
+        return dict(config) if self.outer is None else with_text(self.outer, config)
+
+    def is_carried(self, name: str) -> bool:
+        """Whether a tensor of the files is not trained, and travels from the base model's folder to the export."""
+        if (pattern := self.architecture.carried_tensors) and re.fullmatch(pattern, name):
+            return True
+        if self.architecture.tower is None:
+            return False
+        return not name.startswith((self.names.model, self.names.head))
 
     def hf_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every HF tensor that the rules consume."""
@@ -86,6 +105,12 @@ class HFModel(ModelPlan):
     """A model folder whose weights are complete and of the right shapes."""
 
     tensors: SafetensorsFolder
+
+    @property
+    def carried(self) -> list[str]:
+        """Names of the tensors that travel to the export untrained."""
+        consumed = self.hf_shapes()
+        return sorted(name for name in self.tensors.entries if name not in consumed and self.is_carried(name))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,11 +138,13 @@ def read_config(hf_dir: str | Path) -> ModelPlan:
         raise ConfigError(
             f"{path}: architecture {ascii(names)[:200]} is not supported; these are: {', '.join(ARCHITECTURES)}"
         )
-    return plan_of(folder, known[0], values)
+    architecture, text = language_model(known[0], path, values)
+    plan = plan_of(folder, architecture, text)
+    return plan if architecture.tower is None else replace(plan, outer=values, names=architecture.tower.names[0])
 
 
 def plan_of(folder: Path, architecture: Architecture, values: Mapping[str, Any]) -> ModelPlan:
-    """What ``values``, the content of a ``config.json`` in ``folder``, decide; raises ConfigError."""
+    """What ``values``, the settings of a language model in ``folder``, decide; raises ConfigError."""
     config = HFConfig(folder / CONFIG_NAME, values, architecture)
     settings = engine_settings(config, architecture)
     arguments = {name: setting.value for name, setting in settings.items()}
@@ -135,17 +162,25 @@ def read_model_folder(hf_dir: str | Path) -> HFModel:
     """
     plan = read_config(hf_dir)
     tensors = SafetensorsFolder(plan.folder)
+    plan = _with_names_of(plan, tensors)
     _check_tensors(plan, tensors)
     return HFModel(**vars(plan), tensors=tensors)
 
 
+def _with_names_of(plan: ModelPlan, tensors: SafetensorsFolder) -> ModelPlan:
+    """The plan with the names that the files of a multimodal model have."""
+    known = plan.architecture.tower.names if plan.architecture.tower else ()
+    found = [names for names in known if names.of("model.embed_tokens.weight") in tensors.entries]
+    return replace(plan, names=found[0]) if found else plan
+
+
 def _check_tensors(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
-    expected = plan.hf_shapes()
-    extra = [name for name in tensors.entries if name not in expected]
+    expected, head = plan.hf_shapes(), plan.names.of(OUTPUT_WEIGHT)
+    extra = [name for name in tensors.entries if name not in expected and not plan.is_carried(name)]
     unexpected = [name for name in extra if not re.fullmatch(plan.architecture.ignored_tensors, name)]
-    if plan.tied and "lm_head.weight" in unexpected:
+    if plan.tied and head in unexpected:
         _check_tied_copy(plan, tensors)
-        unexpected.remove("lm_head.weight")
+        unexpected.remove(head)
     missing = [name for name in expected if name not in tensors.entries]
     if missing or unexpected:
         raise CheckpointError(
@@ -157,6 +192,11 @@ def _check_tensors(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
                 f"{tensors.entries[name].path}: {name} has shape {tensors.entries[name].shape}, "
                 f"{CONFIG_NAME} implies {shape}"
             )
+        if tensors.entries[name].dtype not in TRAINED:
+            raise CheckpointError(
+                f"{tensors.entries[name].path}: {name} is {_named(tensors.entries[name].dtype)}, and only "
+                f"{', '.join(map(_named, TRAINED))} can be trained: use the unquantized checkpoint"
+            )
     for rule in plan.rules().values():
         dtypes = {tensors.entries[name].dtype for name in rule.hf_shapes(plan.dims)}
         if len(dtypes) > 1:
@@ -167,15 +207,20 @@ def _check_tensors(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
 def _check_tied_copy(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
     """A tied checkpoint may store the output layer too, if it is the embedding."""
     embedding, chunk = next(iter(plan.rules()[EMBEDDING].hf_shapes(plan.dims))), 8192
-    same = tensors.entries[embedding].shape == tensors.entries["lm_head.weight"].shape
+    head = plan.names.of(OUTPUT_WEIGHT)
+    same = tensors.entries[embedding].shape == tensors.entries[head].shape
     for start in range(0, plan.vocab_size if same else 0, chunk):
         rows = slice(start, start + chunk)
-        same = same and torch.equal(tensors.read(embedding, rows), tensors.read("lm_head.weight", rows))
+        same = same and torch.equal(tensors.read(embedding, rows), tensors.read(head, rows))
     if not same:
         raise CheckpointError(
-            f"{plan.folder}: {CONFIG_NAME} ties the embeddings, but lm_head.weight is not {embedding}: "
+            f"{plan.folder}: {CONFIG_NAME} ties the embeddings, but {head} is not {embedding}: "
             "set tie_word_embeddings to false if the output layer is separate"
         )
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _some(names: list[str], limit: int = 3) -> str:

@@ -41,6 +41,9 @@ def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], figures:
     else:
         lines += [f"# {base}", "", "Converted through Megatron without training.", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in figures.items()]
+    if carried := origin.get("carried"):
+        parts = ", ".join(carried["parts"])
+        lines += [f"| the base model's, not trained | {carried['tensors']} tensors: {parts} |"]
     lines += [f"| digest of the base model's config and tokenizer | {origin.get('digest', 'unknown')} |", ""]
     return "\n".join(lines)
 

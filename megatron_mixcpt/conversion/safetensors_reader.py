@@ -18,7 +18,12 @@ from megatron_mixcpt.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+TRAINED = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = {
+    **{"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8},
+    **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
+}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
@@ -78,7 +83,7 @@ def _entry(path: Path, data_start: int, name: str, fields: dict) -> TensorEntry:
     dtype = DTYPES.get(fields["dtype"])
     if dtype is None:
         raise CheckpointError(
-            f"{path}: tensor {name} is {fields['dtype']}, and only {', '.join(DTYPES)} can be trained: "
+            f"{path}: tensor {name} is {fields['dtype']}, which is not one of {', '.join(DTYPES)}: "
             "use the unquantized checkpoint"
         )
     begin, end = fields["data_offsets"]

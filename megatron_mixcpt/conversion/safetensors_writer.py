@@ -82,11 +82,21 @@ class SafetensorsWriter:
 
         ``index``: write that one of the tensors stacked in the first axis.
         """
-        expected = self.tensors[name]
-        shape = expected.shape if index is None else expected.shape[1:]
-        assert tuple(tensor.shape) == shape and tensor.dtype == expected.dtype, (name, tensor.shape)
-        file, offset = self._places[name]
-        offset += (index or 0) * tensor.nbytes
+        expected = self.tensors[name].shape
+        assert tuple(tensor.shape) == (expected if index is None else expected[1:]), (name, tensor.shape)
+        self._write_at((index or 0) * tensor.nbytes, name, tensor)
+
+    def write_rows(self, name: str, start: int, tensor: torch.Tensor) -> None:
+        """Write rows of one tensor from the row ``start`` on."""
+        assert tuple(tensor.shape[1:]) == self.tensors[name].shape[1:], (name, tensor.shape)
+        row_bytes = torch.Size(tensor.shape[1:]).numel() * tensor.dtype.itemsize
+        self._write_at(start * row_bytes, name, tensor)
+
+    def _write_at(self, offset: int, name: str, tensor: torch.Tensor) -> None:
+        """Write a tensor of the dtype laid out, ``offset`` bytes behind the tensor's beginning."""
+        assert tensor.dtype == self.tensors[name].dtype, (name, tensor.dtype)
+        file, start = self._places[name]
+        offset += start
         view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
         descriptor = os.open(self.folder / file, os.O_WRONLY)
         try:

@@ -40,7 +40,8 @@ class ToHFSettings:
     max_shard_gb: float = MAX_SHARD_BYTES / GB
     """Largest safetensors file, in GB."""
     hf_reference: Path | None = setting(default=None, metavar="DIR")
-    """The base model's folder, for a checkpoint without an hf/ folder."""
+    """The base model's folder: for a multimodal model, whose other tensors are copied from there, and for a checkpoint
+    without an hf/ folder."""
 
     def __post_init__(self) -> None:
         if self.iteration is not None and self.iteration < 1:

@@ -8,7 +8,7 @@ contradicts the checkpoint can be refused by name.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_mixcpt.conversion.architectures.config_types import wrong_value
 from megatron_mixcpt.conversion.architectures.rope import RopeRules, rope_of, ropes_by_layer
@@ -16,6 +16,9 @@ from megatron_mixcpt.conversion.architectures.rules import Rule
 from megatron_mixcpt.conversion.architectures.windows import WindowRules, layer_types, window_arguments
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.options import ModelOptions, Rope
+
+if TYPE_CHECKING:
+    from megatron_mixcpt.conversion.architectures.text_tower import TextTower
 
 CONFIG_MAP = {
     "num_hidden_layers": "num_layers",
@@ -96,6 +99,10 @@ class Architecture:
     """Which layers transformers gives a sliding window; None: it has no windows for this family."""
     ignored_tensors: str = r".*\.rotary_emb\.inv_freq"
     """Pattern of tensors without weights (old checkpoints store the rotary table)."""
+    carried_tensors: str | None = None
+    """Pattern of tensors that are not trained, and travel from the base model's folder to the export; None: none."""
+    tower: "TextTower | None" = None
+    """The language models that a multimodal model may hold; None: this is a language model."""
     adjust: Callable[["HFConfig"], Mapping[str, Any]] | None = None
     """Gives further arguments, which no table can express; may raise ConfigError."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -125,6 +132,7 @@ class HFConfig:
 
     def __init__(self, path: Path, values: Mapping[str, Any], architecture: "Architecture") -> None:
         self.path = path
+        self._prefix = "text_config." if architecture.tower else ""
         spelled = {architecture.spellings.get(key, key): value for key, value in values.items()}
         found = {**architecture.hf_defaults, **spelled}  # a null in the place of a default: there is none
         self.values = {key: value for key, value in found.items() if value is not None}
@@ -136,12 +144,12 @@ class HFConfig:
     def require(self, key: str) -> Any:
         """The value; raises :class:`ConfigError` where the key is absent or null."""
         if key not in self.values:
-            raise ConfigError(f"{self.path} has no {key}: the model cannot be built without it")
+            raise ConfigError(f"{self.path} has no {self._prefix}{key}: the model cannot be built without it")
         return self.values[key]
 
     def refuse(self, key: str, value: Any, reason: str) -> ConfigError:
         """The error for a setting that the engine cannot express."""
-        return ConfigError(f"{self.path}: {key} {_shown(value)} cannot be trained: {reason}")
+        return ConfigError(f"{self.path}: {self._prefix}{key} {_shown(value)} cannot be trained: {reason}")
 
 
 def _shown(value: Any, limit: int = 80) -> str:

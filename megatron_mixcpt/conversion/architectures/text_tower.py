@@ -1,0 +1,108 @@
+"""Language models inside of multimodal ones: config.json holds them as ``text_config``, and the files under a prefix.
+
+The language model is trained as the text family that it is. Everything else, such as a vision tower, is in no model of
+the engine and in no Megatron checkpoint: export copies it from the base model's folder (``conversion/carried.py``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture
+from megatron_mixcpt.conversion.architectures.rules import Rule
+from megatron_mixcpt.errors import ConfigError
+
+TEXT_CONFIG = "text_config"
+_TIED = "tie_word_embeddings"
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """How the files name the language model's tensors."""
+
+    model: str = "model."
+    """In the place of ``model.``."""
+    head: str = "lm_head."
+    """In the place of ``lm_head.``."""
+
+    def of(self, name: str) -> str:
+        """The name in the files of a tensor that the text family calls ``name``."""
+        for own, theirs in (("model.", self.model), ("lm_head.", self.head)):
+            if name.startswith(own):
+                return theirs + name.removeprefix(own)
+        return name
+
+    def renamed(self, rule: Rule) -> Rule:
+        """The same rule for the names in the files."""
+        values = {field.name: getattr(rule, field.name) for field in fields(rule) if field.name != "engine"}
+        texts: dict[str, Any] = {key: self.of(value) for key, value in values.items() if isinstance(value, str)}
+        lists = {key: value for key, value in values.items() if isinstance(value, tuple)}
+        texts |= {
+            key: tuple(self.of(item) if isinstance(item, str) else item for item in value)
+            for key, value in lists.items()
+        }
+        return replace(rule, **texts)
+
+
+PLAIN = TensorNames()
+OUTSIDE = TensorNames("language_model.model.", "language_model.lm_head.")
+"""The language model beside the vision tower: Gemma 3, Mistral Small."""
+INSIDE = TensorNames("model.language_model.")
+"""Both inside ``model``: Qwen3.5, and what transformers has in memory."""
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """The text families that a multimodal model may hold."""
+
+    texts: Mapping[str, Architecture]
+    """By the ``model_type`` of ``text_config``."""
+    names: tuple[TensorNames, ...] = (OUTSIDE, INSIDE)
+    """How files may name the tensors; the first one is what config.json alone is taken to mean."""
+
+
+def text_tower(
+    name: str, texts: Mapping[str, Architecture], *, models: str, names: tuple[TensorNames, ...] = (OUTSIDE, INSIDE)
+) -> Architecture:
+    """The architecture ``name``, whose language model is one of ``texts``, with the rows of its table.
+
+    Embeddings are tied unless config.json says otherwise, as transformers has it for these models.
+    """
+    texts = {kind: _inside(text, name) for kind, text in texts.items()}
+    first = next(iter(texts.values()))
+    return replace(first, models=models, refused="", tower=TextTower(texts, names))
+
+
+def _inside(text: Architecture, name: str) -> Architecture:
+    return replace(text, name=name, hf_defaults={**text.hf_defaults, _TIED: True})
+
+
+def language_model(
+    architecture: Architecture, path: Path, values: Mapping[str, Any]
+) -> tuple[Architecture, Mapping[str, Any]]:
+    """The text family that ``values``, the content of ``path``, hold, and its settings in one object.
+
+    Raises ConfigError where there are none, or a family that transformers does not have there.
+    """
+    if architecture.tower is None:
+        return architecture, values
+    text, texts = values.get(TEXT_CONFIG), architecture.tower.texts
+    if not isinstance(text, dict):
+        raise ConfigError(f"{path} has no {TEXT_CONFIG}: the language model of {architecture.name} is described there")
+    kind = text.get("model_type")
+    if not isinstance(kind, str) or kind not in texts:
+        raise ConfigError(
+            f"{path}: {TEXT_CONFIG}.model_type {ascii(kind)} is not supported; for {architecture.name} these are: "
+            f"{', '.join(texts)}"
+        )
+    own = {key: value for key, value in text.items() if key != _TIED}
+    tied = {_TIED: values[_TIED]} if values.get(_TIED) is not None else {}
+    return replace(texts[kind], tower=architecture.tower), {**own, **tied}
+
+
+def with_text(values: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a multimodal model with other settings of its language model, as :func:`language_model` gives."""
+    before = values[TEXT_CONFIG]
+    kept = {_TIED: before[_TIED]} if _TIED in before else {}
+    return {**values, TEXT_CONFIG: {**{key: value for key, value in text.items() if key != _TIED}, **kept}}
