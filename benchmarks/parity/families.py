@@ -16,7 +16,7 @@ docs/generate_reference.py makes the table in the documentation. `--training` ad
 beside this has written: the largest relative difference of the first iteration's losses and gradient norm, for each
 layout.
 
-The exit status is 1 where a figure exceeds 1e-5 or a row fails.
+The exit status is 1 where a figure exceeds 1e-5 (gated delta nets: 3e-5) or a row fails.
 """
 
 import argparse
@@ -38,14 +38,12 @@ import torch  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from megatron_mixcpt import testing  # noqa: E402
-from megatron_mixcpt.conversion.convert import convert_to_hf  # noqa: E402
 from megatron_mixcpt.conversion.hf_model_folder import read_config  # noqa: E402
 from megatron_mixcpt.models.options import ModelOptions  # noqa: E402
-from tests.distributed.families import LAYOUTS, figures_at, generate, make_folder, round_trip  # noqa: E402
+from tests.distributed.families import LAYOUTS, export, figures_at, generate, make_folder, round_trip, tolerance_of  # noqa: E402
 from tests.distributed.tiny_models import KINDS, architecture_of, has_experts  # noqa: E402
 
 RECORDS = ROOT / "docs/evidence/results/families"
-TOLERANCE = 1e-5
 
 
 def main() -> None:
@@ -68,7 +66,7 @@ def main() -> None:
             print(f"{kind:20} {'on disk':9} {_shown(on_disk)}", flush=True)
     if args.record:
         _write(records, args.training)
-    sys.exit(not all(_is_good(record) for record in records.values()))
+    sys.exit(not all(_is_good(kind, record) for kind, record in records.items()))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +108,7 @@ def _copied(kinds: Sequence[str], folder: Path) -> Sequence[str]:
 
 
 def _on_disk(kind: str, folder: Path) -> dict[str, Any]:
-    convert_to_hf(folder / kind / "release", folder / kind / "exported")
+    export(folder / kind / "release", folder / kind / "exported", folder / kind / "hf")
     same = generate(folder / kind / "exported") == generate(folder / kind / "hf")
     trip = round_trip(kind, folder / f"{kind}-bfloat16", torch.bfloat16)
     return {"round trip": trip, "generates the same": same}
@@ -126,12 +124,12 @@ def _is_figure(key: str, value: Any) -> bool:
     return isinstance(value, float) and key != "seconds"
 
 
-def _is_good(record: dict[str, Any]) -> bool:
+def _is_good(kind: str, record: dict[str, Any]) -> bool:
     """Whether nothing failed or differs, and all figures are within the tolerance."""
     items = [record, *record["layouts"].values()]
     wrong = [figures for figures in items if "failed" in figures or False in figures.values()]
     figures = [value for item in items for key, value in item.items() if _is_figure(key, value)]
-    return not wrong and max(figures, default=0.0) <= TOLERANCE
+    return not wrong and max(figures, default=0.0) <= tolerance_of(kind)
 
 
 def _write(records: dict[str, dict[str, Any]], training: Sequence[Path]) -> None:

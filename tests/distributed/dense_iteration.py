@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tests.distributed import dense_router_losses
+from tests.distributed.tiny_models import load_model
 from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, SEQ_LENGTH
 from tests.distributed.tiny_shape import VOCAB_SIZE
 
@@ -72,10 +73,7 @@ def expected_first_iteration(
     logits over the temperature, times its square (Hinton et al. 2015, section 2).
     """
     tokens, kinds = first_batch(world)
-    student, teacher = (
-        AutoModelForCausalLM.from_pretrained(world / name, dtype=torch.float32)
-        for name in (architecture, f"{architecture}-teacher")
-    )
+    student, teacher = (load_model(world / name) for name in (architecture, f"{architecture}-teacher"))
     with torch.no_grad():
         original = _logits(teacher, tokens[:, :-1], documents)
     label, top = tokens[:, 1:, None], original.argmax(-1, keepdim=True)
@@ -102,7 +100,11 @@ def expected_first_iteration(
             "teacher entropy": torch.distributions.Categorical(logits=original / temperature).entropy().mean().item(),
             "student top-1 probability": warm.gather(-1, top).exp().mean().item(),
             "swapped fraction": (label != top).double().mean().item(),
-            "grad-norm": torch.stack([parameter.grad.norm() for parameter in student.parameters()]).norm().item(),
+            "grad-norm": torch.stack(
+                [parameter.grad.norm() for parameter in student.parameters() if parameter.grad is not None]
+            )
+            .norm()
+            .item(),
         }
     )
 

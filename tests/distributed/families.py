@@ -15,19 +15,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import transformers
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
+from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
 from megatron_mixcpt.testing import run_distributed
-from tests.distributed.tiny_models import build_model
+from tests.distributed.tiny_models import KINDS, build_model, load_model
 from tests.distributed.tiny_shape import VOCAB_SIZE
 
 # Longer than the windows of the kinds; both chunks of a context-parallel rank are shorter than some of them.
 TOKENS = torch.arange(2 * 48).view(2, 48) * 7 % VOCAB_SIZE
+
+
+def tolerance_of(kind: str) -> float:
+    """What float32 on both sides, in another order of sums, may differ by where values are around 1.
+
+    The recurrence of gated delta nets multiplies exponentials along the sequence, in chunks here and there.
+    """
+    layer_types = getattr(KINDS[kind]().get_text_config(), "layer_types", None) or ()
+    return 3e-5 if "linear_attention" in layer_types else 1e-5
 
 
 class RankSizes(NamedTuple):
@@ -102,7 +110,7 @@ def figures_at(
     figures = {}
     for kind in kinds:
         copy_hf_metadata(root / kind / "hf", save_root / kind)
-        convert_to_hf(save_root / kind, save_root / kind / "exported")
+        export(save_root / kind, save_root / kind / "exported", root / kind / "hf")
         same = same_tensors(save_root / kind / "exported", root / kind / "hf")
         figures[kind] = {**json.loads((save_root / kind / "figures.json").read_text()), "exported": same}
     return figures
@@ -224,9 +232,15 @@ def round_trip(kind: str, folder: Path, dtype: torch.dtype) -> bool:
     """Whether a folder in ``dtype`` survives the way to Megatron and back: every bit, and config.json's bytes."""
     build_model(kind, seed=1).to(dtype).save_pretrained(folder / "hf", max_shard_size="60KB")
     convert_from_hf(folder / "hf", folder / "megatron")
-    convert_to_hf(folder / "megatron", folder / "out", max_shard_bytes=60_000)
+    export(folder / "megatron", folder / "out", folder / "hf")
     configs = [(folder / name / "config.json").read_bytes() for name in ("hf", "out")]
     return configs[0] == configs[1] and same_tensors(folder / "out", folder / "hf")
+
+
+def export(checkpoint: Path, target: Path, source: Path) -> None:
+    """As ``tools/convert_to_hf.py``, with the base model's folder where tensors travel from it."""
+    has_others = read_model_folder(source).carried
+    convert_to_hf(checkpoint, target, max_shard_bytes=60_000, hf_reference=source if has_others else None)
 
 
 def same_tensors(folder: Path, other: Path) -> bool:
@@ -244,9 +258,5 @@ def read_all(folder: Path) -> dict[str, torch.Tensor]:
 
 def generate(folder: Path, num_tokens: int = 16) -> list[int]:
     """What transformers makes of a folder: the most probable continuation of a few tokens."""
-    name = json.loads((folder / "config.json").read_text())["architectures"][0]
-    model_class: type[PreTrainedModel] = getattr(transformers, name)
-    model, report = model_class.from_pretrained(folder, output_loading_info=True)
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False, "pad_token_id": 0}
-    return model.generate(TOKENS[:1, :8], **options)[0].tolist()
+    return load_model(folder).generate(TOKENS[:1, :8], **options)[0].tolist()

@@ -6,8 +6,10 @@ that no tensor parallel size but 5, 7, 11 divides, and no parameter at its initi
 is left out shows.
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import transformers
@@ -238,6 +240,15 @@ def kinds_of_architectures() -> dict[str, list[str]]:
     for kind in KINDS:
         kinds.setdefault(architecture_of(kind), []).append(kind)
     return kinds
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """The float32 model of a folder, of the class that its config.json names, ready for evaluation."""
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model_class: type[PreTrainedModel] = getattr(transformers, name)
+    model, report = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return model.eval()
 
 
 def build_model(kind: str, seed: int) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
 from megatron_mixcpt.conversion.architectures.families.seed_oss import SEED_OSS
 from megatron_mixcpt.conversion.architectures.families.smollm3 import SMOLLM3
 from megatron_mixcpt.conversion.architectures.families.starcoder2 import STARCODER2
+from megatron_mixcpt.conversion.architectures.families.towers import GEMMA3_TOWER, MISTRAL3, QWEN3_5_TOWER
 from megatron_mixcpt.conversion.architectures.llama import LLAMA
 from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
 from megatron_mixcpt.conversion.architectures.phi3 import PHI3
@@ -48,5 +49,8 @@ ARCHITECTURES = {
         NEMOTRON,
         ARCEE,
         GLM4_MOE,
+        MISTRAL3,
+        GEMMA3_TOWER,
+        QWEN3_5_TOWER,
     )
 }

@@ -63,19 +63,25 @@ class TextTower:
 
 
 def text_tower(
-    name: str, texts: Mapping[str, Architecture], *, models: str, names: tuple[TensorNames, ...] = (OUTSIDE, INSIDE)
+    name: str,
+    texts: Mapping[str, Architecture],
+    *,
+    tied: bool,
+    models: str,
+    names: tuple[TensorNames, ...] = (OUTSIDE, INSIDE),
 ) -> Architecture:
-    """The architecture ``name``, whose language model is one of ``texts``, with the rows of its table.
+    """The architecture ``name``, whose language model is one of ``texts``, by their ``model_type``.
 
-    Embeddings are tied unless config.json says otherwise, as transformers has it for these models.
+    Args:
+        tied: whether embeddings are tied where config.json does not say; what its ``text_config`` says is not read.
+        models: published models.
+        names: how files may name the tensors.
     """
-    texts = {kind: _inside(text, name) for kind, text in texts.items()}
+    texts = {
+        kind: replace(text, name=name, hf_defaults={**text.hf_defaults, _TIED: tied}) for kind, text in texts.items()
+    }
     first = next(iter(texts.values()))
-    return replace(first, models=models, refused="", tower=TextTower(texts, names))
-
-
-def _inside(text: Architecture, name: str) -> Architecture:
-    return replace(text, name=name, hf_defaults={**text.hf_defaults, _TIED: True})
+    return replace(first, models=models, tower=TextTower(texts, names))
 
 
 def language_model(
