@@ -60,7 +60,9 @@ class CarriedTensors:
         """Write one, a part at a time."""
         entry = self.model.tensors.entries[name]
         if not entry.shape:
-            writer.write(name, self.model.tensors.read(name))
+            scalar = torch.empty((), dtype=entry.dtype)
+            self.model.tensors.read_into(scalar, name)
+            writer.write(name, scalar)
             return
         for rows in _ranges(entry.shape, entry.dtype):
             writer.write_rows(name, rows.start, self.model.tensors.read(name, rows))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron_mixcpt.conversion.convert import convert_to_hf
+from megatron_mixcpt.conversion.hf_model_folder import read_config
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.evaluation.code_runner import check_isolation
@@ -106,10 +107,11 @@ def hugging_face_folder(source: ModelSource) -> Iterator[Path]:
 
 def load_for_generation(folder: Path, dtype: torch.dtype) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Model and tokenizer of a Hugging Face folder, by transformers, on the engine's device or spread over several."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     several = torch.cuda.device_count() > 1
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="auto" if several else None)
+    model_class = getattr(transformers, read_config(folder).architecture.name)
+    model = model_class.from_pretrained(folder, dtype=dtype, device_map="auto" if several else None)
     if not several:
         model = model.to(torch.cuda.current_device())
     return model.eval(), load_tokenizer(folder)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM
+import transformers
 
 from megatron_mixcpt.conversion.convert import check_checkpoint, read_whole
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder
@@ -146,11 +146,12 @@ def _reference(
     hidden = torch.empty(arguments["num_layers"], length, arguments["hidden_size"], device=device)
     logits = torch.empty(length, hf_model.vocab_size, device=device)
     if dist.get_rank() == 0:
-        model = AutoModelForCausalLM.from_pretrained(
+        model_class = getattr(transformers, hf_model.architecture.name)
+        model = model_class.from_pretrained(
             hf_model.folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
         ).eval()
         outputs: dict[int, torch.Tensor] = {}
-        for index, layer in enumerate(model.model.layers):
+        for index, layer in enumerate(_text_model(model).layers):
             layer.register_forward_hook(_keep(outputs, index))
         logits.copy_(model(tokens[None]).logits[0])
         for index, output in outputs.items():
@@ -158,6 +159,11 @@ def _reference(
     dist.broadcast(hidden, 0)
     dist.broadcast(logits, 0)
     return hidden.cpu(), logits.cpu()
+
+
+def _text_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The language model within, which holds the layers."""
+    return getattr(model.model, "language_model", model.model)
 
 
 def _relative(actual: torch.Tensor, expected: torch.Tensor) -> float:

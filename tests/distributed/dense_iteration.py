@@ -86,7 +86,7 @@ def expected_first_iteration(
     lssd = temperature**2 * (log_from.exp() * (log_from - log_to)).sum(-1)
     loss = 0.8 * ntp + 0.2 * lssd.mean()
     auxiliary = _router_losses(student, tokens[:, :-1]) if router_losses else {}
-    (loss + dense_router_losses.penalty(auxiliary, student.config.num_hidden_layers)).backward()
+    (loss + dense_router_losses.penalty(auxiliary, student.config.get_text_config().num_hidden_layers)).backward()
     by_kind = {f"lssd loss {KINDS[kind]}": lssd[kinds == kind].mean().item() for kind in kinds.unique().tolist()}
     return (
         by_kind
@@ -112,7 +112,8 @@ def expected_first_iteration(
 def _router_losses(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:
     """Their means over the sequences of tokens [b, s]."""
     logits = [model(row[None], output_router_logits=True).router_logits for row in tokens]
-    losses = [dense_router_losses.router_losses(layers, model.config.num_experts_per_tok) for layers in logits]
+    num_chosen = model.config.get_text_config().num_experts_per_tok
+    losses = [dense_router_losses.router_losses(layers, num_chosen) for layers in logits]
     return dense_router_losses.weighted(losses, [1.0] * len(losses))
 
 

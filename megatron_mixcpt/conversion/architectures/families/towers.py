@@ -1,8 +1,8 @@
 """Multimodal models whose language model is trained: which text families they hold, under which names."""
 
 from megatron_mixcpt.conversion.architectures.families.gemma import GEMMA3
+from megatron_mixcpt.conversion.architectures.families.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
-from megatron_mixcpt.conversion.architectures.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.text_tower import INSIDE, OUTSIDE, text_tower
 
 MISTRAL3 = text_tower(
