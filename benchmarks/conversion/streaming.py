@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig
 
 from megatron_mixcpt.conversion.hf_model_folder import read_config
-from megatron_mixcpt.conversion.safetensors_writer import SafetensorsWriter, TensorShape
+from megatron_mixcpt.conversion.tensor_files.writer import SafetensorsWriter, TensorShape
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

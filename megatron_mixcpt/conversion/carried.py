@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder
-from megatron_mixcpt.conversion.safetensors_writer import SafetensorsWriter, TensorShape
+from megatron_mixcpt.conversion.tensor_files.writer import SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.jobs.ranks import get_rank, get_world_size
 

@@ -35,7 +35,7 @@ from megatron_mixcpt.conversion.hf_model_folder import (
 from megatron_mixcpt.conversion.megatron_layout import Place, place_of, stacks_layers
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.conversion.megatron_writer import TensorSource, write_release
-from megatron_mixcpt.conversion.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, TensorShape
+from megatron_mixcpt.conversion.tensor_files.writer import MAX_SHARD_BYTES, SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.jobs.ranks import barrier, get_rank, get_world_size, whole_folder_of_ranks
 from megatron_mixcpt.training_log import logged_figures

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_mixcpt.conversion.safetensors_reader import read_json
+from megatron_mixcpt.conversion.tensor_files.reader import read_json
 from megatron_mixcpt.jobs.whole_outputs import write_whole
 
 TEMPLATE_NAME = "chat_template.jinja"

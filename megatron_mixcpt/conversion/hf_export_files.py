@@ -12,7 +12,7 @@ from megatron_mixcpt.conversion.context_length import with_positions
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME, metadata_digest
 from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, ModelPlan
 from megatron_mixcpt.conversion.model_card import model_card
-from megatron_mixcpt.conversion.safetensors_reader import read_json
+from megatron_mixcpt.conversion.tensor_files.reader import read_json
 from megatron_mixcpt.data.tokens.end_of_document import configured_eos
 from megatron_mixcpt.errors import CheckpointError
 

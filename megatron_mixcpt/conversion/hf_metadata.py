@@ -14,7 +14,7 @@ from typing import Any
 from megatron_mixcpt.conversion.carried import KEY, carried_summary
 from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
 from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, HFModel, ModelPlan, read_model_folder
-from megatron_mixcpt.conversion.safetensors_reader import read_json
+from megatron_mixcpt.conversion.tensor_files.reader import read_json
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.jobs.whole_outputs import whole_folder
 

@@ -24,8 +24,9 @@ from megatron_mixcpt.conversion.architectures.hf_config import (
 )
 from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.architectures.rules import Dimensions, Rule, dimensions
-from megatron_mixcpt.conversion.architectures.text_tower import PLAIN, TensorNames, language_model, with_text
-from megatron_mixcpt.conversion.safetensors_reader import TRAINED, SafetensorsFolder, read_json
+from megatron_mixcpt.conversion.architectures.tensor_names import PLAIN, TensorNames
+from megatron_mixcpt.conversion.architectures.text_tower import language_model, with_text
+from megatron_mixcpt.conversion.tensor_files.reader import TRAINED, SafetensorsFolder, read_json
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.flags import flag_name
 from megatron_mixcpt.models.options import ModelOptions

@@ -17,7 +17,7 @@ import torch
 
 from megatron_mixcpt import flags
 from megatron_mixcpt.conversion.convert import convert_to_hf
-from megatron_mixcpt.conversion.safetensors_writer import MAX_SHARD_BYTES
+from megatron_mixcpt.conversion.tensor_files.writer import MAX_SHARD_BYTES
 from megatron_mixcpt.errors import ConfigError, exit_on_user_error
 from megatron_mixcpt.flags import Parser, setting, settings_from
 from megatron_mixcpt.jobs.ranks import process_group_of_torchrun

@@ -17,7 +17,7 @@ from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
 from megatron_mixcpt.conversion.hf_model_folder import read_config
 from megatron_mixcpt.conversion.megatron_for_engine import open_for_engine
-from megatron_mixcpt.conversion.safetensors_reader import INDEX_NAME, SafetensorsFolder
+from megatron_mixcpt.conversion.tensor_files.reader import INDEX_NAME, SafetensorsFolder
 from megatron_mixcpt.data.mixture.indexed import INDEX_MAGIC, check_dataset
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.reading.readers import read_records

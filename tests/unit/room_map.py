@@ -72,6 +72,7 @@ ROOMS = {
     "conversion": _room(
         "Hugging Face and Megatron checkpoints, both ways", "data/tokens flags jobs models training_log", "engine core"
     ),
+    "conversion/tensor_files": _room("safetensors files: headers, slices, shards", takes="torch"),
     "conversion/architectures": _room("rules and tables of families of models", "models", "torch"),
     "conversion/architectures/families": _room("one file of tables per family of models", takes="torch"),
     "distillation": _room("teacher and student in one pipeline", "losses models objective", "engine core"),

@@ -8,17 +8,15 @@ contradicts the checkpoint can be refused by name.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_mixcpt.conversion.architectures.config_types import wrong_value
 from megatron_mixcpt.conversion.architectures.rope import RopeRules, rope_of, ropes_by_layer
 from megatron_mixcpt.conversion.architectures.rules import Rule
+from megatron_mixcpt.conversion.architectures.tensor_names import TensorNames
 from megatron_mixcpt.conversion.architectures.windows import WindowRules, layer_types, window_arguments
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.options import ModelOptions, Rope
-
-if TYPE_CHECKING:
-    from megatron_mixcpt.conversion.architectures.text_tower import TextTower
 
 CONFIG_MAP = {
     "num_hidden_layers": "num_layers",
@@ -117,6 +115,16 @@ class Architecture:
     """Published models, for the table in the documentation."""
     refused: str = ""
     """Settings of config.json that are refused beyond those of every family, for the same table."""
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """The language models that a multimodal model may hold."""
+
+    texts: Mapping[str, Architecture]
+    """By the ``model_type`` of ``text_config``."""
+    names: tuple[TensorNames, ...]
+    """How files may name the tensors; the first one is what config.json alone is taken to mean."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from megatron_mixcpt.conversion.architectures.families.granite import GRANITE
 from megatron_mixcpt.conversion.architectures.families.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.families.nemotron import NEMOTRON
 from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
+from megatron_mixcpt.conversion.architectures.families.phi3 import PHI3
 from megatron_mixcpt.conversion.architectures.families.qwen2 import QWEN2
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
 from megatron_mixcpt.conversion.architectures.families.seed_oss import SEED_OSS
@@ -19,7 +20,6 @@ from megatron_mixcpt.conversion.architectures.families.starcoder2 import STARCOD
 from megatron_mixcpt.conversion.architectures.families.towers import GEMMA3_TOWER, MISTRAL3, QWEN3_5_TOWER
 from megatron_mixcpt.conversion.architectures.llama import LLAMA
 from megatron_mixcpt.conversion.architectures.mixtral import MIXTRAL
-from megatron_mixcpt.conversion.architectures.phi3 import PHI3
 from megatron_mixcpt.conversion.architectures.qwen3 import QWEN3
 from megatron_mixcpt.conversion.architectures.qwen3_moe import QWEN3_MOE
 

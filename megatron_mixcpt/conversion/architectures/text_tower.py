@@ -5,61 +5,16 @@ the engine and in no Megatron checkpoint: export copies it from the base model's
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_mixcpt.conversion.architectures.hf_config import Architecture
-from megatron_mixcpt.conversion.architectures.rules import Rule
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture, TextTower
+from megatron_mixcpt.conversion.architectures.tensor_names import INSIDE, OUTSIDE, TensorNames
 from megatron_mixcpt.errors import ConfigError
 
 TEXT_CONFIG = "text_config"
 _TIED = "tie_word_embeddings"
-
-
-@dataclass(frozen=True)
-class TensorNames:
-    """How the files name the language model's tensors."""
-
-    model: str = "model."
-    """In the place of ``model.``."""
-    head: str = "lm_head."
-    """In the place of ``lm_head.``."""
-
-    def of(self, name: str) -> str:
-        """The name in the files of a tensor that the text family calls ``name``."""
-        for own, theirs in (("model.", self.model), ("lm_head.", self.head)):
-            if name.startswith(own):
-                return theirs + name.removeprefix(own)
-        return name
-
-    def renamed(self, rule: Rule) -> Rule:
-        """The same rule for the names in the files."""
-        values = {field.name: getattr(rule, field.name) for field in fields(rule) if field.name != "engine"}
-        texts: dict[str, Any] = {key: self.of(value) for key, value in values.items() if isinstance(value, str)}
-        lists = {key: value for key, value in values.items() if isinstance(value, tuple)}
-        texts |= {
-            key: tuple(self.of(item) if isinstance(item, str) else item for item in value)
-            for key, value in lists.items()
-        }
-        return replace(rule, **texts)
-
-
-PLAIN = TensorNames()
-OUTSIDE = TensorNames("language_model.model.", "language_model.lm_head.")
-"""The language model beside the vision tower: Gemma 3, Mistral Small."""
-INSIDE = TensorNames("model.language_model.")
-"""Both inside ``model``: Qwen3.5, and what transformers has in memory."""
-
-
-@dataclass(frozen=True)
-class TextTower:
-    """The text families that a multimodal model may hold."""
-
-    texts: Mapping[str, Architecture]
-    """By the ``model_type`` of ``text_config``."""
-    names: tuple[TensorNames, ...] = (OUTSIDE, INSIDE)
-    """How files may name the tensors; the first one is what config.json alone is taken to mean."""
 
 
 def text_tower(

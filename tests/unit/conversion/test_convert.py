@@ -18,7 +18,7 @@ from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.conversion.hf_model_folder import read_config
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
-from megatron_mixcpt.conversion.safetensors_writer import SafetensorsWriter, TensorShape
+from megatron_mixcpt.conversion.tensor_files.writer import SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
 from tests.unit.conversion import tiny_hf
 

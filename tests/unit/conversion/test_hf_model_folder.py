@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megatron_mixcpt.conversion.hf_model_folder import read_config, read_model_folder, refuse_contradictions
 from megatron_mixcpt.errors import CheckpointError, ConfigError, MixCPTError
@@ -166,3 +167,12 @@ def test_tensors_that_do_not_match_the_config(tmp_path):
     assert "has shape (259, 48), config.json implies (260, 48)" in refusal(vocab_size=260)
     assert "missing model.layers.0.self_attn.q_proj.bias" in refusal(architectures=["Qwen2ForCausalLM"])
     assert "ties the embeddings, but lm_head.weight is not" in refusal(tie_word_embeddings=True)
+
+
+def test_weights_of_other_dtypes(tmp_path):
+    tiny_hf.save("llama", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model.norm.weight is int8, and only bfloat16, float16, float32 can be"):
+        read_model_folder(tmp_path)

@@ -1,9 +1,9 @@
 """GLM-4: norms before and after each branch, fused gate and up, and half of a head's channels rotating in pairs."""
 
+from megatron_mixcpt.conversion.architectures.families.phi3 import FUSED_GATE_UP_RULE
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, MLP, QKV_BIAS
 from megatron_mixcpt.conversion.architectures.norm_rules import post_norms
-from megatron_mixcpt.conversion.architectures.phi3 import FUSED_GATE_UP_RULE
 from megatron_mixcpt.conversion.architectures.rope import RopeRules
 from megatron_mixcpt.conversion.architectures.rules import Rename
 

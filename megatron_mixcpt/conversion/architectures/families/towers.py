@@ -3,7 +3,8 @@
 from megatron_mixcpt.conversion.architectures.families.gemma import GEMMA3
 from megatron_mixcpt.conversion.architectures.families.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
-from megatron_mixcpt.conversion.architectures.text_tower import INSIDE, OUTSIDE, text_tower
+from megatron_mixcpt.conversion.architectures.tensor_names import INSIDE, OUTSIDE
+from megatron_mixcpt.conversion.architectures.text_tower import text_tower
 
 MISTRAL3 = text_tower(
     "Mistral3ForConditionalGeneration",

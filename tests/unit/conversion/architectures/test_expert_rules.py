@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from megatron_mixcpt.conversion.architectures.expert_rules import AlternatingGateUp, StackedGateUp, StackedRename
 from megatron_mixcpt.conversion.architectures.rules import Rule, dimensions
-from megatron_mixcpt.conversion.safetensors_reader import SafetensorsFolder
-from megatron_mixcpt.conversion.safetensors_writer import SafetensorsWriter, TensorShape
+from megatron_mixcpt.conversion.tensor_files.reader import SafetensorsFolder
+from megatron_mixcpt.conversion.tensor_files.writer import SafetensorsWriter, TensorShape
 from tests.unit.conversion.architectures.test_rules import ARGUMENTS
 
 DIMS = dimensions(ARGUMENTS)  # 2 experts, hidden size 6, experts' feed-forward size 8

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_mixcpt.conversion.safetensors_reader import INDEX_NAME, SINGLE_NAME, SafetensorsFolder
+from megatron_mixcpt.conversion.tensor_files.reader import INDEX_NAME, SINGLE_NAME, SafetensorsFolder
 from megatron_mixcpt.errors import CheckpointError
 
 TENSORS = {
@@ -108,9 +108,10 @@ def test_overlapping_tensors(single):
     assert "tensors overlap or leave a gap at byte 8" in refusal(single)
 
 
-def test_quantized_dtype(single):
-    save_file({"a": torch.zeros(2, dtype=torch.int8)}, single / SINGLE_NAME)
-    assert "tensor a is I8" in refusal(single)
+def test_dtypes_that_torch_lacks(single):
+    header = json.dumps({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (single / SINGLE_NAME).write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
+    assert "tensor a is F4, which is not one of BF16" in refusal(single)
 
 
 def test_pickles_are_refused_with_the_way_out(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_mixcpt.conversion.safetensors_reader import DTYPES, INDEX_NAME, SINGLE_NAME
+from megatron_mixcpt.conversion.tensor_files.reader import DTYPES, INDEX_NAME, SINGLE_NAME
 
 MAX_SHARD_BYTES = 50_000_000_000  # what transformers 5 writes by default
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_mixcpt.conversion.safetensors_writer import SafetensorsWriter, TensorShape
+from megatron_mixcpt.conversion.tensor_files.writer import SafetensorsWriter, TensorShape
 
 TENSORS = {
     "a": torch.arange(48, dtype=torch.float32).view(8, 6),
