@@ -59,7 +59,7 @@ def checkpoint_name(
     prefix, name = f"decoder.layers.{layer_numbers[int(match[1])] - 1}.", match[2]
     # One module per expert, or grouped layers with a numbered weight per expert.
     expert = re.fullmatch(r"mlp\.experts\.local_experts\.(?P<index>\d+)\.(?P<rest>.+)", name)
-    expert = expert or re.fullmatch(r"mlp\.experts\.(?P<rest>linear_fc\d\.weight)(?P<index>\d+)", name)
+    expert = expert or re.fullmatch(r"mlp\.experts\.(?P<rest>linear_fc\d\.(?:weight|bias))(?P<index>\d+)", name)
     if expert:
         name = f"mlp.experts.{first_expert + int(expert['index'])}.{expert['rest']}"
     norm, _, kind = name.rpartition(".")
@@ -75,7 +75,7 @@ def live_tensors(model_chunk: "GPTModel") -> Iterator[tuple[str, torch.Tensor]]:
     saved = model_chunk.state_dict()  # after which routers have their biases in float32, whatever the model's dtype
     yield from ((name, buffer) for name, buffer in model_chunk.named_buffers() if name in saved)
     for name, parameter in model_chunk.named_parameters():
-        if re.search(r"\.mlp\.experts\.linear_fc\d\.weight$", name):
+        if re.search(r"\.mlp\.experts\.linear_fc\d\.(weight|bias)$", name):
             yield from ((f"{name}{index}", expert) for index, expert in enumerate(parameter.data))
         else:
             yield name, parameter.data

@@ -2,7 +2,8 @@
 
 It replaces the engine's ``DotProductAttention`` (megatron/core/transformer/dot_product_attention.py), which
 writes out the softmax of every head, [b, np, sq, sk], and keeps it for backward: here no such tensor exists (except
-under attention dropout, where PyTorch falls back to it on CPUs). There are no parameters, so checkpoints are unchanged.
+under attention dropout, where PyTorch falls back to it on CPUs). The only parameter is a model's softmax offset,
+named as the engine's.
 
 PyTorch chooses the kernel for each call (``sdp_utils.cpp`` in aten/src/ATen/native/transformers/cuda). The flash kernel
 takes grouped queries but neither a mask nor float32; cuDNN's takes no float32 and is excluded in deterministic mode;
@@ -18,6 +19,7 @@ from functools import lru_cache
 
 import torch
 from megatron.core import tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
@@ -33,6 +35,7 @@ from megatron_mixcpt.models.layer_options.softcap_attention import ROWS, softcap
 from megatron_mixcpt.models.options import options_of
 from megatron_mixcpt.models.query_blocks import MASKED_SCORE, QueryBlock
 from megatron_mixcpt.models.sliding_window import Chunk, window_blocks, window_of_layer
+from megatron_mixcpt.models.softmax_offset import CHANNELS, add_offset_key, build_offset, sharded_offset
 
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -49,7 +52,7 @@ class ScaledDotProductAttention(MegatronModule):
         pg_collection: of which ``cp`` is used, the ranks that share the sequence. None: there are no such.
 
     Raises:
-        ConfigError: for softmax offsets, which need Transformer Engine, and for windows that look ahead.
+        ConfigError: for softmax offsets that are not learned, and for windows that look ahead.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class ScaledDotProductAttention(MegatronModule):
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
         self.softcap = options_of(config).attention_softcap
+        self.softmax_offset = build_offset(config) if config.softmax_type == "learnable" else None
         self.dropout_probability = config.attention_dropout if attention_dropout is None else attention_dropout
         self.cp_group = pg_collection.cp if pg_collection is not None else None
+        self.tp_group = pg_collection.tp if pg_collection is not None else None
         assert config.context_parallel_size == (1 if self.cp_group is None else self.cp_group.size())
 
     def forward(
@@ -161,7 +166,11 @@ class ScaledDotProductAttention(MegatronModule):
         if self.softcap is not None:
             scales = {"scale": self.softmax_scale, "softcap": self.softcap}
             return block.put_back(softcap_attention(query, key, value, block.mask, causal=block.causal, **scales))
-        mask, is_square, shape = block.mask, query.size(2) == key.size(2), query.shape
+        mask = block.mask
+        if self.softmax_offset is not None:
+            offset, scale = self.softmax_offset, self.softmax_scale
+            query, key, value, mask = add_offset_key(query, key, value, mask, offset, scale)
+        is_square, shape = query.size(2) == key.size(2), query.shape
         if query.size(1) != key.size(1) and (mask is not None or query.dtype not in _FLASH_DTYPES):
             query, key, value = _repeated(query, key, value, mask)
         if block.causal and not is_square:
@@ -177,7 +186,15 @@ class ScaledDotProductAttention(MegatronModule):
             enable_gqa=query.size(1) != key.size(1),
         )
         context = context.reshape(shape)
-        return block.put_back(context)
+        return block.put_back(context if self.softmax_offset is None else context[..., :-CHANNELS])
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Sequence[tuple[int, int, int]] = (), metadata: dict | None = None
+    ) -> ShardedStateDict:
+        """The softmax offset, where there is one."""
+        if self.softmax_offset is None:
+            return {}
+        return sharded_offset(self.softmax_offset, prefix, sharded_offsets, metadata, self.tp_group)
 
     def _dropout_random_state(self) -> AbstractContextManager:
         """Each tensor-parallel rank drops differently in its own heads; under sequence parallelism the caller forks."""
@@ -225,8 +242,10 @@ def _repeat_heads(grouped: Tensor, repeats: int) -> Tensor:
 def _refuse_unsupported(config: TransformerConfig) -> None:
     """Raise ConfigError for the first flag that only Transformer Engine's attention supports."""
     refused = {
-        f"--softmax-type {config.softmax_type}": config.softmax_type != "vanilla",
+        f"--softmax-type {config.softmax_type}": config.softmax_type not in ("vanilla", "learnable"),
     }
+    if options_of(config).attention_softcap is not None and config.softmax_type != "vanilla":
+        raise ConfigError("attention whose scores are capped has no softmax offset: the two have not been combined")
     if options_of(config).attention_softcap is not None and config.attention_dropout:
         raise ConfigError(
             f"--attention-dropout {config.attention_dropout}: attention whose scores are capped has no dropout; use 0"

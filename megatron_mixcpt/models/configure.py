@@ -10,6 +10,7 @@ from megatron_mixcpt.models.layer_options.activations import configure_activatio
 from megatron_mixcpt.models.layer_options.multipliers import multiply_embeddings
 from megatron_mixcpt.models.options import ModelOptions, attach_options
 from megatron_mixcpt.models.rotary import configure_rotation, replace_rotation
+from megatron_mixcpt.models.softmax_offset import mark_offsets
 
 
 def configure_model(config: TransformerConfig, options: ModelOptions) -> None:
@@ -26,3 +27,4 @@ def complete_model(model: GPTModel) -> None:
     """Give a model that the engine has built, in place, what its options ask for; before its first forward pass."""
     replace_rotation(model)
     multiply_embeddings(model)
+    mark_offsets(model)

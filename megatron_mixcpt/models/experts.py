@@ -23,7 +23,9 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.models.expert_bias import add_expert_bias
 from megatron_mixcpt.models.grouped_linear import grouped_linear
+from megatron_mixcpt.models.options import options_of
 
 ShardedOffsets = Sequence[tuple[int, int, int]]
 
@@ -44,11 +46,11 @@ class GroupedExperts(MegatronModule):
         pg_collection: ProcessGroupCollection,
         name: str | None = None,
     ) -> None:
-        """Raises ConfigError for experts with biases."""
+        """Raises ConfigError for biases that the engine's flags ask for: those of a model are its options'."""
         super().__init__(config)
         del name  # for the engine's profiles
         if config.add_bias_linear:
-            raise ConfigError("experts with biases (--num-experts without --disable-bias-linear) are not supported")
+            raise ConfigError("--num-experts needs --disable-bias-linear: biases of experts are the model folder's")
         inner = config.moe_ffn_hidden_size
         assert inner is not None  # the engine takes ffn_hidden_size where it is not given
         first = (num_local_experts, 2 * inner if config.gated_linear_unit else inner, config.hidden_size)
@@ -80,7 +82,7 @@ class GroupedExperts(MegatronModule):
         return self._second_half(hidden, counts, probabilities), None
 
     def _second_half(self, hidden: Tensor, counts: list[int], probabilities: Tensor) -> Tensor:
-        return self.linear_fc2(self._activate(hidden, probabilities[:, None]), counts)
+        return self.linear_fc2(self._activate(hidden, probabilities[:, None]), counts, probabilities)
 
     def _activate(self, hidden: Tensor, probabilities: Tensor) -> Tensor:
         """As in the engine's MLP, where the router's weights scale the second layer's input."""
@@ -103,8 +105,9 @@ class GroupedExperts(MegatronModule):
         del metadata
         layers = {"linear_fc1": self.linear_fc1, "linear_fc2": self.linear_fc2}
         return {
-            f"{prefix}{name}.weight": layer.sharded_weight(f"{prefix}experts.{name}.weight", sharded_offsets)
+            f"{prefix}{name}.{kind}": layer.sharded(parameter, f"{prefix}experts.{name}.{kind}", sharded_offsets)
             for name, layer in layers.items()
+            for kind, parameter in layer.named_parameters()
         }
 
 
@@ -112,7 +115,8 @@ class ExpertsLinear(nn.Module):
     """One linear map for each expert of this rank.
 
     ``weight``: [e, n, k], of whose n rows (``split_axis`` 1) or k columns (2) each rank of the expert tensor-parallel
-    group holds its part; of a gated layer [gate; up], its part of each half.
+    group holds its part; of a gated layer [gate; up], its part of each half. ``bias``: [e, n] where the model's options
+    have one, divided with the rows.
     """
 
     def __init__(
@@ -131,35 +135,45 @@ class ExpertsLinear(nn.Module):
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         self.weight = nn.Parameter(torch.empty(sizes, device=device, dtype=config.params_dtype))
         set_tensor_model_parallel_attributes(self.weight, True, split_axis, self._halves)
-        self.weight.allreduce = not _reduces_apart(config)
+        self.bias = nn.Parameter(self.weight.new_zeros(sizes[:2])) if options_of(config).mlp_bias else None
+        if self.bias is not None:
+            # Undivided, and the same on all ranks, only if no rank but one holds its experts.
+            divided = split_axis == 1 or groups.expt_tp.size() == 1
+            set_tensor_model_parallel_attributes(self.bias, divided, 1, self._halves)
+        for parameter in self.parameters():
+            parameter.allreduce = not _reduces_apart(config)
         if config.perform_initialization and init_method is not None:
             with get_cuda_rng_tracker().fork(get_expert_parallel_rng_tracker_name()):
                 init_method(self.weight)
 
-    def forward(self, x: Tensor, tokens_per_expert: Sequence[int]) -> Tensor:
-        """[t, k] sorted by expert -> [t, n]."""
-        return grouped_linear(x, self.weight, tokens_per_expert)
+    def forward(self, x: Tensor, tokens_per_expert: Sequence[int], weights: Tensor | None = None) -> Tensor:
+        """[t, k] sorted by expert -> [t, n]; ``weights`` [t] are what the biases are multiplied by."""
+        product = grouped_linear(x, self.weight, tokens_per_expert)
+        if self.bias is None:
+            return product
+        ranks = 1 if self._split_axis == 1 else self._groups.expt_tp.size()
+        return add_expert_bias(product, self.bias, tokens_per_expert, weights, ranks)
 
-    def sharded_weight(self, key: str, outer: ShardedOffsets) -> ShardedTensorFactory:
-        """The weight as a part of ``key`` in the checkpoint, [..., experts, n, k] for all ranks."""
-        replica_id = (0, 0, self._groups.expt_dp.rank())
+    def sharded(self, parameter: Tensor, key: str, outer: ShardedOffsets) -> ShardedTensorFactory:
+        """A parameter as a part of ``key`` in the checkpoint, of all ranks: [..., experts, n, k], or without k."""
+        is_divided = self._split_axis < parameter.dim()
+        replica_id = (0, 0 if is_divided else self._groups.expt_tp.rank(), self._groups.expt_dp.rank())
         build = partial(self._shards, tuple(outer))
-        return ShardedTensorFactory(key, self.weight, build, partial(torch.cat, dim=1), replica_id)
+        return ShardedTensorFactory(key, parameter, build, partial(torch.cat, dim=1), replica_id)
 
     def _shards(
-        self, outer: ShardedOffsets, key: str, weight: Tensor, replica_id: ReplicaId, flattened_range: slice | None
+        self, outer: ShardedOffsets, key: str, parameter: Tensor, replica_id: ReplicaId, flattened_range: slice | None
     ) -> list[ShardedTensor]:
         """One for each half: over all ranks, a gated layer is [gate of all; up of all]."""
         assert flattened_range is None
         experts, tensor, halves = self._groups.ep, self._groups.expt_tp, self._halves
         first_axis = len(outer)
         shards = []
-        for half, part in enumerate(weight.chunk(halves, dim=1)):
+        for half, part in enumerate(parameter.chunk(halves, dim=1)):
             place = half * tensor.size() + tensor.rank()
-            offsets = (
-                (first_axis, experts.rank(), experts.size()),
-                (first_axis + self._split_axis, place, halves * tensor.size()),
-            )
+            offsets = [(first_axis, experts.rank(), experts.size())]
+            if self._split_axis < parameter.dim():
+                offsets.append((first_axis + self._split_axis, place, halves * tensor.size()))
             shard = ShardedTensor.from_rank_offsets(
                 key, part, *outer, *offsets, replica_id=replica_id, prepend_axis_num=first_axis
             )

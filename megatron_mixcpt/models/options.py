@@ -83,7 +83,9 @@ class ModelOptions:
     attention_output_bias: bool = False
     """Whether attention's output projection has a bias; those of query, key and value are the engine's to have."""
     mlp_bias: bool = False
-    """Whether both linear layers of an MLP have one."""
+    """Whether both linear layers of an MLP, or of each expert, have one."""
+    router_bias: bool = False
+    """Whether the scores of the experts have one, before the best are chosen (gpt-oss)."""
 
     norm_bias: bool = True
     """Whether a LayerNorm has a bias; an RMSNorm has none."""

@@ -27,7 +27,8 @@ _NOT_TRAINED = Microbatch(0.0, None)
 class Router(TopKRouter):
     """Chooses experts as the engine's router does, and among groups of experts as transformers does.
 
-    A bias in the choice (``expert_bias``) stays as the model folder has it: it is no parameter, and is not adjusted.
+    A bias in the choice (``expert_bias``) stays as the model folder has it: it is no parameter, and is not adjusted. A
+    bias of the scores (``router_bias`` of the model's options) is one, and is trained.
     """
 
     def __init__(
@@ -40,6 +41,9 @@ class Router(TopKRouter):
         self.frozen_expert_bias = True
         if (num_scored := options_of(config).router_group_experts) is not None:
             self._score_groups_by(num_scored)
+        if options_of(config).router_bias:
+            self.bias = torch.nn.Parameter(torch.zeros_like(self.weight[:, 0]))
+            self.bias.sequence_parallel = config.sequence_parallel
         self._microbatch = _NOT_TRAINED
         self._to_recompute: deque[Microbatch] = deque()
 

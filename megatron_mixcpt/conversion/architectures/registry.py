@@ -7,6 +7,7 @@ from megatron_mixcpt.conversion.architectures.families.exaone4 import EXAONE4
 from megatron_mixcpt.conversion.architectures.families.gemma import GEMMA2, GEMMA3
 from megatron_mixcpt.conversion.architectures.families.glm4 import GLM4
 from megatron_mixcpt.conversion.architectures.families.glm4_moe import GLM4_MOE
+from megatron_mixcpt.conversion.architectures.families.gpt_oss import GPT_OSS
 from megatron_mixcpt.conversion.architectures.families.granite import GRANITE
 from megatron_mixcpt.conversion.architectures.families.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.families.nemotron import NEMOTRON
@@ -52,5 +53,6 @@ ARCHITECTURES = {
         MISTRAL3,
         GEMMA3_TOWER,
         QWEN3_5_TOWER,
+        GPT_OSS,
     )
 }

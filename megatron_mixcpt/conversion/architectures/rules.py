@@ -28,6 +28,7 @@ def dimensions(engine_arguments: Mapping[str, Any]) -> Dimensions:
         "ffn": engine_arguments["ffn_hidden_size"],
         "vocab": engine_arguments["vocab_size"],
         "head": head,
+        "heads": engine_arguments["num_attention_heads"],
         "groups": engine_arguments["num_query_groups"],
         "query": engine_arguments["num_attention_heads"] * head,
         "key": engine_arguments["num_query_groups"] * head,

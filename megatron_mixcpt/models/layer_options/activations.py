@@ -1,7 +1,7 @@
 """Activations of an MLP beyond those that the engine's arguments name, by their names in transformers."""
 
 import torch
-from megatron.core.activations import squared_relu
+from megatron.core.activations import quick_gelu, squared_relu
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import gelu
@@ -17,6 +17,7 @@ def gelu_pytorch_tanh(x: Tensor) -> Tensor:
 ACTIVATIONS = {
     "gelu": gelu,
     "gelu_pytorch_tanh": gelu_pytorch_tanh,
+    "quick_gelu": quick_gelu,
     "relu2": squared_relu,
     "silu": torch.nn.functional.silu,
 }

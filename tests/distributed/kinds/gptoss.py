@@ -5,6 +5,19 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 
 from collections.abc import Callable
 
-from transformers import PreTrainedConfig
+from transformers import GptOssConfig, PreTrainedConfig
 
-KINDS: dict[str, Callable[[], PreTrainedConfig]] = {}
+from tests.distributed.tiny_shape import SHAPE
+
+ALL = {**SHAPE, "max_position_embeddings": 4096, "pad_token_id": None}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0, "truncate": False}
+
+
+def gpt_oss() -> PreTrainedConfig:
+    """Windows in every second layer, and an activation that is clamped where values are not small."""
+    rope = {**YARN, "original_max_position_embeddings": 16}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 0.5}
+    return GptOssConfig(**ALL, **experts, head_dim=8, sliding_window=12, rope_parameters=rope)
+
+
+KINDS: dict[str, Callable[[], PreTrainedConfig]] = {"gpt-oss": gpt_oss}

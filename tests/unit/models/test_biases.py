@@ -1,4 +1,4 @@
-"""Biases of attention and of MLPs: logits and every gradient beside transformers, and experts that have none."""
+"""Biases of attention and of MLPs: logits and every gradient beside transformers, and experts that cannot have any."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def check_biases(folder: str) -> None:
     for is_fused in (False, True):
         check_logits_and_gradients(Path(folder), is_fused)
     check_other_layers_keep_theirs()
-    check_experts_with_biases_are_refused()
+    check_only_our_experts_have_biases()
 
 
 def check_logits_and_gradients(folder: Path, is_fused: bool) -> None:
@@ -85,15 +85,21 @@ def check_other_layers_keep_theirs() -> None:
     assert layer.submodules.self_attention.submodules.linear_proj is projection
 
 
-def check_experts_with_biases_are_refused() -> None:
+def check_only_our_experts_have_biases() -> None:
+    from dataclasses import replace
+
     from megatron_mixcpt.errors import ConfigError
+    from megatron_mixcpt.models.biases import with_biases
     from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+    from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
     from megatron_mixcpt.models.options import ModelOptions, attach_options
     from tests.unit.models.test_layer_specs import config
 
     mixture = config(transformer_impl="local", num_moe_experts=4, moe_ffn_hidden_size=16)
-    attach_options(mixture, ModelOptions(attention_output_bias=True))
-    assert len(gpt_layer_spec(mixture).layer_specs) == 2
-    attach_options(mixture, ModelOptions(mlp_bias=True))
-    with pytest.raises(ConfigError, match="mlp_bias: experts with biases are not supported"):
-        gpt_layer_spec(mixture)
+    options = ModelOptions(mlp_bias=True)
+    attach_options(mixture, options)
+    layer = gpt_layer_spec(mixture).layer_specs[0]
+    experts = replace(submodules_of(layer.submodules.mlp), experts="another's")
+    other = replace(layer.submodules, mlp=with_submodules(layer.submodules.mlp, experts))
+    with pytest.raises(ConfigError, match="experts with biases need --transformer-impl local"):
+        with_biases(replace(layer, submodules=other), options)

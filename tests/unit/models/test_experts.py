@@ -53,6 +53,7 @@ def check_experts(folder: str) -> None:
         if written:
             check_reading(layout, written)
         written = write(layout, Path(folder, str(number)))
+        check_biases(layout, Path(folder, f"biases-{number}"))
         check_refusals()
         parallel_state.destroy_model_parallel()
 
@@ -77,13 +78,16 @@ def part(layout: Layout, dtype: torch.dtype = torch.float32) -> dict[str, Tensor
     }
 
 
-def build(kind: str, layout: Layout, dtype: torch.dtype = torch.float32, **overrides: Any) -> torch.nn.Module:
+def build(
+    kind: str, layout: Layout, dtype: torch.dtype = torch.float32, mlp_bias: bool = False, **overrides: Any
+) -> torch.nn.Module:
     """Experts of one layer on this rank, ``grouped`` (ours) or ``sequential`` (the engine's); filled with nan."""
     from megatron.core.models.backends import LocalSpecProvider
     from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_mixcpt.models.experts import GroupedExperts
+    from megatron_mixcpt.models.options import ModelOptions, attach_options
 
     config = TransformerConfig(
         **{
@@ -106,6 +110,7 @@ def build(kind: str, layout: Layout, dtype: torch.dtype = torch.float32, **overr
             **overrides,
         }
     )
+    attach_options(config, ModelOptions(mlp_bias=mlp_bias))
     builder = GroupedExperts if kind == "grouped" else LocalSpecProvider().grouped_mlp_modules(True)
     experts = builder(EXPERTS // layout.expert, config, pg_collection=get_default_pg_collection())
     for parameter in experts.parameters():
@@ -203,6 +208,61 @@ def check_reading(layout: Layout, folder: Path) -> None:
         experts.load_state_dict({name.removeprefix("mlp.experts."): value for name, value in state.items()})
         for name, expected in part(layout).items():
             torch.testing.assert_close(stacked(experts, name, grad=False), expected, rtol=0, atol=0)
+
+
+def check_biases(layout: Layout, folder: Path) -> None:
+    """Values and gradients of experts with biases beside a loop over whole experts, and their way through a checkpoint.
+
+    Added up over the ranks that share an expert, as the dispatcher does, the result has each bias once; the gradient of
+    the second layer's is whole on each of them.
+    """
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing, parallel_state
+
+    experts = fill(build("grouped", layout, mlp_bias=True, activation_func_clamp_value=0.5), part(layout))
+    first, size = EXPERTS // layout.expert * parallel_state.get_expert_model_parallel_rank(), EXPERTS // layout.expert
+    biases = [torch.randn(EXPERTS, count, generator=torch.Generator().manual_seed(3)) for count in (2 * INNER, HIDDEN)]
+    whole = [tensor[first : first + size].clone().requires_grad_() for tensor in (*weights().values(), *biases)]
+    rank, group = parallel_state.get_expert_tensor_parallel_rank(), parallel_state.get_expert_tensor_parallel_group()
+    divided = torch.cat([half.chunk(layout.expert_tensor, 1)[rank] for half in whole[2].chunk(2, 1)], 1)
+    experts.linear_fc1.bias.data.copy_(divided)
+    experts.linear_fc2.bias.data.copy_(whole[3])
+
+    generator = torch.Generator().manual_seed(9)
+    counts = torch.tensor([3, 0, 6, 1, 4, 2, 0, 5][:size])
+    rows, probabilities = torch.randn(int(counts.sum()), HIDDEN, generator=generator), torch.rand(int(counts.sum()))
+    output, _ = experts(rows, counts, probabilities)
+    expected = loop_over_experts(rows, counts, probabilities, whole)
+    factor = torch.randn(output.shape, generator=generator)
+    (output * factor).sum().backward()
+    (expected * factor).sum().backward()
+    total = output.detach().clone()
+    dist.all_reduce(total, group=group)
+    torch.testing.assert_close(total, expected.detach(), rtol=1e-5, atol=1e-5)
+    divided = torch.cat([half.chunk(layout.expert_tensor, 1)[rank] for half in whole[2].grad.chunk(2, 1)], 1)
+    torch.testing.assert_close(experts.linear_fc1.bias.grad, divided, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(experts.linear_fc2.bias.grad, whole[3].grad, rtol=1e-5, atol=1e-5)
+    assert experts.linear_fc1.bias.tensor_model_parallel
+    assert experts.linear_fc2.bias.tensor_model_parallel == (layout.expert_tensor == 1)
+
+    folder.mkdir(exist_ok=True)
+    dist_checkpointing.save(sharded(experts), str(folder))
+    shapes = {name: item.global_shape for name, item in dist_checkpointing.load_tensors_metadata(str(folder)).items()}
+    for name, tensor in zip(("linear_fc1.bias", "linear_fc2.bias"), biases, strict=True):
+        assert shapes[f"mlp.experts.experts.{name}"] == (1, *tensor.shape)
+        key = f"mlp.experts.experts.{name}"
+        read = dist_checkpointing.load_plain_tensors(str(folder))[key]
+        torch.testing.assert_close(read[0], tensor, rtol=0, atol=0)
+
+
+def loop_over_experts(rows: Tensor, counts: Tensor, probabilities: Tensor, tensors: list[Tensor]) -> Tensor:
+    """Each expert's clamped MLP over its rows, times the router's weights; of whole experts, in plain operations."""
+    parts = []
+    for x, weight, *expert in zip(*(x.split(counts.tolist()) for x in (rows, probabilities)), *tensors, strict=True):
+        gate, up = (x @ expert[0].T + expert[2]).chunk(2, -1)
+        inner = torch.nn.functional.silu(gate.clamp(max=0.5)) * up.clamp(-0.5, 0.5)
+        parts.append((inner @ expert[1].T + expert[3]) * weight[:, None])
+    return torch.cat(parts)
 
 
 def check_refusals() -> None:
