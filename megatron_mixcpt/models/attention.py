@@ -32,10 +32,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.context_parallel import chunk_numbers, gather_keys_and_values
 from megatron_mixcpt.models.layer_options.softcap_attention import ROWS, softcap_attention
+from megatron_mixcpt.models.layer_options.softmax_offset import CHANNELS, add_offset_key, build_offset, sharded_offset
 from megatron_mixcpt.models.options import options_of
 from megatron_mixcpt.models.query_blocks import MASKED_SCORE, QueryBlock
 from megatron_mixcpt.models.sliding_window import Chunk, window_blocks, window_of_layer
-from megatron_mixcpt.models.softmax_offset import CHANNELS, add_offset_key, build_offset, sharded_offset
 
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 

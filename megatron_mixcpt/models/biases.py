@@ -11,13 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import MlpBuilder, TransformerLayerSubmodules
 
-from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.models.experts import GroupedExperts
 from megatron_mixcpt.models.layer_options.spec_changes import change_layers
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.options import ModelOptions
@@ -28,8 +25,7 @@ def with_biases(
 ) -> TransformerBlockSubmodules | ModuleSpec:
     """The layers of a stage, or the one that all are built like, with the biases of ``options``.
 
-    ``spec`` stays as it is; our own experts have their biases already. Raises ConfigError for ``mlp_bias`` where the
-    experts are Transformer Engine's.
+    ``spec`` stays as it is. Experts take their biases from the same options themselves (``experts.py``).
     """
     if not options.attention_output_bias and not options.mlp_bias:
         return spec
@@ -47,10 +43,8 @@ def _layer_with_biases(layer: TransformerLayerSubmodules, options: ModelOptions)
 
 def _with_biases_in_mlp(mlp: MlpBuilder) -> MlpBuilder:
     submodules = submodules_of(mlp)
-    if isinstance(submodules, MoESubmodules) and submodules.experts is GroupedExperts:
-        return mlp
     if not isinstance(submodules, MLPSubmodules):
-        raise ConfigError("experts with biases need --transformer-impl local: Transformer Engine's were not tried")
+        return mlp
     layers = {name: _with_bias(getattr(submodules, name)) for name in ("linear_fc1", "linear_fc2")}
     return with_submodules(mlp, replace(submodules, **layers))
 

@@ -8,9 +8,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_mixcpt.models.layer_options.activations import configure_activation
 from megatron_mixcpt.models.layer_options.multipliers import multiply_embeddings
+from megatron_mixcpt.models.layer_options.softmax_offset import mark_offsets
 from megatron_mixcpt.models.options import ModelOptions, attach_options
 from megatron_mixcpt.models.rotary import configure_rotation, replace_rotation
-from megatron_mixcpt.models.softmax_offset import mark_offsets
 
 
 def configure_model(config: TransformerConfig, options: ModelOptions) -> None:

@@ -23,8 +23,8 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.models.expert_bias import add_expert_bias
 from megatron_mixcpt.models.grouped_linear import grouped_linear
+from megatron_mixcpt.models.layer_options.expert_bias import add_expert_bias
 from megatron_mixcpt.models.options import options_of
 
 ShardedOffsets = Sequence[tuple[int, int, int]]

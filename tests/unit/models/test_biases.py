@@ -1,8 +1,6 @@
-"""Biases of attention and of MLPs: logits and every gradient beside transformers, and experts that cannot have any."""
+"""Biases of attention and of MLPs: logits and every gradient beside transformers."""
 
 from pathlib import Path
-
-import pytest
 
 from megatron_mixcpt.testing import run_distributed
 
@@ -20,7 +18,7 @@ def check_biases(folder: str) -> None:
     for is_fused in (False, True):
         check_logits_and_gradients(Path(folder), is_fused)
     check_other_layers_keep_theirs()
-    check_only_our_experts_have_biases()
+    check_experts_are_as_they_were()
 
 
 def check_logits_and_gradients(folder: Path, is_fused: bool) -> None:
@@ -85,13 +83,10 @@ def check_other_layers_keep_theirs() -> None:
     assert layer.submodules.self_attention.submodules.linear_proj is projection
 
 
-def check_only_our_experts_have_biases() -> None:
-    from dataclasses import replace
-
-    from megatron_mixcpt.errors import ConfigError
+def check_experts_are_as_they_were() -> None:
+    """They read the options themselves; Transformer Engine's do not, and are refused."""
     from megatron_mixcpt.models.biases import with_biases
-    from megatron_mixcpt.models.layer_specs import gpt_layer_spec
-    from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
+    from megatron_mixcpt.models.layer_specs import gpt_layer_spec, lacking_in_transformer_engine
     from megatron_mixcpt.models.options import ModelOptions, attach_options
     from tests.unit.models.test_layer_specs import config
 
@@ -99,7 +94,5 @@ def check_only_our_experts_have_biases() -> None:
     options = ModelOptions(mlp_bias=True)
     attach_options(mixture, options)
     layer = gpt_layer_spec(mixture).layer_specs[0]
-    experts = replace(submodules_of(layer.submodules.mlp), experts="another's")
-    other = replace(layer.submodules, mlp=with_submodules(layer.submodules.mlp, experts))
-    with pytest.raises(ConfigError, match="experts with biases need --transformer-impl local"):
-        with_biases(replace(layer, submodules=other), options)
+    assert with_biases(layer, options).submodules.mlp is layer.submodules.mlp
+    assert lacking_in_transformer_engine(mixture) == "biases in experts"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_mixcpt.models.expert_bias import add_expert_bias
+from megatron_mixcpt.models.layer_options.expert_bias import add_expert_bias
 
 COUNTS = [5, 0, 7, 1]
 # float32: one product and one sum. bfloat16: product and sum are rounded to 8 bits, of numbers up to about 4.

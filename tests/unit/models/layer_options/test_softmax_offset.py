@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
+from megatron_mixcpt.models.layer_options.softmax_offset import CHANNELS, add_offset_key
 from megatron_mixcpt.models.query_blocks import MASKED_SCORE
-from megatron_mixcpt.models.softmax_offset import CHANNELS, add_offset_key
 
 SAMPLES, HEADS, GROUPS, LENGTH, CHANNELS_OF_HEAD, SCALE = 2, 6, 2, 19, 16, 0.3
 # float32: sums of 19 terms of order one, in another order. bfloat16: inputs and result are rounded to 8 bits.
