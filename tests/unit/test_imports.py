@@ -23,6 +23,8 @@ THIRD_PARTIES = {"errors": frozenset[str](), "losses": frozenset({"torch"}), "cp
 PREPROCESS_ENTRY = "megatron_mixcpt.data.preprocessing.run"
 MOST_MODULES = 18
 """Of a folder that a newcomer can take in at a glance."""
+# A list by nature: each file is a family of models, all are alike, and the registry names them.
+LISTS = {"megatron_mixcpt/conversion/architectures/families"}
 # Comes with a GPU's software, and is imported only where the engine has found it.
 ON_GPUS = {"transformer_engine"}
 # Module names that differ from the distribution's name in pyproject.toml.
@@ -190,6 +192,7 @@ def test_every_arrow_of_the_map_is_used() -> None:
 def test_a_room_can_be_taken_in_at_a_glance() -> None:
     folders = Counter(path.parent for path in (ROOT / PACKAGE).rglob("*.py") if path.name != "__init__.py")
     crowded = {str(folder.relative_to(ROOT)): number for folder, number in folders.items() if number > MOST_MODULES}
+    crowded = {folder: number for folder, number in crowded.items() if folder not in LISTS}
     assert not crowded, f"more than {MOST_MODULES} modules: {crowded}; which room is missing?"
 
 

@@ -68,6 +68,7 @@ OF_THE_MODEL = frozenset(
         moe_router_enable_expert_bias moe_router_num_groups moe_router_group_topk moe_shared_expert_intermediate_size
         attention_output_gate experimental_attention_variant linear_attention_freq linear_conv_kernel_dim
         linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
+        softmax_type rotary_interleaved moe_shared_expert_gate
     """.split()
 )
 """Names among the engine's arguments that follow from config.json; a value that contradicts it is refused."""

@@ -91,7 +91,7 @@ _BY_REASON = {
     "the architecture is that of the model folder": """
         spec hybrid_layer_pattern hybrid_override_pattern is_hybrid_model heterogeneous_layers_config_path
         heterogeneous_layers_config_encoded_json multi_latent_attention moe_use_upcycling
-        softmax_type glu_linear_offset activation_func_clamp_value qk_l2_norm
+        glu_linear_offset activation_func_clamp_value qk_l2_norm
         dsa_indexer_n_heads dsa_indexer_head_dim dsa_indexer_topk dsa_indexer_topk_freq dsa_indexer_skip_topk_offset
         dsa_indexer_loss_coeff dsa_indexer_use_sparse_loss dsa_kernel_backend dsa_indexer_rope_interleaved
         dsa_indexer_rotate_activation dsa_indexer_scoring_relu dsa_indexer_k_norm_epsilon dsa_indexer_k_norm_fp32
@@ -99,8 +99,8 @@ _BY_REASON = {
         mrope_section window_size window_attn_skip_freq relative_attention_num_buckets
         relative_attention_max_distance yarn_original_max_position_embeddings yarn_beta_fast yarn_beta_slow
         yarn_correction_range_round_to_int rotary_seq_len_interpolation_factor openai_gelu squared_relu quick_geglu
-        apply_residual_connection_post_layernorm moe_shared_expert_gate moe_shared_expert_glu_interleave_size
-        moe_latent_size moe_mlp_glu_interleave_size moe_apply_probs_on_input rope_type rotary_interleaved
+        apply_residual_connection_post_layernorm moe_shared_expert_glu_interleave_size
+        moe_latent_size moe_mlp_glu_interleave_size moe_apply_probs_on_input rope_type
         moe_upcycling_granularity q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim
         v_head_dim rotary_scaling_factor mscale mscale_all_dim cache_mla_latents
     """,
