@@ -42,6 +42,7 @@ from megatron_mixcpt.models.experts import GroupedExperts
 from megatron_mixcpt.models.layer_options.branches import with_branches
 from megatron_mixcpt.models.layer_options.norm_over_heads import with_norms_over_heads
 from megatron_mixcpt.models.layer_options.parallel_layer import ParallelLayer
+from megatron_mixcpt.models.layer_options.xielu import with_xielu
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.norm import RMSNorm, build_norm
 from megatron_mixcpt.models.options import options_of
@@ -99,7 +100,8 @@ def _with_options(
 ) -> TransformerBlockSubmodules | ModuleSpec:
     """What the options change in finished layers, whichever provider's modules these are of."""
     options = options_of(config)
-    return with_biases(with_norms_over_heads(with_branches(spec, config), options), options)
+    spec = with_xielu(with_norms_over_heads(with_branches(spec, config), options), options)
+    return with_biases(spec, options)
 
 
 def lacking_in_transformer_engine(config: TransformerConfig) -> str | None:

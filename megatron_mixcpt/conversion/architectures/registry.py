@@ -1,5 +1,6 @@
 """The supported families of models, by their name in ``config.json``. Add yours here."""
 
+from megatron_mixcpt.conversion.architectures.families.apertus import APERTUS
 from megatron_mixcpt.conversion.architectures.families.arcee import ARCEE
 from megatron_mixcpt.conversion.architectures.families.cohere import COHERE
 from megatron_mixcpt.conversion.architectures.families.ernie4_5 import ERNIE4_5
@@ -54,5 +55,6 @@ ARCHITECTURES = {
         GEMMA3_TOWER,
         QWEN3_5_TOWER,
         GPT_OSS,
+        APERTUS,
     )
 }

@@ -24,6 +24,7 @@ def dimensions(engine_arguments: Mapping[str, Any]) -> Dimensions:
     """The symbols that rules write shapes in, each with its size, from the engine's arguments."""
     head = engine_arguments["kv_channels"]
     return {
+        "one": 1,
         "hidden": engine_arguments["hidden_size"],
         "ffn": engine_arguments["ffn_hidden_size"],
         "vocab": engine_arguments["vocab_size"],
@@ -187,6 +188,19 @@ class Rename(Rule):
         if self.split is None:
             return [Block(self.hf, slice(0, rows))]
         return rows_of_rank([Block(self.hf, slice(0, rows))], rank, num_rows or rows // size)
+
+
+@dataclass(frozen=True)
+class Scalar(Rename):
+    """A tensor without axes in the checkpoint, which is a vector of one number in the engine."""
+
+    shape: tuple[str, ...] = ("one",)
+
+    def hf_shapes(self, dims: Dimensions) -> dict[str, tuple[int, ...]]:
+        return {self.hf: ()}
+
+    def take_apart(self, tensor: torch.Tensor, dims: Dimensions) -> dict[str, torch.Tensor]:
+        return {self.hf: tensor.reshape(())}
 
 
 @dataclass(frozen=True)

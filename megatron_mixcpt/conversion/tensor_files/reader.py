@@ -37,9 +37,9 @@ class TensorEntry:
     shape: tuple[int, ...]
 
     def stacked(self, index: int | None) -> "TensorEntry":
-        """One of the tensors stacked in this one's first axis; None: this one."""
+        """One of the tensors stacked in this one's first axis; None: this one, a single number as one row."""
         if index is None:
-            return self
+            return self if self.shape else replace(self, shape=(1,))
         num_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         return replace(self, offset=self.offset + index * num_bytes, shape=self.shape[1:])
 

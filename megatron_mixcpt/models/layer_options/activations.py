@@ -28,7 +28,12 @@ def configure_activation(config: TransformerConfig, options: ModelOptions) -> No
     """Put the activation of the options on the engine's configuration, in place; nothing where they name none.
 
     The engine's fused kernels are for other activations (its ``gelu`` in one is tanh's), so they are switched off.
+    ``xielu`` is a module, which the engine's MLP takes from the layer specs where it is told to take one.
     """
-    if options.activation is not None:
+    if options.activation is None:
+        return
+    config.bias_activation_fusion = False
+    if options.activation == "xielu":
+        config.use_te_activation_func = True
+    else:
         config.activation_func = ACTIVATIONS[options.activation]
-        config.bias_activation_fusion = False

@@ -6,6 +6,7 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 from collections.abc import Callable
 
 from transformers import (
+    ApertusConfig,
     ArceeConfig,
     CohereConfig,
     Ernie4_5Config,
@@ -88,6 +89,11 @@ def arcee() -> PreTrainedConfig:
     return ArceeConfig(**DENSE)
 
 
+def apertus() -> PreTrainedConfig:
+    """xIELU with its learned numbers, QK norms, and biases in attention."""
+    return ApertusConfig(**DENSE, attention_bias=True)
+
+
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "olmo2": olmo2,
     "olmo3": olmo3,
@@ -101,4 +107,5 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "starcoder2": starcoder2,
     "nemotron": nemotron,
     "arcee": arcee,
+    "apertus": apertus,
 }

@@ -22,6 +22,7 @@ def check_layer_options() -> None:
     check_layer_norm_without_bias()
     check_parallel_layer()
     check_activations()
+    check_xielu()
 
 
 def config(engine=None, **options):
@@ -170,3 +171,25 @@ def check_activations() -> None:
         engine = config(activation=name)
         torch.testing.assert_close(engine.activation_func(x), ACT2FN[name](x))
         assert not engine.bias_activation_fusion
+
+
+def check_xielu() -> None:
+    """Values, and gradients of the learned numbers over both ranks' columns, beside transformers' own."""
+    import torch
+    from megatron.core import parallel_state
+    from transformers.activations import XIELUActivation
+
+    from megatron_mixcpt.models.layer_options.xielu import XIELU
+
+    torch.manual_seed(6)
+    reference, whole = XIELUActivation(dtype=torch.float32), torch.randn(3, 2, 8)
+    part = whole.chunk(2, -1)[parallel_state.get_tensor_model_parallel_rank()]
+    activation = XIELU(config=config(activation="xielu"))
+    assert activation.state_dict().keys() == reference.state_dict().keys()
+    for name, number in activation.state_dict().items():
+        torch.testing.assert_close(number, reference.state_dict()[name].reshape(1))
+    torch.testing.assert_close(activation(part), reference(part))
+    reference(whole).sin().sum().backward()
+    activation(part).sin().sum().backward()
+    torch.testing.assert_close(activation.alpha_p.grad, reference.alpha_p.grad)
+    torch.testing.assert_close(activation.alpha_n.grad, reference.alpha_n.grad)
