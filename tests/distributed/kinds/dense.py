@@ -15,6 +15,7 @@ from transformers import (
     NemotronConfig,
     Olmo2Config,
     Olmo3Config,
+    Phi3Config,
     PreTrainedConfig,
     SeedOssConfig,
     Starcoder2Config,
@@ -94,6 +95,15 @@ def apertus() -> PreTrainedConfig:
     return ApertusConfig(**DENSE, attention_bias=True)
 
 
+def phi4_mini() -> PreTrainedConfig:
+    """Two scales for each frequency of the channels that rotate, tied embeddings, and a window."""
+    factors = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [1.5, 2.5, 3.5]}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, **factors}
+    options = {"num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True, "sliding_window": 21}
+    lengths = {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    return Phi3Config(**DENSE | options | lengths, rope_parameters=rope)
+
+
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "olmo2": olmo2,
     "olmo3": olmo3,
@@ -108,4 +118,5 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "nemotron": nemotron,
     "arcee": arcee,
     "apertus": apertus,
+    "phi4-mini": phi4_mini,
 }
