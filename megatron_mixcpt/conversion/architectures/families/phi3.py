@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4 (without an active sliding window): Llama's layers, stored with fused projections."""
+"""Phi-3, Phi-4 and Phi-4-mini: Llama's layers, stored with fused projections."""
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, MLP

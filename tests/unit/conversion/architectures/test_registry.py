@@ -78,6 +78,5 @@ def test_assumed_values_are_those_of_transformers(architecture: Architecture) ->
     config = config_class().to_dict()
     for key, value in architecture.hf_defaults.items():
         made = {**config, **(config.get("rope_parameters") or {})}.get(key, value)
-        assert getattr(config_class, key, made) == value, (
-            key
-        )  # the field's default: instances without windows have none
+        # The field's default, which an instance without windows does not keep, or what an instance makes of null.
+        assert value in (getattr(config_class, key, made), made), key
