@@ -78,5 +78,8 @@ def test_assumed_values_are_those_of_transformers(architecture: Architecture) ->
     config = config_class().to_dict()
     for key, value in architecture.hf_defaults.items():
         made = {**config, **(config.get("rope_parameters") or {})}.get(key, value)
-        # The field's default, which an instance without windows does not keep, or what an instance makes of null.
-        assert value in (getattr(config_class, key, made), made), key
+        if isinstance(value, dict):  # null as a default, of which an instance makes this and more
+            assert value.items() <= made.items(), key
+            continue
+        # The field's default: instances without windows have none.
+        assert getattr(config_class, key, made) == value, key
