@@ -51,9 +51,13 @@ class Summary:
     num_tensors: int
     num_bytes: int
     warning: str | None = None
+    quantization: str | None = None
+    """Of the base model's weights."""
 
     def __str__(self) -> str:
         written = f"{self.folder}: {self.num_tensors} tensors, {self.num_bytes / 1e9:.2f} GB"
+        if self.quantization:
+            written += f" in full precision; the base model's weights were quantized ({self.quantization})"
         return f"{written}\nwarning: {self.warning}" if self.warning else written
 
 
@@ -74,7 +78,8 @@ def convert_from_hf(hf_dir: str | Path, save_dir: str | Path) -> Summary:
         write_release(aside, sources, {**hf_model.engine_arguments, **parallel})
         if get_rank() == 0:
             copy_hf_metadata(hf_model.folder, aside, hf_model)
-    return Summary(target, len(sources), sum(source.num_bytes for source in sources))
+    num_bytes = sum(source.num_bytes for source in sources)
+    return Summary(target, len(sources), num_bytes, quantization=hf_model.quantization)
 
 
 def _sources(hf_model: HFModel, rule: Rule) -> list[TensorSource]:
@@ -168,7 +173,7 @@ def convert_to_hf(
             figures = logged_figures(checkpoint.folder.parent, checkpoint.iteration, arguments.get("tensorboard_dir"))
             write_card(metadata, aside, arguments, figures)
     num_bytes = sum(tensor.num_bytes for tensor in tensors.values())
-    return Summary(target, len(tensors), num_bytes, warning_of_end(metadata, arguments))
+    return Summary(target, len(tensors), num_bytes, warning_of_end(metadata, arguments), plan.quantization)
 
 
 def _write_tensors(

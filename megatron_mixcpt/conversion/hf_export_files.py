@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from megatron_mixcpt.conversion.architectures.text_tower import TEXT_CONFIG
 from megatron_mixcpt.conversion.carried import KEY
 from megatron_mixcpt.conversion.context_length import with_positions
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME, metadata_digest
@@ -50,6 +51,8 @@ def write_card(metadata: Path, folder: Path, arguments: Mapping[str, Any], figur
 def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], arguments: Mapping[str, Any]) -> None:
     """Write the dtype and the sequence length of training into config.json, unless it has them already.
 
+    A quantization of the base model's weights is taken out.
+
     The dtype is written under the key that it has there. A length is raised to what training used, never lowered, and
     the rotary embedding stays what it was (``context_length.py``).
     """
@@ -57,6 +60,8 @@ def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], argume
     before = plan.document(plan.config)
     key = "dtype" if "dtype" in before else "torch_dtype"
     config = {**plan.document(with_positions(plan, arguments.get("seq_length") or 0)), key: name}
+    for settings in (config, config.get(TEXT_CONFIG, {})):
+        settings.pop("quantization_config", None)  # the weights are not quantized any more
     if config != before:
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 

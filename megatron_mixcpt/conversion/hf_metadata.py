@@ -20,6 +20,7 @@ from megatron_mixcpt.jobs.whole_outputs import whole_folder
 
 FOLDER_NAME = "hf"
 SOURCE_NAME = "source.json"
+QUANTIZATION = "quantization"
 SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken"})
 TEMPLATE_FOLDER = "additional_chat_templates"
 
@@ -122,8 +123,9 @@ def _origin(source: Path, hf_model: ModelPlan | None) -> dict[str, Any]:
     """What ``source.json`` says of the base model: read from the folder, or handed on from a checkpoint's own."""
     if (source / SOURCE_NAME).exists():
         known = read_json(source / SOURCE_NAME)
-        return {key: known[key] for key in ("base_model", "vocab_size", "dtype", KEY) if key in known}
+        return {key: known[key] for key in ("base_model", "vocab_size", "dtype", QUANTIZATION, KEY) if key in known}
     model = hf_model if isinstance(hf_model, HFModel) else read_model_folder(source)
     dtype = str(model.dtype).removeprefix("torch.")
     names = {"base_model": source.resolve().name, "vocab_size": model.vocab_size, "dtype": dtype}
-    return names | carried_summary(model)
+    quantization = {QUANTIZATION: model.quantization} if model.quantization else {}
+    return names | quantization | carried_summary(model)

@@ -26,6 +26,7 @@ from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.architectures.rules import Dimensions, Rule, dimensions
 from megatron_mixcpt.conversion.architectures.tensor_names import PLAIN, TensorNames
 from megatron_mixcpt.conversion.architectures.text_tower import language_model, with_text
+from megatron_mixcpt.conversion.tensor_files.quantized import DequantizedFolder
 from megatron_mixcpt.conversion.tensor_files.reader import TRAINED, SafetensorsFolder, read_json
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.flags import flag_name
@@ -70,6 +71,11 @@ class ModelPlan:
     def dims(self) -> Dimensions:
         """The sizes that rules write shapes in."""
         return dimensions(self.engine_arguments)
+
+    @property
+    def quantization(self) -> str | None:
+        """``quant_method`` of the folder's weights, which are read as bfloat16; None: they are not quantized."""
+        return (self.config.get("quantization_config") or {}).get("quant_method")
 
     def rules(self) -> dict[str, Rule]:
         """A rule for every engine tensor, by the engine's name."""
@@ -162,7 +168,7 @@ def read_model_folder(hf_dir: str | Path) -> HFModel:
         ConfigError: an architecture or setting that the engine cannot express.
     """
     plan = read_config(hf_dir)
-    tensors = SafetensorsFolder(plan.folder)
+    tensors = DequantizedFolder(plan.folder) if plan.quantization else SafetensorsFolder(plan.folder)
     plan = _with_names_of(plan, tensors)
     _check_tensors(plan, tensors)
     return HFModel(**vars(plan), tensors=tensors)

@@ -41,6 +41,8 @@ def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], figures:
     else:
         lines += [f"# {base}", "", "Converted through Megatron without training.", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in figures.items()]
+    if quantization := origin.get("quantization"):
+        lines += [f"| weights of the base model | {quantization}, read as bfloat16; these are not quantized |"]
     if carried := origin.get("carried"):
         parts = ", ".join(carried["parts"])
         lines += [f"| the base model's, not trained | {carried['tensors']} tensors: {parts} |"]

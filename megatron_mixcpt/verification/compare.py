@@ -15,6 +15,7 @@ import transformers
 from megatron_mixcpt.conversion.convert import check_checkpoint, read_whole
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.inference.engine_model import (
     build_engine_model,
     forward_through_stages,
@@ -110,6 +111,11 @@ def compare_forward(
         dtype: of weights and computation on both sides.
     """
     hf_model = read_model_folder(hf_dir)
+    if hf_model.quantization:
+        raise ConfigError(
+            f"{hf_dir}: its weights are quantized ({hf_model.quantization}), and transformers would compute with "
+            "others than those that are read: convert and export it, and verify the export"
+        )
     config = transformer_config(hf_model, dtype, **_exact_layers(dtype))
     model = build_engine_model(hf_model, config).to(dtype).eval()
     if load_dir is None:

@@ -67,6 +67,7 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(("logits_scaling", "logit_scale"), POSITIVE),
     # What follows belongs to the rotary embedding (rope.py).
     **dict.fromkeys(("rope_scaling", "rope_parameters", "sliding_attention", "full_attention"), OBJECT),
+    "quantization_config": OBJECT,
     **dict.fromkeys(("rope_type", "type"), NAME),
     "rope_local_base_freq": POSITIVE,
     **dict.fromkeys(("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"), POSITIVE),

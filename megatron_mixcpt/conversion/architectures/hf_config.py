@@ -66,6 +66,8 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "make_vocab_size_divisible_by": 1,
 }
+QUANTIZATIONS = ("fp8", "mxfp4")
+"""Values of ``quant_method`` whose weights ``tensor_files/quantized.py`` reads."""
 FREE_ARGUMENTS = frozenset(DEFAULT_ARGUMENTS) | {"max_position_embeddings", "moe_router_dtype"}
 ROPE_ARGUMENTS = frozenset({"rotary_base", "rotary_percent", "use_rope_scaling", "rope_scaling_factor"})
 """What the engine's arguments can say of the rotary embedding; all of it is in a model's options."""
@@ -176,8 +178,7 @@ def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, S
     for key, expected in architecture.required.items():
         if config.get(key, expected) != expected:
             raise config.refuse(key, config.get(key), f"for {architecture.name} the engine only has {key} {expected!r}")
-    if config.get("quantization_config"):
-        raise config.refuse("quantization_config", "...", "weights are quantized: use the full-precision checkpoint")
+    _check_quantization(config)
     nature = f'"architectures": ["{architecture.name}"]'
     fixed = {**FIXED_ARGUMENTS, **architecture.arguments}
     settings = {name: Setting(value, nature) for name, value in {**fixed, **DEFAULT_ARGUMENTS}.items()}
@@ -191,6 +192,19 @@ def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, S
     settings["untie_embeddings_and_output_weights"] = Setting(not tied, f"tie_word_embeddings {tied}")
     extra = architecture.adjust(config) if architecture.adjust else {}
     return settings | {name: Setting(value, nature) for name, value in extra.items()}
+
+
+def _check_quantization(config: HFConfig) -> None:
+    """Raise ConfigError for quantized weights that cannot be read as transformers reads them."""
+    assumed = {"quant_method": None, "scale_fmt": "float", "expert_dtype": "fp8"}
+    quantization = {**assumed, **given} if (given := config.get("quantization_config")) else {}
+    for key, known in {"quant_method": QUANTIZATIONS, "scale_fmt": ("float",), "expert_dtype": ("fp8",)}.items():
+        if quantization and quantization[key] not in known:
+            raise config.refuse(
+                f"quantization_config.{key}",
+                quantization.get(key),
+                f"weights can be read with {' or '.join(known)}: use the full-precision checkpoint",
+            )
 
 
 def _attention_settings(config: HFConfig) -> dict[str, Setting]:

@@ -15,6 +15,8 @@ from megatron_mixcpt.errors import ConfigError
 
 TEXT_CONFIG = "text_config"
 _TIED = "tie_word_embeddings"
+_OUTSIDE = (_TIED, "quantization_config")
+"""Keys that stand beside ``text_config`` and hold for the language model; those in it are not read."""
 
 
 def text_tower(
@@ -57,13 +59,12 @@ def language_model(
             f"{path}: {TEXT_CONFIG}.model_type {ascii(kind)} is not supported; for {architecture.name} these are: "
             f"{', '.join(texts)}"
         )
-    own = {key: value for key, value in text.items() if key != _TIED}
-    tied = {_TIED: values[_TIED]} if values.get(_TIED) is not None else {}
-    return replace(texts[kind], tower=architecture.tower), {**own, **tied}
+    own = {key: value for key, value in text.items() if key not in _OUTSIDE}
+    outside = {key: values[key] for key in _OUTSIDE if values.get(key) is not None}
+    return replace(texts[kind], tower=architecture.tower), {**own, **outside}
 
 
 def with_text(values: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of a multimodal model with other settings of its language model, as :func:`language_model` gives."""
-    before = values[TEXT_CONFIG]
-    kept = {_TIED: before[_TIED]} if _TIED in before else {}
-    return {**values, TEXT_CONFIG: {**{key: value for key, value in text.items() if key != _TIED}, **kept}}
+    kept = {key: value for key, value in values[TEXT_CONFIG].items() if key in _OUTSIDE}
+    return {**values, TEXT_CONFIG: {**{key: value for key, value in text.items() if key not in _OUTSIDE}, **kept}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -239,3 +239,30 @@ def test_metadata_is_written_once_and_belongs_to_one_model(tmp_path):
     assert sorted(path.name for path in (tmp_path / "save").iterdir()) == ["hf"]
     (source / "tokenizer.json").write_text("{}")
     assert "belongs to hf, whose config or tokenizer differs" in refusal(copy_hf_metadata, source, tmp_path / "save")
+
+
+def test_quantized_weights_are_exported_in_full_precision(tmp_path):
+    """FP8 in blocks of 16 by 16, in a model whose sizes they divide; embeddings, output layer and norms are not."""
+    source = save_with_extras("llama", tmp_path / "hf")
+    tensors, expected = {}, {}
+    for name, weight in read_all(source).items():
+        tensors[name] = expected[name] = weight
+        if ".layers." in name and weight.dim() == 2:
+            blocks = weight.float().unflatten(1, (-1, 16)).unflatten(0, (-1, 16))
+            scales = blocks.abs().amax((1, 3)) / 448
+            quantized = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+            tensors[name] = quantized.flatten(2, 3).flatten(0, 1)
+            tensors[f"{name}_scale_inv"] = scales
+            expected[name] = (quantized.float() * scales[:, None, :, None]).bfloat16().flatten(2, 3).flatten(0, 1)
+    for path in [*source.glob("*.safetensors"), source / "model.safetensors.index.json"]:
+        path.unlink(missing_ok=True)
+    save_file(tensors, source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    quantization = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    summary = convert_from_hf(source, tmp_path / "megatron")
+    assert "in full precision; the base model's weights were quantized (fp8)" in str(summary)
+    convert_to_hf(tmp_path / "megatron", tmp_path / "out")
+    assert_same_bits(read_all(tmp_path / "out"), expected)
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
+    assert "| fp8, read as bfloat16; these are not quantized |" in (tmp_path / "out" / "README.md").read_text()

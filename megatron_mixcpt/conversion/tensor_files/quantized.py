@@ -1,0 +1,139 @@
+"""Quantized weights, read as the bfloat16 numbers that transformers makes of them, slice by slice.
+
+- FP8 (``quant_method`` ``fp8``): weights in float8_e4m3fn and ``weight_scale_inv``, a float32 scale for each block of
+  them or one for all: DeepSeek-V3, Ministral 3, Qwen3-FP8. A weight is its number times its block's scale, in float32
+  (transformers' ``Fp8Dequantize``).
+- MXFP4 (``mxfp4``): experts in blocks of 32 numbers of four bits, two in a byte, which share an exponent: gpt-oss. A
+  weight is one of 16 values times a power of 2 (transformers' ``convert_moe_packed_tensors``), and the tensor is the
+  transpose of what is stored.
+
+Scales of activations, which only FP8 kernels use, are dropped. A read takes what its rows and columns need.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_mixcpt.conversion.tensor_files.reader import SafetensorsFolder, TensorEntry
+from megatron_mixcpt.errors import CheckpointError
+
+FP4_VALUES = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
+CHUNK_NUMBERS = 2**24
+"""Weights that are in float32 at a time."""
+
+
+class DequantizedFolder(SafetensorsFolder):
+    """A folder whose quantized tensors appear as bfloat16 ones, under the names that transformers has in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read every header; raises CheckpointError for quantized weights without their scales, beside other damage."""
+        self._stored = SafetensorsFolder(folder)
+        self.folder, self.bytes_read = folder, 0
+        self._scales: dict[str, str] = {}
+        self._packed: dict[str, tuple[str, str]] = {}
+        self.num_dropped = 0
+        """Scales of activations."""
+        self.entries = dict(self._presented())
+
+    def _presented(self) -> Iterator[tuple[str, TensorEntry]]:
+        for name, entry in self._stored.entries.items():
+            if name.endswith((".activation_scale", ".input_scale")):
+                self.num_dropped += 1
+            elif name.endswith("_blocks"):
+                yield self._unpacked(name, entry)
+            elif entry.dtype == torch.float8_e4m3fn:
+                yield name, self._unscaled(name, entry)
+            elif not name.endswith(("_scales", ".weight_scale_inv")):
+                yield name, entry
+
+    def _unscaled(self, name: str, entry: TensorEntry) -> TensorEntry:
+        scales = self._partner(name, re.sub(r"weight$", "weight_scale_inv", name))
+        grid = scales.shape[-2:] if len(scales.shape) >= 2 else (1, 1)
+        if any(size % count for size, count in zip(entry.shape[-2:], grid, strict=True)):
+            raise CheckpointError(
+                f"{entry.path}: {name} of shape {entry.shape} is not divided evenly by its scales of shape "
+                f"{scales.shape}, and transformers cannot read it: use the unquantized checkpoint"
+            )
+        self._scales[name] = re.sub(r"weight$", "weight_scale_inv", name)
+        return TensorEntry(entry.path, entry.offset, torch.bfloat16, entry.shape)
+
+    def _unpacked(self, name: str, entry: TensorEntry) -> tuple[str, TensorEntry]:
+        presented = name.removesuffix("_blocks")
+        scales = self._partner(name, f"{presented}_scales")
+        if len(entry.shape) != 4 or scales.shape != entry.shape[:-1] or entry.dtype != torch.uint8:
+            raise CheckpointError(f"{entry.path}: {name} of shape {entry.shape} has scales of shape {scales.shape}")
+        self._packed[presented] = (name, f"{presented}_scales")
+        experts, rows, groups, width = entry.shape
+        return presented, TensorEntry(entry.path, entry.offset, torch.bfloat16, (experts, 2 * groups * width, rows))
+
+    def _partner(self, name: str, scales: str) -> TensorEntry:
+        if scales not in self._stored.entries or scales == name:
+            raise CheckpointError(f"{self.folder}: {name} is quantized and its scales, {scales}, are missing")
+        return self._stored.entries[scales]
+
+    def read_into(
+        self,
+        target: Tensor,
+        name: str,
+        rows: slice | None = None,
+        columns: slice | None = None,
+        index: int | None = None,
+    ) -> None:
+        """As of the base class."""
+        if name not in self._scales and name not in self._packed:
+            super().read_into(target, name, rows, columns, index)  # its entry is as it is stored
+            return
+        entry = self.entries[name]
+        if index is None and len(entry.shape) == 3:
+            for place, expert in enumerate(range(*(rows or slice(None)).indices(entry.shape[0]))):
+                self.read_into(target[place], name, index=expert)
+            return
+        shape = entry.stacked(index).shape
+        rows, columns = (
+            slice(*(part or slice(None)).indices(size)[:2]) for part, size in zip((rows, columns), shape, strict=True)
+        )
+        before = self._stored.bytes_read
+        read = self._read_packed if name in self._packed else self._read_scaled
+        for part in _parts(rows, columns):
+            target[part.start - rows.start : part.stop - rows.start] = read(name, part, columns, index)
+        self.bytes_read += self._stored.bytes_read - before
+
+    def _read_scaled(self, name: str, rows: slice, columns: slice, index: int | None) -> Tensor:
+        """FP8: each number times the scale of its block."""
+        shape = self.entries[name].stacked(index).shape
+        scales = self._scale_grid(self._scales[name], index)
+        row_blocks, column_blocks = (
+            torch.arange(part.start, part.stop) // (size // count)
+            for part, size, count in zip((rows, columns), shape, scales.shape, strict=True)
+        )
+        numbers = self._stored.read(name, rows, columns, index).float()
+        return (numbers * scales[row_blocks][:, column_blocks]).to(torch.bfloat16)
+
+    def _scale_grid(self, name: str, index: int | None) -> Tensor:
+        """[blocks of rows, blocks of columns], float32."""
+        entry = self._stored.entries[name]
+        scales = torch.empty(entry.shape, dtype=entry.dtype)
+        self._stored.read_into(scales, name)
+        if index is not None:
+            scales = scales[index]
+        return scales.float() if scales.dim() == 2 else scales.float().reshape(1, 1)
+
+    def _read_packed(self, name: str, rows: slice, columns: slice, index: int | None) -> Tensor:
+        """MXFP4: what is stored are the columns, each [groups, bytes] with an exponent for each group."""
+        blocks, scales = (self._stored.read(part, columns, index=index) for part in self._packed[name])
+        width = 2 * blocks.size(-1)
+        groups = slice(rows.start // width, -(-rows.stop // width))
+        blocks, exponents = blocks[:, groups], scales[:, groups].int() - 127
+        values = torch.tensor(FP4_VALUES, dtype=torch.bfloat16, device="cpu")
+        numbers = torch.stack([values[(blocks & 0x0F).int()], values[(blocks >> 4).int()]], dim=-1).flatten(-2)
+        numbers = torch.ldexp(numbers, exponents.unsqueeze(-1)).flatten(1)
+        start = rows.start - groups.start * width
+        return numbers[:, start : start + rows.stop - rows.start].T
+
+
+def _parts(rows: slice, columns: slice) -> Iterator[slice]:
+    step = max(1, CHUNK_NUMBERS // max(1, columns.stop - columns.start))
+    return (slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step))
