@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_model_folder
+from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_config, read_model_folder
 from megatron_mixcpt.conversion.tensor_files.writer import SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.jobs.ranks import get_rank, get_world_size
@@ -94,6 +94,9 @@ def find_carried(origin: dict[str, Any], folder: str | Path | None, checkpoint: 
             f"({', '.join(wanted['parts'])}) are not in the checkpoint: export it with tools/convert_to_hf.py and that "
             "model's folder as --hf-reference"
         )
+    architecture = read_config(folder).architecture
+    if wanted is None and architecture.tower is None and architecture.carried_tensors is None:
+        return None  # the folder need not have any weights
     model = read_model_folder(folder)
     if wanted is not None and carried_summary(model).get(KEY) != wanted:
         raise CheckpointError(
