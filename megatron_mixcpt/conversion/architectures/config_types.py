@@ -44,6 +44,10 @@ FLAGS_OF_LAYERS: Check = (
     lambda value: type(value) is list and len(value) <= MAX_LAYERS and all(item in (0, 1) for item in value),
     "expected a list of 0 and 1",
 )
+LAYERS: Check = (
+    lambda value: type(value) is list and len(value) <= MAX_LAYERS and all(type(item) is int for item in value),
+    "expected a list of layers' numbers",
+)
 FIRST_LAYER: Check = (
     lambda value: type(value) is int and 0 <= value <= MAX_LAYERS,
     f"expected an integer from 0 to {MAX_LAYERS:,}",
@@ -80,6 +84,8 @@ CHECKS: dict[str, Check] = {
     "routed_scaling_factor": POSITIVE,
     "use_qk_norm": FLAG,
     "no_rope_layers": FLAGS_OF_LAYERS,
+    "decoder_sparse_step": _count(MAX_LAYERS),
+    "mlp_only_layers": LAYERS,
 }
 
 

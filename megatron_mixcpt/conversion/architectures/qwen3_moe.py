@@ -1,7 +1,10 @@
-"""Qwen3-MoE: Qwen3's attention and a mixture of small experts in every layer."""
+"""Qwen3-MoE: Qwen3's attention and a mixture of small experts in every layer, or in some."""
+
+from collections.abc import Callable
+from typing import Any
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
-from megatron_mixcpt.conversion.architectures.llama import ATTENTION, ATTENTION_BIAS, EMBEDDINGS, ENGINE, HF
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, ATTENTION_BIAS, EMBEDDINGS, ENGINE, HF, MLP
 from megatron_mixcpt.conversion.architectures.mixtral import ENGINE_EXPERT, ROUTER_ARGUMENTS
 from megatron_mixcpt.conversion.architectures.qwen3 import QK_NORM
 from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
@@ -24,11 +27,32 @@ def softmax_before_choice(config: HFConfig) -> dict[str, bool]:
     return {"moe_router_pre_softmax": not config.get("norm_topk_prob", False)}
 
 
+def layers_with_experts(config: HFConfig) -> list[int]:
+    """1 for layers with experts, every ``decoder_sparse_step``-th that ``mlp_only_layers`` does not list; else 0."""
+    step, listed = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers", [])
+    number = config.require("num_hidden_layers")
+    layers = [int((layer + 1) % step == 0 and layer not in listed) for layer in range(number)]
+    if not any(layers):
+        raise config.refuse("mlp_only_layers", listed, f"with decoder_sparse_step {step}, no layer has experts")
+    return layers
+
+
+def router_and_layers(config: HFConfig) -> dict[str, Any]:
+    """The engine's arguments of the router and of which layers have one."""
+    layers = layers_with_experts(config)
+    return {**softmax_before_choice(config), "moe_layer_freq": 1 if all(layers) else layers}
+
+
+def experts_or_mlp(experts: tuple[Rule, ...]) -> Callable[[HFConfig, int], tuple[Rule, ...]]:
+    """``Architecture.rules_of_layer`` of models with an MLP in the layers that have no experts."""
+    return lambda config, layer: experts if layers_with_experts(config)[layer] else MLP
+
+
 QWEN3_MOE = Architecture(
     name="Qwen3MoeForCausalLM",
     models="Qwen3-30B-A3B, Qwen3-235B-A22B",
-    refused="dense layers between (`mlp_only_layers`, `decoder_sparse_step`)",
-    name_map=EMBEDDINGS + ATTENTION + QK_NORM + EXPERTS,
+    name_map=EMBEDDINGS + ATTENTION + QK_NORM,
+    rules_of_layer=experts_or_mlp(EXPERTS),
     config_map={
         "num_local_experts": "num_experts",
         "num_experts_per_tok": "moe_router_topk",
@@ -37,8 +61,8 @@ QWEN3_MOE = Architecture(
     spellings={"num_experts": "num_local_experts"},
     arguments={**ROUTER_ARGUMENTS, "qk_layernorm": True},
     biases={"attention_bias": ATTENTION_BIAS},
-    required={"hidden_act": "silu", "decoder_sparse_step": 1, "mlp_only_layers": []},
+    required={"hidden_act": "silu"},
     hf_defaults={"use_sliding_window": False, "sliding_window": 4096},
     windows=WindowRules(every_layer),
-    adjust=softmax_before_choice,
+    adjust=router_and_layers,
 )

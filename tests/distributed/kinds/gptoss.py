@@ -5,7 +5,7 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 
 from collections.abc import Callable
 
-from transformers import GptOssConfig, PreTrainedConfig
+from transformers import GptOssConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from tests.distributed.tiny_shape import SHAPE
 
@@ -20,4 +20,15 @@ def gpt_oss() -> PreTrainedConfig:
     return GptOssConfig(**ALL, **experts, head_dim=8, sliding_window=12, rope_parameters=rope)
 
 
-KINDS: dict[str, Callable[[], PreTrainedConfig]] = {"gpt-oss": gpt_oss}
+SPARSE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+
+
+def qwen3_moe_dense_between() -> PreTrainedConfig:
+    """Experts in every second layer."""
+    return Qwen3MoeConfig(**ALL, **SPARSE, head_dim=8, norm_topk_prob=True, decoder_sparse_step=2)
+
+
+KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "gpt-oss": gpt_oss,
+    "qwen3-moe-dense-between": qwen3_moe_dense_between,
+}
