@@ -31,6 +31,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.context_parallel import chunk_numbers, gather_keys_and_values
+from megatron_mixcpt.models.layer_options.position_scale import scale_by_position
 from megatron_mixcpt.models.layer_options.softcap_attention import ROWS, softcap_attention
 from megatron_mixcpt.models.layer_options.softmax_offset import CHANNELS, add_offset_key, build_offset, sharded_offset
 from megatron_mixcpt.models.options import options_of
@@ -73,6 +74,7 @@ class ScaledDotProductAttention(MegatronModule):
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
         self.softcap = options_of(config).attention_softcap
+        self.position_scale = options_of(config).position_scale
         self.softmax_offset = build_offset(config) if config.softmax_type == "learnable" else None
         self.dropout_probability = config.attention_dropout if attention_dropout is None else attention_dropout
         self.cp_group = pg_collection.cp if pg_collection is not None else None
@@ -112,6 +114,8 @@ class ScaledDotProductAttention(MegatronModule):
             raise ConfigError("attention biases and packed sequences need Transformer Engine, which is not enabled")
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         key, value = gather_keys_and_values(key, value, self.cp_group)
+        if self.position_scale is not None:
+            query = scale_by_position(query, self._chunks(query.size(0), key.size(0)), self.position_scale)
         blocks = self._blocks(query, key.size(0), attention_mask, mask_type == AttnMaskType.causal)
         if self.softcap is not None:
             blocks = [part for block in blocks for part in block.in_parts(ROWS)]

@@ -112,6 +112,7 @@ def lacking_in_transformer_engine(config: TransformerConfig) -> str | None:
         "soft cap of attention's scores": options.attention_softcap is not None,
         "attention and MLP side by side": options.parallel_layers,
         "LayerNorm without bias": not options.norm_bias,
+        "queries that grow with their position": options.position_scale is not None,
         "biases in experts": options.mlp_bias and config.num_moe_experts is not None,
     }
     return next((name for name, is_needed in lacking.items() if is_needed), None)

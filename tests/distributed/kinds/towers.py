@@ -6,7 +6,7 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 from collections.abc import Callable
 from typing import Any
 
-from transformers import Gemma3Config, Mistral3Config, MistralConfig, PreTrainedConfig, Qwen3_5Config
+from transformers import Gemma3Config, Ministral3Config, Mistral3Config, MistralConfig, PreTrainedConfig, Qwen3_5Config
 
 from tests.distributed.kinds import delta, gemma
 from tests.distributed.tiny_shape import SHAPE
@@ -17,6 +17,18 @@ VISION: dict[str, Any] = {
 }
 
 
+MINISTRAL: dict[str, Any] = {
+    **SHAPE,
+    "head_dim": 8,
+    "pad_token_id": None,
+    "max_position_embeddings": 256,
+    "rope_parameters": {
+        **{"rope_type": "yarn", "factor": 16.0, "rope_theta": 1e6, "original_max_position_embeddings": 16},
+        **{"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.1},
+    },
+}
+
+
 def mistral3() -> PreTrainedConfig:
     """Mistral Small 3.1: Mistral beside a vision tower; the embeddings are not tied."""
     text = MistralConfig(**SHAPE, max_position_embeddings=4096, sliding_window=None)
@@ -24,6 +36,21 @@ def mistral3() -> PreTrainedConfig:
         text_config=text,
         vision_config={"model_type": "pixtral", **VISION},
         tie_word_embeddings=False,
+        architectures=["Mistral3ForConditionalGeneration"],
+    )
+
+
+def ministral3() -> PreTrainedConfig:
+    """Queries that grow from the 17th token on, yarn, and wider heads."""
+    return Ministral3Config(**MINISTRAL)
+
+
+def ministral3_tower() -> PreTrainedConfig:
+    """Ministral 3 as it is published, beside a vision tower."""
+    return Mistral3Config(
+        text_config=Ministral3Config(**MINISTRAL),
+        vision_config={"model_type": "pixtral", **VISION},
+        tie_word_embeddings=True,
         architectures=["Mistral3ForConditionalGeneration"],
     )
 
@@ -49,7 +76,9 @@ def qwen3_5_tower() -> PreTrainedConfig:
 
 
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "ministral3": ministral3,
     "mistral3": mistral3,
+    "ministral3-tower": ministral3_tower,
     "gemma3-tower": gemma3_tower,
     "qwen3-5-tower": qwen3_5_tower,
 }

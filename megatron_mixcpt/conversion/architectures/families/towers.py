@@ -1,16 +1,16 @@
 """Multimodal models whose language model is trained: which text families they hold, under which names."""
 
 from megatron_mixcpt.conversion.architectures.families.gemma import GEMMA3
-from megatron_mixcpt.conversion.architectures.families.mistral import MISTRAL
+from megatron_mixcpt.conversion.architectures.families.mistral import MINISTRAL3, MISTRAL
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
 from megatron_mixcpt.conversion.architectures.tensor_names import INSIDE, OUTSIDE
 from megatron_mixcpt.conversion.architectures.text_tower import text_tower
 
 MISTRAL3 = text_tower(
     "Mistral3ForConditionalGeneration",
-    {"mistral": MISTRAL},
+    {"mistral": MISTRAL, "ministral3": MINISTRAL3},
     tied=True,
-    models="Mistral Small 3.1 and 3.2, Magistral Small",
+    models="Mistral Small 3.1 and 3.2, Magistral Small, Ministral 3",
 )
 
 GEMMA3_TOWER = text_tower(
