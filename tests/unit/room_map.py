@@ -74,7 +74,7 @@ ROOMS = {
     ),
     "conversion/tensor_files": _room("safetensors files: headers, slices, shards", takes="torch"),
     "conversion/architectures": _room("rules and tables of families of models", "models", "torch"),
-    "conversion/architectures/families": _room("one file of tables per family of models", takes="torch"),
+    "conversion/architectures/families": _room("one file of tables per family of models", "models", "torch"),
     "distillation": _room("teacher and student in one pipeline", "losses models objective", "engine core"),
     "inference": _room(
         "a model in memory without the trainer",
