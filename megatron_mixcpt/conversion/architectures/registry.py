@@ -2,7 +2,7 @@
 
 from megatron_mixcpt.conversion.architectures.families.apertus import APERTUS
 from megatron_mixcpt.conversion.architectures.families.arcee import ARCEE
-from megatron_mixcpt.conversion.architectures.families.cohere import COHERE
+from megatron_mixcpt.conversion.architectures.families.cohere import COHERE, COHERE2
 from megatron_mixcpt.conversion.architectures.families.ernie4_5 import ERNIE4_5
 from megatron_mixcpt.conversion.architectures.families.exaone4 import EXAONE4
 from megatron_mixcpt.conversion.architectures.families.gemma import GEMMA2, GEMMA3
@@ -11,6 +11,8 @@ from megatron_mixcpt.conversion.architectures.families.glm4_moe import GLM4_MOE
 from megatron_mixcpt.conversion.architectures.families.gpt_oss import GPT_OSS
 from megatron_mixcpt.conversion.architectures.families.granite import GRANITE
 from megatron_mixcpt.conversion.architectures.families.mistral import MINISTRAL3, MISTRAL
+from megatron_mixcpt.conversion.architectures.families.granite import GRANITE, GRANITE_MOE
+from megatron_mixcpt.conversion.architectures.families.mistral import MISTRAL
 from megatron_mixcpt.conversion.architectures.families.nemotron import NEMOTRON
 from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
 from megatron_mixcpt.conversion.architectures.families.phi3 import PHI3
@@ -47,6 +49,8 @@ ARCHITECTURES = {
         GEMMA2,
         GEMMA3,
         GRANITE,
+        GRANITE_MOE,
+        COHERE2,
         COHERE,
         STARCODER2,
         NEMOTRON,

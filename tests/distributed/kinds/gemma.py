@@ -2,7 +2,14 @@
 
 from collections.abc import Callable
 
-from transformers import Gemma2Config, Gemma3TextConfig, GraniteConfig, PreTrainedConfig
+from transformers import (
+    Cohere2Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteMoeConfig,
+    PreTrainedConfig,
+)
 
 from tests.distributed.tiny_shape import SHAPE
 
@@ -31,10 +38,24 @@ def gemma3() -> PreTrainedConfig:
     return Gemma3TextConfig(**SHAPE, **LENGTH, **WINDOWS, layer_types=types, rope_parameters=ropes)
 
 
+MULTIPLIERS = {
+    **{"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3, "logits_scaling": 7.0}
+}
+
+
 def granite() -> PreTrainedConfig:
     """All four multipliers."""
-    multipliers = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3}
-    return GraniteConfig(**SHAPE, **LENGTH, **multipliers, logits_scaling=7.0)
+    return GraniteConfig(**SHAPE, **LENGTH, **MULTIPLIERS)
+
+
+def granite_moe() -> PreTrainedConfig:
+    """The same with four experts, of which each token takes two."""
+    return GraniteMoeConfig(**SHAPE, **LENGTH, **MULTIPLIERS, num_local_experts=4, num_experts_per_tok=2)
+
+
+def cohere2() -> PreTrainedConfig:
+    """Windows in three layers; the other one without a rotary embedding."""
+    return Cohere2Config(**SHAPE, **LENGTH, sliding_window=12, sliding_window_pattern=3, logit_scale=3.0)
 
 
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -42,4 +63,6 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gemma2-bias": gemma2_bias,
     "gemma3": gemma3,
     "granite": granite,
+    "granite-moe": granite_moe,
+    "cohere2": cohere2,
 }
