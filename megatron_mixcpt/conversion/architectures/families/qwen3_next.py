@@ -1,0 +1,68 @@
+"""Qwen3-Next: the layers of Qwen3.5 with experts, one of which serves every token, and fused projections."""
+
+from typing import Any
+
+from megatron_mixcpt.conversion.architectures.families.qwen3_5 import (
+    ARGUMENTS,
+    DELTA,
+    DELTA_NET,
+    GATED_ATTENTION,
+    LINEAR,
+    LINEAR_SIZES,
+    delta_layers,
+    layers_and_heads,
+)
+from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
+from megatron_mixcpt.conversion.architectures.llama import EMBEDDINGS, ENGINE, HF
+from megatron_mixcpt.conversion.architectures.mixtral import ROUTER_ARGUMENTS
+from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERTS, softmax_before_choice
+from megatron_mixcpt.conversion.architectures.rope import RopeRules
+from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
+from megatron_mixcpt.conversion.architectures.sectioned_rules import InterleavedDeltaProjection
+
+PROJECTION = InterleavedDeltaProjection(
+    DELTA + "in_proj.weight", LINEAR + "in_proj_qkvz.weight", LINEAR + "in_proj_ba.weight"
+)
+
+SHARED, HF_SHARED = ENGINE + "mlp.shared_experts.", HF + "mlp.shared_expert"
+GATED_SHARED_EXPERT: tuple[Rule, ...] = (
+    MergeGateUp(
+        SHARED + "linear_fc1.weight", HF_SHARED + ".gate_proj.weight", HF_SHARED + ".up_proj.weight", "shared_ffn"
+    ),
+    Rename(SHARED + "linear_fc2.weight", HF_SHARED + ".down_proj.weight", ("hidden", "shared_ffn"), split=1),
+    Rename(SHARED + "gate_weight", HF_SHARED + "_gate.weight", ("one", "hidden")),
+)
+
+EXPERT_KEYS = {
+    "num_local_experts": "num_experts",
+    "num_experts_per_tok": "moe_router_topk",
+    "moe_intermediate_size": "moe_ffn_hidden_size",
+    "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
+}
+
+
+def _mixer(config: HFConfig, layer: int) -> tuple[Rule, ...]:
+    return (*DELTA_NET, PROJECTION) if delta_layers(config)[layer] else GATED_ATTENTION
+
+
+def _arguments(config: HFConfig) -> dict[str, Any]:
+    return {**layers_and_heads(config), **softmax_before_choice(config)}
+
+
+QWEN3_NEXT = Architecture(
+    name="Qwen3NextForCausalLM",
+    name_map=EMBEDDINGS + EXPERTS + GATED_SHARED_EXPERT,
+    rules_of_layer=_mixer,
+    config_map={**{name: name for name in LINEAR_SIZES}, **EXPERT_KEYS},
+    spellings={"num_experts": "num_local_experts"},
+    arguments={**ROUTER_ARGUMENTS, **ARGUMENTS, "moe_shared_expert_gate": True},
+    required={"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    hf_defaults={
+        **{**LINEAR_SIZES, "head_dim": 256, "num_key_value_heads": 2, "partial_rotary_factor": 0.25},
+        "norm_topk_prob": True,
+    },
+    rope=RopeRules(rotates_partly=True),
+    adjust=_arguments,
+    models="Qwen3-Next-80B-A3B",
+    refused="`attention_bias`; dense layers between (`mlp_only_layers`, `decoder_sparse_step`)",
+)
