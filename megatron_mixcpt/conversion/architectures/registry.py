@@ -16,6 +16,7 @@ from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
 from megatron_mixcpt.conversion.architectures.families.phi3 import PHI3
 from megatron_mixcpt.conversion.architectures.families.qwen2 import QWEN2
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
+from megatron_mixcpt.conversion.architectures.families.qwen3_5_moe import QWEN3_5_MOE
 from megatron_mixcpt.conversion.architectures.families.qwen3_next import QWEN3_NEXT
 from megatron_mixcpt.conversion.architectures.families.seed_oss import SEED_OSS
 from megatron_mixcpt.conversion.architectures.families.smollm3 import SMOLLM3
@@ -61,5 +62,6 @@ ARCHITECTURES = {
         GPT_OSS,
         APERTUS,
         QWEN3_NEXT,
+        QWEN3_5_MOE,
     )
 }

@@ -6,7 +6,7 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 from collections.abc import Callable
 from typing import Any
 
-from transformers import PreTrainedConfig, Qwen3_5TextConfig, Qwen3NextConfig
+from transformers import PreTrainedConfig, Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3NextConfig
 
 from tests.distributed.tiny_shape import SHAPE
 
@@ -23,11 +23,25 @@ def qwen3_5() -> PreTrainedConfig:
     return Qwen3_5TextConfig(**SHAPE, **DELTA_NETS)
 
 
-def qwen3_next(num_chosen: int = 2) -> PreTrainedConfig:
+EXPERTS: dict[str, Any] = {
+    **{"num_experts": 4, "num_experts_per_tok": 2},
+    **{"moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
+}
+
+
+def qwen3_next() -> PreTrainedConfig:
     """Four experts of which each token takes two, and one that every token takes, times a gate."""
-    experts = {"num_experts": 4, "num_experts_per_tok": num_chosen}
-    sizes = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}
-    return Qwen3NextConfig(**SHAPE, **DELTA_NETS, **experts, **sizes)
+    return Qwen3NextConfig(**SHAPE, **DELTA_NETS, **EXPERTS)
 
 
-KINDS: dict[str, Callable[[], PreTrainedConfig]] = {"qwen3-5": qwen3_5, "qwen3-next": qwen3_next}
+def qwen3_5_moe() -> PreTrainedConfig:
+    """The same experts with Qwen3.5's projections; there is no MLP whose size could be given."""
+    shape = {key: value for key, value in SHAPE.items() if key != "intermediate_size"}
+    return Qwen3_5MoeTextConfig(**shape, **DELTA_NETS, **EXPERTS)
+
+
+KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "qwen3-5": qwen3_5,
+    "qwen3-next": qwen3_next,
+    "qwen3-5-moe": qwen3_5_moe,
+}

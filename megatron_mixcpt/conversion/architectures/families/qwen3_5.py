@@ -1,5 +1,6 @@
 """Qwen3.5: gated delta nets in three layers of four, and attention whose output is gated in the fourth."""
 
+from collections.abc import Callable
 from typing import Any
 
 from megatron_mixcpt.conversion.architectures.gated_rules import MergeGatedQKV
@@ -71,8 +72,9 @@ def layers_and_heads(config: HFConfig) -> dict[str, Any]:
     return {"linear_attention_freq": delta_layers(config)}
 
 
-def _mixer(config: HFConfig, layer: int) -> tuple[Rule, ...]:
-    return (*DELTA_NET, PROJECTION) if delta_layers(config)[layer] else GATED_ATTENTION
+def mixers(projection: Rule) -> Callable[[HFConfig, int], tuple[Rule, ...]]:
+    """``Architecture.rules_of_layer``, given the rule of a gated delta net's input projection."""
+    return lambda config, layer: (*DELTA_NET, projection) if delta_layers(config)[layer] else GATED_ATTENTION
 
 
 ARGUMENTS = {
@@ -85,7 +87,7 @@ ARGUMENTS = {
 QWEN3_5 = Architecture(
     name="Qwen3_5ForCausalLM",
     name_map=EMBEDDINGS + MLP,
-    rules_of_layer=_mixer,
+    rules_of_layer=mixers(PROJECTION),
     config_map={name: name for name in LINEAR_SIZES},
     arguments=ARGUMENTS,
     required={"hidden_act": "silu", "attention_bias": False},

@@ -5,12 +5,10 @@ from typing import Any
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import (
     ARGUMENTS,
     DELTA,
-    DELTA_NET,
-    GATED_ATTENTION,
     LINEAR,
     LINEAR_SIZES,
-    delta_layers,
     layers_and_heads,
+    mixers,
 )
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
 from megatron_mixcpt.conversion.architectures.llama import EMBEDDINGS, ENGINE, HF
@@ -41,10 +39,6 @@ EXPERT_KEYS = {
 }
 
 
-def _mixer(config: HFConfig, layer: int) -> tuple[Rule, ...]:
-    return (*DELTA_NET, PROJECTION) if delta_layers(config)[layer] else GATED_ATTENTION
-
-
 def _arguments(config: HFConfig) -> dict[str, Any]:
     return {**layers_and_heads(config), **softmax_before_choice(config)}
 
@@ -52,7 +46,7 @@ def _arguments(config: HFConfig) -> dict[str, Any]:
 QWEN3_NEXT = Architecture(
     name="Qwen3NextForCausalLM",
     name_map=EMBEDDINGS + EXPERTS + GATED_SHARED_EXPERT,
-    rules_of_layer=_mixer,
+    rules_of_layer=mixers(PROJECTION),
     config_map={**{name: name for name in LINEAR_SIZES}, **EXPERT_KEYS},
     spellings={"num_experts": "num_local_experts"},
     arguments={**ROUTER_ARGUMENTS, **ARGUMENTS, "moe_shared_expert_gate": True},
