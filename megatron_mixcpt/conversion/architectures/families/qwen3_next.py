@@ -11,32 +11,22 @@ from megatron_mixcpt.conversion.architectures.families.qwen3_5 import (
     mixers,
 )
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
-from megatron_mixcpt.conversion.architectures.llama import EMBEDDINGS, ENGINE, HF
+from megatron_mixcpt.conversion.architectures.llama import EMBEDDINGS, HF
 from megatron_mixcpt.conversion.architectures.mixtral import ROUTER_ARGUMENTS
+from megatron_mixcpt.conversion.architectures.mixture_rules import ENGINE_SHARED, EXPERT_SIZES, shared_expert_rules
 from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERTS, softmax_before_choice
 from megatron_mixcpt.conversion.architectures.rope import RopeRules
-from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
+from megatron_mixcpt.conversion.architectures.rules import Rename, Rule
 from megatron_mixcpt.conversion.architectures.sectioned_rules import InterleavedDeltaProjection
 
 PROJECTION = InterleavedDeltaProjection(
     DELTA + "in_proj.weight", LINEAR + "in_proj_qkvz.weight", LINEAR + "in_proj_ba.weight"
 )
 
-SHARED, HF_SHARED = ENGINE + "mlp.shared_experts.", HF + "mlp.shared_expert"
 GATED_SHARED_EXPERT: tuple[Rule, ...] = (
-    MergeGateUp(
-        SHARED + "linear_fc1.weight", HF_SHARED + ".gate_proj.weight", HF_SHARED + ".up_proj.weight", "shared_ffn"
-    ),
-    Rename(SHARED + "linear_fc2.weight", HF_SHARED + ".down_proj.weight", ("hidden", "shared_ffn"), split=1),
-    Rename(SHARED + "gate_weight", HF_SHARED + "_gate.weight", ("one", "hidden")),
+    *shared_expert_rules("shared_expert"),
+    Rename(ENGINE_SHARED + "gate_weight", HF + "mlp.shared_expert_gate.weight", ("one", "hidden")),
 )
-
-EXPERT_KEYS = {
-    "num_local_experts": "num_experts",
-    "num_experts_per_tok": "moe_router_topk",
-    "moe_intermediate_size": "moe_ffn_hidden_size",
-    "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
-}
 
 
 def _arguments(config: HFConfig) -> dict[str, Any]:
@@ -47,7 +37,10 @@ QWEN3_NEXT = Architecture(
     name="Qwen3NextForCausalLM",
     name_map=EMBEDDINGS + EXPERTS + GATED_SHARED_EXPERT,
     rules_of_layer=mixers(PROJECTION),
-    config_map={**{name: name for name in LINEAR_SIZES}, **EXPERT_KEYS},
+    config_map={
+        **{**{name: name for name in LINEAR_SIZES}, **EXPERT_SIZES},
+        "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
+    },
     spellings={"num_experts": "num_local_experts"},
     arguments={**ROUTER_ARGUMENTS, **ARGUMENTS, "moe_shared_expert_gate": True},
     required={"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
