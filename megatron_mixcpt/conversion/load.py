@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # an import here would come before the CPU emulation's instal
 LOCAL_NAMES = {
     "input_layernorm": ("self_attention.linear_qkv.layer_norm_", "self_attention.in_proj.layer_norm_"),
     "pre_mlp_layernorm": ("mlp.linear_fc1.layer_norm_",),
+    "self_attention.q_layernorm": ("self_attention.linear_q_up_proj.layer_norm_",),
+    "self_attention.kv_layernorm": ("self_attention.linear_kv_up_proj.layer_norm_",),
 }
 
 

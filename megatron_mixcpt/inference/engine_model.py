@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan
 from megatron_mixcpt.conversion.load import ExpertParallel, load_hf_weights
@@ -31,9 +31,10 @@ def transformer_config(plan: ModelPlan, dtype: torch.dtype = torch.float32, **ov
 
     Layers are Transformer Engine's where it is installed, unless they lack a part of the model.
     """
-    names = {field.name for field in fields(TransformerConfig)}
+    config_class = MLATransformerConfig if plan.engine_arguments["multi_latent_attention"] else TransformerConfig
+    names = {field.name for field in fields(config_class)}
     arguments = {name: value for name, value in plan.engine_arguments.items() if name in names}
-    config = TransformerConfig(
+    config = config_class(
         **arguments,
         num_moe_experts=plan.engine_arguments["num_experts"],
         expert_model_parallel_size=parallel_state.get_expert_model_parallel_world_size(),

@@ -66,8 +66,11 @@ class ScaledDotProductAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
     ) -> None:
         super().__init__(config=config)
+        del k_channels, v_channels  # of latent attention: the tensors have them
         _refuse_unsupported(config)
         self.layer_number = layer_number
         self.window = window_of_layer(config, layer_number)
@@ -96,7 +99,8 @@ class ScaledDotProductAttention(MegatronModule):
         Args:
             query: [sq, b, np, hn], np heads of this rank. Where context parallelism splits the sequence, this rank's
                 two chunks of it, as of ``key`` and ``value``.
-            key, value: [sk, b, ng, hn], ng query groups of this rank; ng divides np.
+            key: [sk, b, ng, hn], ng query groups of this rank; ng divides np.
+            value: [sk, b, ng, hv]; hv is hn but for latent attention.
             attention_mask: [b or 1, 1, sq, sk of all ranks], either bool, True = may not attend, or of the query's
                 dtype, to be added to the scores (0 or ``MASKED_SCORE``). It is the whole mask: a causal one holds the
                 future too. None = causal, or nothing, by the mask type. Kernels add masks, and each layer keeps what
@@ -105,7 +109,7 @@ class ScaledDotProductAttention(MegatronModule):
             attn_mask_type: as the layer was built with, unless given.
 
         Returns:
-            [sq, b, np * hn], of the query's dtype.
+            [sq, b, np * hv], of the query's dtype.
 
         Raises:
             ConfigError: for a bias or packed sequences, which need Transformer Engine: pass the documents as a mask.
@@ -165,7 +169,7 @@ class ScaledDotProductAttention(MegatronModule):
         return [Chunk(place * size, size, number * size) for place, number in enumerate(chunk_numbers(self.cp_group))]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, block: QueryBlock) -> Tensor:
-        """One call of a kernel. [b, np, sq, hn], [b, ng, sk, hn] twice -> [b, np, queries of the block, hn]."""
+        """One call of a kernel. [b, np, sq, hn], [b, ng, sk, hn or hv] twice -> [b, np, queries of the block, hv]."""
         query, key, value = block.take(query, key, value)
         if self.softcap is not None:
             scales = {"scale": self.softmax_scale, "softcap": self.softcap}
@@ -189,7 +193,7 @@ class ScaledDotProductAttention(MegatronModule):
             scale=self.softmax_scale,
             enable_gqa=query.size(1) != key.size(1),
         )
-        context = context.reshape(shape)
+        context = context.reshape(*shape[:-1], value.size(-1))
         return block.put_back(context if self.softmax_offset is None else context[..., :-CHANNELS])
 
     def sharded_state_dict(

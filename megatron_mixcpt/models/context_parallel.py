@@ -46,7 +46,8 @@ def gather_keys_and_values(key: Tensor, value: Tensor, cp_group: ProcessGroup | 
     """
     if cp_group is None or cp_group.size() == 1:
         return key, value
-    key, value = gather_sequence(torch.stack([key, value], dim=1), cp_group).unbind(1)
+    whole = gather_sequence(torch.cat([key, value], dim=-1), cp_group)
+    key, value = whole.split([key.size(-1), value.size(-1)], dim=-1)
     return key, value
 
 

@@ -40,6 +40,7 @@ from megatron_mixcpt.models.biases import with_biases
 from megatron_mixcpt.models.delta_net.gated_delta_net import GatedDeltaNet
 from megatron_mixcpt.models.experts import GroupedExperts
 from megatron_mixcpt.models.layer_options.branches import with_branches
+from megatron_mixcpt.models.layer_options.latent_attention import FUSED_NORM_NAMES, latent_attention
 from megatron_mixcpt.models.layer_options.norm_over_heads import with_norms_over_heads
 from megatron_mixcpt.models.layer_options.parallel_layer import ParallelLayer
 from megatron_mixcpt.models.layer_options.xielu import with_xielu
@@ -77,16 +78,13 @@ def gpt_layer_spec(
         vp_stage: virtual pipeline stage; None without interleaving.
         pp_rank: pipeline stage; None = this rank's.
 
-    Raises ConfigError for multi-latent attention where Transformer Engine is not enabled, for experts with biases, and
-    what Transformer Engine's layers lack where they are configured.
+    Raises ConfigError for experts with biases, and what Transformer Engine's layers lack where they are configured.
     """
     config = getattr(config, "transformer", config)
     if HAVE_TE and config.transformer_impl == "transformer_engine":
         if lacking := lacking_in_transformer_engine(config):
             raise ConfigError(f"Transformer Engine's layers have no {lacking}: give --transformer-impl local")
         return _with_options(_transformer_engine_spec(config, vp_stage, pp_rank), config)
-    if config.multi_latent_attention:
-        raise ConfigError("--multi-latent-attention needs Transformer Engine, which is not enabled")
     provider = TorchSpecProvider()
     stage = TransformerBlockSubmodules(
         layer_specs=[_layer(config, provider, index) for index in _layers_of_stage(config, vp_stage, pp_rank)],
@@ -108,6 +106,7 @@ def lacking_in_transformer_engine(config: TransformerConfig) -> str | None:
     """The first part of a model that Transformer Engine's layers do not have, and ours do; None: they have all."""
     options = options_of(config)
     lacking = {
+        "latent attention": config.multi_latent_attention,
         "gated delta net": bool(config.experimental_attention_variant),
         "soft cap of attention's scores": options.attention_softcap is not None,
         "attention and MLP side by side": options.parallel_layers,
@@ -137,7 +136,7 @@ def _layer(config: TransformerConfig, provider: LocalSpecProvider, index: int) -
         pre_mlp_layernorm=IdentityOp if is_parallel else norm,
         mlp=_experts(config, provider) if has_experts else get_mlp_module_spec_for_backend(backend=provider),
         mlp_bda=get_bias_dropout_add,
-        sharded_state_dict_keys_map=_fused_names(has_experts, has_delta_net),
+        sharded_state_dict_keys_map=_fused_names(config, has_experts, has_delta_net),
     )
     return ModuleSpec(module=ParallelLayer if is_parallel else TransformerLayer, submodules=submodules)
 
@@ -169,6 +168,8 @@ def _delta_net(provider: LocalSpecProvider) -> ModuleSpec:
 
 def _attention(config: TransformerConfig, provider: LocalSpecProvider) -> ModuleSpec:
     """Attention of the provider's modules; the engine's ``get_gpt_layer_local_submodules`` fixes its provider."""
+    if config.multi_latent_attention:
+        return latent_attention(provider)
     qk_norm = L2Norm if config.qk_l2_norm else provider.layer_norm() if config.qk_layernorm else None
     return ModuleSpec(
         module=SelfAttention,
@@ -191,10 +192,15 @@ def _experts(config: TransformerConfig, provider: LocalSpecProvider) -> MlpBuild
     return _with_router(mixture)
 
 
-def _fused_names(has_experts: bool, has_delta_net: bool) -> dict[str, str]:
-    """Names of a layer's norms as Transformer Engine has them; the norm before a router stays separate there too."""
+def _fused_names(config: TransformerConfig, has_experts: bool, has_delta_net: bool) -> dict[str, str]:
+    """Names of a layer's norms as Transformer Engine has them.
+
+    The norms before a router and before latent attention stay separate there too.
+    """
     projection = "in_proj" if has_delta_net else "linear_qkv"
     names = {"input_layernorm.": f"self_attention.{projection}.layer_norm_"}
+    if config.multi_latent_attention:
+        names = FUSED_NORM_NAMES
     return names if has_experts else {**names, "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
 
 

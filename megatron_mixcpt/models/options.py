@@ -56,6 +56,13 @@ class Rope:
         """Whether this is the one kind of scaling that the engine has built in."""
         return self.kind == "llama3" and all(self.parameters[key] == value for key, value in ENGINE_LLAMA3.items())
 
+    @property
+    def latent_scaling(self) -> tuple[float, float]:
+        """Factor f and ``mscale_all_dim`` m, by which latent attention's scores are multiplied: (0.1 m ln f + 1)^2."""
+        if self.kind == "default":
+            return 1.0, 0.0
+        return self.parameters.get("factor") or 1.0, self.parameters.get("mscale_all_dim") or 0.0
+
 
 @dataclass(frozen=True)
 class PositionScale:
@@ -117,6 +124,8 @@ class ModelOptions:
     final_softcap: float | None = None
     """Logits become cap * tanh(logit / cap), after their multiplier."""
 
+    latent_norm_epsilon: float | None = None
+    """Epsilon of the norms within latent attention; None: as that of all norms."""
     router_group_experts: int | None = None
     """A group of experts scores as the sum of this many of its best; None: of as many as the engine takes."""
 

@@ -13,12 +13,13 @@ are. Otherwise the engine multiplies them itself, which its fused kernels cannot
 
 import functools
 import math
+from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_mixcpt.models.frequencies import attention_factor, hf_frequencies, is_simple
 from megatron_mixcpt.models.layer_options.multipliers import attention_scale
@@ -89,6 +90,26 @@ class RotaryEmbeddingByLength(HFRotaryEmbedding):
         return self._tables[length](max_seq_len, offset, packed_seq, cp_group)
 
 
+class LatentRotaryEmbedding(nn.Module):
+    """A rotary embedding as latent attention takes it: together with the factor of cosine and sine.
+
+    Only the channels that all heads share rotate, so the factor is not one of the scores.
+    """
+
+    sequence_length: int | None = None
+    """As in :class:`RotaryEmbeddingByLength`."""
+
+    def __init__(self, embedding: HFRotaryEmbedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.get_rotary_seq_len = embedding.get_rotary_seq_len
+
+    def forward(self, *positional: Any, **named: Any) -> tuple[Tensor, float]:
+        """Arguments as in the engine's embedding."""
+        self.embedding.sequence_length = self.sequence_length
+        return self.embedding(*positional, **named), attention_factor(self.embedding.rope)
+
+
 def configure_rotation(config: TransformerConfig, options: ModelOptions) -> None:
     """Put the attention factor of the rotary embedding, and the scores' own multiplier, on the engine's configuration.
 
@@ -96,6 +117,9 @@ def configure_rotation(config: TransformerConfig, options: ModelOptions) -> None
     rotation, once switched off, stay so.
     """
     factor = 1.0 if options.rope is None or options.layer_ropes else attention_factor(options.rope)
+    if options.rope is not None and config.multi_latent_attention:
+        config.apply_rope_fusion, factor = False, 1.0  # its kernel makes its own table; see LatentRotaryEmbedding
+        config.rotary_scaling_factor, config.mscale_all_dim = options.rope.latent_scaling
     config.softmax_scale = options.attention_multiplier
     if needs_unfused_rotation(config, options):
         config.apply_rope_fusion = False
@@ -109,7 +133,7 @@ def configure_rotation(config: TransformerConfig, options: ModelOptions) -> None
 def needs_unfused_rotation(config: TransformerConfig, options: ModelOptions) -> bool:
     """Whether there is an attention factor that is not one of all scores: some channel or layer does not rotate."""
     rope, skipped = options.rope, config.no_rope_freq
-    if rope is None or options.layer_ropes or attention_factor(rope) == 1.0:
+    if rope is None or options.layer_ropes or config.multi_latent_attention or attention_factor(rope) == 1.0:
         return False
     return rope.num_channels < rope.head_dim or bool(any(skipped) if isinstance(skipped, list) else skipped)
 
@@ -122,6 +146,10 @@ def replace_rotation(model: GPTModel) -> None:
         model.rotary_pos_emb = give_layers_their_own(model, options.layer_ropes, make)
     elif options.rope is not None:
         model.rotary_pos_emb = make(options.rope)
+    if config.multi_latent_attention:
+        model.rotary_pos_emb = LatentRotaryEmbedding(model.rotary_pos_emb)
+        for layer in model.decoder.layers:  # each would have its own, all with the same tables
+            layer.self_attention.rotary_pos_emb = model.rotary_pos_emb
 
 
 def _embedding(rope: Rope, cp_group: torch.distributed.ProcessGroup, interleaved: bool) -> HFRotaryEmbedding:

@@ -81,6 +81,7 @@ CHECKS: dict[str, Check] = {
     "truncate": FLAG,
     "layer_types": NAMES,
     **dict.fromkeys(("max_window_layers", "first_k_dense_replace"), FIRST_LAYER),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"), SIZE),
     "routed_scaling_factor": POSITIVE,
     "use_qk_norm": FLAG,
     "no_rope_layers": FLAGS_OF_LAYERS,

@@ -69,7 +69,12 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
 QUANTIZATIONS = ("fp8", "mxfp4")
 """Values of ``quant_method`` whose weights ``tensor_files/quantized.py`` reads."""
 FREE_ARGUMENTS = frozenset(DEFAULT_ARGUMENTS) | {"max_position_embeddings", "moe_router_dtype"}
-ROPE_ARGUMENTS = frozenset({"rotary_base", "rotary_percent", "use_rope_scaling", "rope_scaling_factor"})
+ROPE_ARGUMENTS = frozenset(
+    {
+        *("rotary_base", "rotary_percent", "use_rope_scaling", "rope_scaling_factor"),
+        *("rotary_scaling_factor", "mscale_all_dim"),
+    }
+)
 """What the engine's arguments can say of the rotary embedding; all of it is in a model's options."""
 
 

@@ -3,6 +3,7 @@
 from megatron_mixcpt.conversion.architectures.families.apertus import APERTUS
 from megatron_mixcpt.conversion.architectures.families.arcee import ARCEE
 from megatron_mixcpt.conversion.architectures.families.cohere import COHERE, COHERE2
+from megatron_mixcpt.conversion.architectures.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from megatron_mixcpt.conversion.architectures.families.ernie4_5 import ERNIE4_5
 from megatron_mixcpt.conversion.architectures.families.exaone4 import EXAONE4
 from megatron_mixcpt.conversion.architectures.families.gemma import GEMMA2, GEMMA3
@@ -63,5 +64,7 @@ ARCHITECTURES = {
         APERTUS,
         QWEN3_NEXT,
         QWEN3_5_MOE,
+        DEEPSEEK_V3,
+        DEEPSEEK_V2,
     )
 }

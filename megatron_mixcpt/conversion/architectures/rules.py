@@ -20,9 +20,14 @@ import torch
 Dimensions = Mapping[str, int]
 
 
+_LATENT = ("qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank")
+
+
 def dimensions(engine_arguments: Mapping[str, Any]) -> Dimensions:
     """The symbols that rules write shapes in, each with its size, from the engine's arguments."""
     head = engine_arguments["kv_channels"]
+    plain, rotating, value, kv_rank, q_rank = (engine_arguments.get(name) or 0 for name in _LATENT)
+    heads = engine_arguments["num_attention_heads"]
     return {
         "one": 1,
         "hidden": engine_arguments["hidden_size"],
@@ -31,12 +36,18 @@ def dimensions(engine_arguments: Mapping[str, Any]) -> Dimensions:
         "head": head,
         "heads": engine_arguments["num_attention_heads"],
         "groups": engine_arguments["num_query_groups"],
-        "query": engine_arguments["num_attention_heads"] * head,
+        "query": heads * head,
         "key": engine_arguments["num_query_groups"] * head,
         **_delta_dimensions(engine_arguments),
         "experts": engine_arguments.get("num_experts") or 0,
         "expert_ffn": engine_arguments.get("moe_ffn_hidden_size") or engine_arguments["ffn_hidden_size"],
         "shared_ffn": engine_arguments.get("moe_shared_expert_intermediate_size") or 0,
+        "q_rank": q_rank,
+        "kv_rank": kv_rank,
+        "kv_rank_and_rope": kv_rank + rotating,
+        "latent_query": heads * (plain + rotating),
+        "latent_kv": heads * (plain + value),
+        "latent_value": heads * value,
     }
 
 

@@ -69,6 +69,8 @@ OF_THE_MODEL = frozenset(
         attention_output_gate experimental_attention_variant linear_attention_freq linear_conv_kernel_dim
         linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
         softmax_type rotary_interleaved moe_shared_expert_gate
+        multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim
+        rotary_scaling_factor mscale_all_dim
     """.split()
 )
 """Names among the engine's arguments that follow from config.json; a value that contradicts it is refused."""

@@ -90,7 +90,7 @@ _BY_REASON = {
     """,
     "the architecture is that of the model folder": """
         spec hybrid_layer_pattern hybrid_override_pattern is_hybrid_model heterogeneous_layers_config_path
-        heterogeneous_layers_config_encoded_json multi_latent_attention moe_use_upcycling
+        heterogeneous_layers_config_encoded_json moe_use_upcycling
         glu_linear_offset activation_func_clamp_value qk_l2_norm
         dsa_indexer_n_heads dsa_indexer_head_dim dsa_indexer_topk dsa_indexer_topk_freq dsa_indexer_skip_topk_offset
         dsa_indexer_loss_coeff dsa_indexer_use_sparse_loss dsa_kernel_backend dsa_indexer_rope_interleaved
@@ -101,8 +101,7 @@ _BY_REASON = {
         yarn_correction_range_round_to_int rotary_seq_len_interpolation_factor openai_gelu squared_relu quick_geglu
         apply_residual_connection_post_layernorm moe_shared_expert_glu_interleave_size
         moe_latent_size moe_mlp_glu_interleave_size moe_apply_probs_on_input rope_type
-        moe_upcycling_granularity q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim
-        v_head_dim rotary_scaling_factor mscale mscale_all_dim cache_mla_latents
+        moe_upcycling_granularity mscale cache_mla_latents
     """,
     "the engine would take its arguments from the file and ignore the command line": "yaml_cfg",
     "nothing would be trained": "freeze_all_layers",

@@ -5,7 +5,7 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 
 from collections.abc import Callable
 
-from transformers import Glm4MoeConfig, PreTrainedConfig
+from transformers import DeepseekV2Config, DeepseekV3Config, Glm4MoeConfig, PreTrainedConfig
 
 from tests.distributed.tiny_shape import SHAPE
 
@@ -22,4 +22,36 @@ def glm4_moe() -> PreTrainedConfig:
     return Glm4MoeConfig(**MIXTURE | options, head_dim=8)
 
 
-KINDS: dict[str, Callable[[], PreTrainedConfig]] = {"glm4-moe": glm4_moe}
+LATENT = {
+    **MIXTURE,
+    **{"num_key_value_heads": 12, "kv_lora_rank": 20, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5},
+}
+YARN = {
+    **{"rope_type": "yarn", "factor": 40.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16},
+    **{"mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 32, "beta_slow": 1},
+}
+
+
+def deepseek_v3() -> PreTrainedConfig:
+    """Latent queries too, yarn whose factor of cosine and sine is not one, the published model's choice of groups."""
+    options = {"q_lora_rank": 24, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "rms_norm_eps": 1e-5}
+    return DeepseekV3Config(**LATENT | options, rope_parameters=YARN)
+
+
+def deepseek_v2() -> PreTrainedConfig:
+    """DeepSeek-V2-Lite: no latent queries, weights as the softmax over all experts has them."""
+    return DeepseekV2Config(**LATENT, q_lora_rank=None, rope_parameters=YARN | {"mscale": 0.7})
+
+
+def deepseek_v2_groups() -> PreTrainedConfig:
+    """DeepSeek-V2: a group of experts scores as its best one."""
+    options = {"q_lora_rank": 24, "n_group": 4, "topk_group": 3, "topk_method": "group_limited_greedy"}
+    return DeepseekV2Config(**LATENT | options)
+
+
+KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "glm4-moe": glm4_moe,
+    "deepseek-v3": deepseek_v3,
+    "deepseek-v2": deepseek_v2,
+    "deepseek-v2-groups": deepseek_v2_groups,
+}

@@ -139,9 +139,12 @@ def check_what_is_not_supported_is_refused() -> None:
     from megatron_mixcpt.models.layer_specs import gpt_layer_spec
     from megatron_mixcpt.models.options import ModelOptions, attach_options
 
-    options = config()
+    options = config(transformer_impl="transformer_engine")
     options.multi_latent_attention = True
-    with pytest.raises(ConfigError, match="--multi-latent-attention needs Transformer Engine"):
+    with (
+        mock.patch.object(layer_specs, "HAVE_TE", True),
+        pytest.raises(ConfigError, match="latent attention, .* use --transformer-impl local"),
+    ):
         gpt_layer_spec(options)
     options = config(transformer_impl="transformer_engine")
     attach_options(options, ModelOptions(attention_softcap=50.0))
