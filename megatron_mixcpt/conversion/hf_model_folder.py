@@ -95,7 +95,10 @@ class ModelPlan:
 
     def is_carried(self, name: str) -> bool:
         """Whether a tensor of the files is not trained, and travels from the base model's folder to the export."""
-        if (pattern := self.architecture.carried_tensors) and re.fullmatch(pattern, name):
+        pattern = (self.architecture.carried_tensors or "").replace(
+            "{num_layers}", str(self.engine_arguments["num_layers"])
+        )
+        if pattern and re.fullmatch(pattern, name):
             return True
         if self.architecture.tower is None:
             return False

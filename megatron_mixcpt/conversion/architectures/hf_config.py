@@ -55,6 +55,7 @@ FIXED_ARGUMENTS: dict[str, Any] = {
     "apply_residual_connection_post_layernorm": False,
     "use_mup": False,
     "mtp_num_layers": None,
+    "moe_shared_expert_intermediate_size": None,
     "experimental_attention_variant": None,
     "linear_attention_freq": None,
     "num_experts": None,
@@ -105,7 +106,10 @@ class Architecture:
     ignored_tensors: str = r".*\.rotary_emb\.inv_freq"
     """Pattern of tensors without weights (old checkpoints store the rotary table)."""
     carried_tensors: str | None = None
-    """Pattern of tensors that are not trained, and travel from the base model's folder to the export; None: none."""
+    """Pattern of tensors that are not trained, and travel from the base model's folder to the export; None: none.
+
+    ``{num_layers}`` in it stands for the number of layers: layers beyond it predict further tokens.
+    """
     tower: "TextTower | None" = None
     """The language models that a multimodal model may hold; None: this is a language model."""
     adjust: Callable[["HFConfig"], Mapping[str, Any]] | None = None

@@ -21,7 +21,6 @@ ROUTER_ARGUMENTS = {
     "moe_router_topk_scaling_factor": None,
     "moe_router_enable_expert_bias": False,
     "moe_router_num_groups": None,
-    "moe_shared_expert_intermediate_size": None,
     "moe_layer_freq": 1,
 }
 

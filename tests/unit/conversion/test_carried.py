@@ -86,3 +86,19 @@ def test_errors_name_the_key_within_text_config(source: Path, tmp_path: Path) ->
     assert "text_config.hidden_act 'gelu' cannot be trained" in refusal(hidden_act="gelu")
     assert "text_config.vocab_size" in refusal(vocab_size=None)
     assert "text_config.model_type 'llama' is not supported" in refusal(model_type="llama")
+
+
+@pytest.mark.parametrize(
+    ("kind", "further"), [("deepseek-v3", "model.layers.4.eh_proj.weight"), ("qwen3-next", "mtp.fc.weight")]
+)
+def test_layers_that_predict_further_tokens_travel(kind: str, further: str, tmp_path: Path) -> None:
+    build_model(kind, seed=0).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors") | {further: torch.ones(3, dtype=torch.bfloat16)}
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    convert_from_hf(tmp_path / "hf", tmp_path / "megatron")
+    convert_to_hf(tmp_path / "megatron", tmp_path / "out", hf_reference=tmp_path / "hf")
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[further], tensors[further])
+    stray = tensors | {"model.layers.5.eh_proj.weight": torch.ones(3, dtype=torch.bfloat16)}
+    save_file(stray, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="unexpected model.layers.5.eh_proj.weight"):
+        read_model_folder(tmp_path / "hf")

@@ -94,6 +94,7 @@ DEEPSEEK_V3 = Architecture(
     },
     options={"router_group_experts": 2, **EPSILON},
     adjust=arguments,
+    carried_tensors=r"model\.layers\.{num_layers}\..*",
     models="DeepSeek-V3, DeepSeek-R1, Moonlight, Kimi K2",
     refused="`attention_bias`, `rope_interleave` false, `norm_topk_prob` false",
 )

@@ -49,6 +49,7 @@ GLM4_MOE = Architecture(
     rope=RopeRules(rotates_partly=True),
     options={"router_group_experts": 2},
     adjust=arguments,
+    carried_tensors=r"model\.layers\.{num_layers}\..*",
     models="GLM-4.5, GLM-4.5-Air, GLM-4.6",
     refused="chosen experts whose weights are not normalised (`norm_topk_prob`)",
 )

@@ -94,6 +94,7 @@ QWEN3_5 = Architecture(
     hf_defaults={**LINEAR_SIZES, "head_dim": 256, "num_key_value_heads": 4, "partial_rotary_factor": 0.25},
     rope=RopeRules(rotates_partly=True),
     adjust=layers_and_heads,
+    carried_tensors=r"mtp\..*",
     models="Qwen3.5 (0.8B to 27B), text only",
     refused="`attention_bias`",
 )

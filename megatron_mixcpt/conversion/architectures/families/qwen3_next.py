@@ -50,6 +50,7 @@ QWEN3_NEXT = Architecture(
     },
     rope=RopeRules(rotates_partly=True),
     adjust=_arguments,
+    carried_tensors=r"mtp\..*",
     models="Qwen3-Next-80B-A3B",
     refused="`attention_bias`; dense layers between (`mlp_only_layers`, `decoder_sparse_step`)",
 )
