@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.distributed.kinds import delta, dense, gemma, gptoss, mla, towers
+from tests.distributed.kinds import delta_nets, dense, experts, latent_attention, multipliers, towers
 from tests.distributed.tiny_shape import SHAPE
 
 LLAMA3_ROPE = {
@@ -215,11 +215,11 @@ KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "smollm3-window": smollm3_window,
     "phi3-window": phi3_window,
     **dense.KINDS,
-    **gemma.KINDS,
+    **multipliers.KINDS,
     **towers.KINDS,
-    **delta.KINDS,
-    **gptoss.KINDS,
-    **mla.KINDS,
+    **delta_nets.KINDS,
+    **experts.KINDS,
+    **latent_attention.KINDS,
 }
 
 

@@ -57,9 +57,10 @@ SIZE = _count(MAX_SIZE)
 
 CHECKS: dict[str, Check] = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "head_dim"), SIZE),
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "sliding_window"), SIZE),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "max_position_embeddings"), SIZE),
     **dict.fromkeys(("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"), SIZE),
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "full_attention_interval"), SIZE),
+    "sliding_window": (lambda value: value == 0 or SIZE[0](value), "expected an integer from 0 to 2,147,483,647"),
     "num_hidden_layers": _count(MAX_LAYERS),
     **dict.fromkeys(("num_local_experts", "num_experts_per_tok"), _count(MAX_EXPERTS)),
     **dict.fromkeys(("n_shared_experts", "n_group", "topk_group"), _count(MAX_EXPERTS)),
@@ -87,6 +88,8 @@ CHECKS: dict[str, Check] = {
     "no_rope_layers": FLAGS_OF_LAYERS,
     "decoder_sparse_step": _count(MAX_LAYERS),
     "mlp_only_layers": LAYERS,
+    "shared_expert_intermediate_size": SIZE,
+    "qkv_bias": FLAG,
 }
 
 

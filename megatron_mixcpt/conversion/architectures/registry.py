@@ -16,6 +16,7 @@ from megatron_mixcpt.conversion.architectures.families.nemotron import NEMOTRON
 from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
 from megatron_mixcpt.conversion.architectures.families.phi3 import PHI3
 from megatron_mixcpt.conversion.architectures.families.qwen2 import QWEN2
+from megatron_mixcpt.conversion.architectures.families.qwen2_moe import QWEN2_MOE
 from megatron_mixcpt.conversion.architectures.families.qwen3_5 import QWEN3_5
 from megatron_mixcpt.conversion.architectures.families.qwen3_5_moe import QWEN3_5_MOE
 from megatron_mixcpt.conversion.architectures.families.qwen3_next import QWEN3_NEXT
@@ -40,6 +41,7 @@ ARCHITECTURES = {
         PHI3,
         MIXTRAL,
         QWEN3_MOE,
+        QWEN2_MOE,
         OLMO2,
         OLMO3,
         GLM4,

@@ -66,6 +66,8 @@ def window_arguments(values: Values, rules: WindowRules | None, refuse: Refuse) 
     ``layer_types`` that do not fit the other keys.
     """
     window = values.get("sliding_window") if values.get("use_sliding_window", True) else None
+    if window == 0:  # what Qwen2-MoE's configuration has where no window is in use
+        raise refuse("sliding_window", window, "expected an integer above 0, or null")
     if rules is None and window is not None and window < values["max_position_embeddings"]:
         raise refuse("sliding_window", window, "transformers has no sliding window for this architecture")
     slides = _sliding_layers(values, rules, window, refuse) if rules else []

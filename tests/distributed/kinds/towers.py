@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import Gemma3Config, Ministral3Config, Mistral3Config, MistralConfig, PreTrainedConfig, Qwen3_5Config
 
-from tests.distributed.kinds import delta, gemma
+from tests.distributed.kinds import delta_nets, multipliers
 from tests.distributed.tiny_shape import SHAPE
 
 VISION: dict[str, Any] = {
@@ -58,7 +58,7 @@ def ministral3_tower() -> PreTrainedConfig:
 def gemma3_tower() -> PreTrainedConfig:
     """Gemma 3 4B: Gemma 3 beside a vision tower; the embeddings are tied."""
     return Gemma3Config(
-        text_config=gemma.KINDS["gemma3"]().to_dict(),
+        text_config=multipliers.KINDS["gemma3"]().to_dict(),
         vision_config=VISION,
         mm_tokens_per_image=4,
         architectures=["Gemma3ForConditionalGeneration"],
@@ -69,7 +69,7 @@ def qwen3_5_tower() -> PreTrainedConfig:
     """Qwen3.5: everything inside of one model, and an output layer beside it."""
     vision = {key: VISION[key] for key in ("hidden_size", "intermediate_size", "patch_size")}
     return Qwen3_5Config(
-        text_config=delta.KINDS["qwen3-5"]().to_dict(),
+        text_config=delta_nets.KINDS["qwen3-5"]().to_dict(),
         vision_config={**vision, "depth": 1, "num_heads": 2, "out_hidden_size": SHAPE["hidden_size"]},
         architectures=["Qwen3_5ForConditionalGeneration"],
     )

@@ -81,6 +81,7 @@ def test_absent_and_null_are_what_transformers_reads(tmp_path: Path) -> None:
         ("qwen3", {"layer_types": [FULL] * 3}, "expected 4 entries, num_hidden_layers"),
         ("qwen3", {"layer_types": [FULL, "chunked_attention", FULL, FULL]}, "each sliding_attention or full_attention"),
         ("mistral", {"sliding_window": 32, "layer_types": [FULL, SLIDING] * 2}, "transformers does not read it"),
+        ("mistral", {"sliding_window": 0}, "sliding_window 0 cannot be trained: expected an integer above 0, or null"),
         ("qwen2", {"max_window_layers": -1}, "max_window_layers -1 cannot be trained: expected an integer from 0"),
     ],
 )

@@ -5,7 +5,7 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 
 from collections.abc import Callable
 
-from transformers import GptOssConfig, PreTrainedConfig, Qwen3MoeConfig
+from transformers import GptOssConfig, PreTrainedConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
 from tests.distributed.tiny_shape import SHAPE
 
@@ -23,6 +23,11 @@ def gpt_oss() -> PreTrainedConfig:
 SPARSE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 
 
+def qwen2_moe() -> PreTrainedConfig:
+    """A gated shared expert, an MLP in the third layer, and weights as the softmax over all experts has them."""
+    return Qwen2MoeConfig(**ALL, **SPARSE, shared_expert_intermediate_size=40, mlp_only_layers=[2])
+
+
 def qwen3_moe_dense_between() -> PreTrainedConfig:
     """Experts in every second layer."""
     return Qwen3MoeConfig(**ALL, **SPARSE, head_dim=8, norm_topk_prob=True, decoder_sparse_step=2)
@@ -30,5 +35,6 @@ def qwen3_moe_dense_between() -> PreTrainedConfig:
 
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt-oss": gpt_oss,
+    "qwen2-moe": qwen2_moe,
     "qwen3-moe-dense-between": qwen3_moe_dense_between,
 }
