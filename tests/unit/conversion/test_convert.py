@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig, Mxfp4Config
 
 from megatron_mixcpt.conversion import convert
 from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
@@ -266,3 +266,27 @@ def test_quantized_weights_are_exported_in_full_precision(tmp_path):
     assert_same_bits(read_all(tmp_path / "out"), expected)
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
     assert "| fp8, read as bfloat16; these are not quantized |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_experts_in_mxfp4_are_what_transformers_makes_of_them(tmp_path):
+    """gpt-oss as it is published: each expert's two matrices as blocks of 32 numbers, and biases beside them."""
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 259}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    config = GptOssConfig(**sizes, **heads, pad_token_id=0, eos_token_id=1)
+    GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    tensors = read_all(tmp_path / "hf")
+    random = torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = tensors.pop(name).shape
+        shape = (experts, rows, columns // 32, 16)
+        tensors[f"{name}_blocks"] = torch.randint(256, shape, dtype=torch.uint8, generator=random)
+        tensors[f"{name}_scales"] = torch.randint(118, 124, shape[:-1], dtype=torch.uint8, generator=random)
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((tmp_path / "hf" / "config.json").read_text())
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**settings, "quantization_config": quantization}))
+    convert_from_hf(tmp_path / "hf", tmp_path / "megatron")
+    convert_to_hf(tmp_path / "megatron", tmp_path / "out")
+    dequantized = {"dtype": torch.bfloat16, "quantization_config": Mxfp4Config(dequantize=True)}
+    expected = GptOssForCausalLM.from_pretrained(tmp_path / "hf", **dequantized).state_dict()
+    assert_same_bits(read_all(tmp_path / "out"), expected)
