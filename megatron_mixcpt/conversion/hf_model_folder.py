@@ -171,7 +171,8 @@ def read_model_folder(hf_dir: str | Path) -> HFModel:
         ConfigError: an architecture or setting that the engine cannot express.
     """
     plan = read_config(hf_dir)
-    tensors = DequantizedFolder(plan.folder) if plan.quantization else SafetensorsFolder(plan.folder)
+    block_size = (plan.config.get("quantization_config") or {}).get("weight_block_size")
+    tensors = DequantizedFolder(plan.folder, block_size) if plan.quantization else SafetensorsFolder(plan.folder)
     plan = _with_names_of(plan, tensors)
     _check_tensors(plan, tensors)
     return HFModel(**vars(plan), tensors=tensors)

@@ -110,7 +110,13 @@ def load_for_generation(folder: Path, dtype: torch.dtype) -> tuple["PreTrainedMo
     import transformers
 
     several = torch.cuda.device_count() > 1
-    model_class = getattr(transformers, read_config(folder).architecture.name)
+    plan = read_config(folder)
+    if plan.quantization:
+        raise ConfigError(
+            f"{folder}: its weights are quantized ({plan.quantization}), and whether transformers computes with them "
+            "or with bfloat16 depends on the device: convert and export it, and evaluate the export"
+        )
+    model_class = getattr(transformers, plan.architecture.name)
     model = model_class.from_pretrained(folder, dtype=dtype, device_map="auto" if several else None)
     if not several:
         model = model.to(torch.cuda.current_device())

@@ -54,6 +54,10 @@ FIRST_LAYER: Check = (
 )
 OBJECT: Check = (lambda value: type(value) is dict, "expected an object")
 SIZE = _count(MAX_SIZE)
+BLOCK_SIZE: Check = (
+    lambda value: type(value) is list and len(value) == 2 and all(SIZE[0](item) for item in value),
+    "expected two positive integers",
+)
 
 CHECKS: dict[str, Check] = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "head_dim"), SIZE),
@@ -73,6 +77,8 @@ CHECKS: dict[str, Check] = {
     # What follows belongs to the rotary embedding (rope.py).
     **dict.fromkeys(("rope_scaling", "rope_parameters", "sliding_attention", "full_attention"), OBJECT),
     "quantization_config": OBJECT,
+    "weight_block_size": BLOCK_SIZE,
+    **dict.fromkeys(("modules_to_not_convert", "ignored_layers"), NAMES),
     **dict.fromkeys(("rope_type", "type"), NAME),
     "rope_local_base_freq": POSITIVE,
     **dict.fromkeys(("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"), POSITIVE),

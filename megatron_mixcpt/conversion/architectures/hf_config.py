@@ -205,9 +205,10 @@ def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, S
 
 def _check_quantization(config: HFConfig) -> None:
     """Raise ConfigError for quantized weights that cannot be read as transformers reads them."""
-    assumed = {"quant_method": None, "scale_fmt": "float", "expert_dtype": "fp8"}
+    assumed = {"quant_method": None, "scale_fmt": "float", "expert_dtype": "fp8", "activation_scheme": "dynamic"}
     quantization = {**assumed, **given} if (given := config.get("quantization_config")) else {}
-    for key, known in {"quant_method": QUANTIZATIONS, "scale_fmt": ("float",), "expert_dtype": ("fp8",)}.items():
+    readable = {"quant_method": QUANTIZATIONS, "scale_fmt": ("float",), "expert_dtype": ("fp8",)}
+    for key, known in {**readable, "activation_scheme": ("dynamic", "static")}.items():
         if quantization and quantization[key] not in known:
             raise config.refuse(
                 f"quantization_config.{key}",

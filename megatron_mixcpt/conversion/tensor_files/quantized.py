@@ -11,13 +11,13 @@ Scales of activations, which only FP8 kernels use, are dropped. A read takes wha
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from megatron_mixcpt.conversion.tensor_files.reader import SafetensorsFolder, TensorEntry
+from megatron_mixcpt.conversion.tensor_files.reader import TRAINED, SafetensorsFolder, TensorEntry
 from megatron_mixcpt.errors import CheckpointError
 
 FP4_VALUES = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
@@ -28,11 +28,15 @@ CHUNK_NUMBERS = 2**24
 class DequantizedFolder(SafetensorsFolder):
     """A folder whose quantized tensors appear as bfloat16 ones, under the names that transformers has in memory."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read every header; raises CheckpointError for quantized weights without their scales, beside other damage."""
-        self._stored = SafetensorsFolder(folder)
+    def __init__(self, folder: Path, block_size: Sequence[int] | None = None) -> None:
+        """Read every header; raises CheckpointError for quantized weights without their scales, beside other damage.
+
+        ``block_size``: rows and columns of FP8's blocks, ``weight_block_size``; None: they divide weights evenly.
+        """
+        self._stored, self._block_size = SafetensorsFolder(folder), block_size
         self.folder, self.bytes_read = folder, 0
         self._scales: dict[str, str] = {}
+        self._blocks: dict[str, tuple[int, int]] = {}
         self._packed: dict[str, tuple[str, str]] = {}
         self.num_dropped = 0
         """Scales of activations."""
@@ -51,14 +55,31 @@ class DequantizedFolder(SafetensorsFolder):
 
     def _unscaled(self, name: str, entry: TensorEntry) -> TensorEntry:
         scales = self._partner(name, re.sub(r"weight$", "weight_scale_inv", name))
-        grid = scales.shape[-2:] if len(scales.shape) >= 2 else (1, 1)
-        if any(size % count for size, count in zip(entry.shape[-2:], grid, strict=True)):
+        if scales.dtype not in TRAINED or scales.shape not in ((), (1,)) and len(scales.shape) != len(entry.shape):
             raise CheckpointError(
-                f"{entry.path}: {name} of shape {entry.shape} is not divided evenly by its scales of shape "
-                f"{scales.shape}, and transformers cannot read it: use the unquantized checkpoint"
+                f"{scales.path}: scales of {name} are {scales.dtype} of shape {scales.shape}, and only numbers in "
+                "floating point for blocks or for the whole weight can be read: use the unquantized checkpoint"
             )
+        grid = scales.shape[-2:] if len(scales.shape) >= 2 else (1, 1)
+        self._blocks[name] = self._block_of(name, entry, grid)
         self._scales[name] = re.sub(r"weight$", "weight_scale_inv", name)
         return TensorEntry(entry.path, entry.offset, torch.bfloat16, entry.shape)
+
+    def _block_of(self, name: str, entry: TensorEntry, grid: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns that share a scale; the last block of a weight may be a smaller one (DeepSeek-V3).
+
+        transformers divides a weight evenly by its scales, which is the same but where the last block is smaller.
+        """
+        rows, columns = entry.shape[-2:]
+        if tuple(grid) == (1, 1):
+            return rows, columns
+        height, width = self._block_size or (rows // max(1, grid[0]), columns // max(1, grid[1]))
+        if not height or not width or tuple(grid) != (-(-rows // height), -(-columns // width)):
+            raise CheckpointError(
+                f"{entry.path}: {name} of shape {entry.shape} has scales for {grid[0]} by {grid[1]} blocks, which are "
+                f"not of weight_block_size {[height, width]}: use the unquantized checkpoint"
+            )
+        return height, width
 
     def _unpacked(self, name: str, entry: TensorEntry) -> tuple[str, TensorEntry]:
         presented = name.removesuffix("_blocks")
@@ -103,11 +124,10 @@ class DequantizedFolder(SafetensorsFolder):
 
     def _read_scaled(self, name: str, rows: slice, columns: slice, index: int | None) -> Tensor:
         """FP8: each number times the scale of its block."""
-        shape = self.entries[name].stacked(index).shape
         scales = self._scale_grid(self._scales[name], index)
         row_blocks, column_blocks = (
-            torch.arange(part.start, part.stop) // (size // count)
-            for part, size, count in zip((rows, columns), shape, scales.shape, strict=True)
+            torch.arange(part.start, part.stop) // size
+            for part, size in zip((rows, columns), self._blocks[name], strict=True)
         )
         numbers = self._stored.read(name, rows, columns, index).float()
         return (numbers * scales[row_blocks][:, column_blocks]).to(torch.bfloat16)

@@ -118,6 +118,8 @@ def test_biases_of_attention_and_mlp(tmp_path):
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config.quant_method None cannot be trained"),
         ("llama", {"quantization_config": {"quant_method": "fp8", "scale_fmt": "ue8m0"}}, "scale_fmt 'ue8m0'"),
         ("llama", {"quantization_config": "fp8"}, "expected an object"),
+        ("llama", {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32]}}, "two positive integers"),
+        ("llama", {"quantization_config": {"quant_method": "fp8", "activation_scheme": "x"}}, "activation_scheme 'x'"),
         ("qwen3_moe", {"mlp_only_layers": list(range(9))}, "no layer has experts"),
         ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers 1 cannot be trained"),
     ],

@@ -11,6 +11,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from megatron_mixcpt.conversion.tensor_files import quantized
 from megatron_mixcpt.conversion.tensor_files.quantized import DequantizedFolder
+from megatron_mixcpt.conversion.tensor_files.reader import SINGLE_NAME
 from megatron_mixcpt.errors import CheckpointError
 
 ALL_CODES = torch.arange(256, dtype=torch.uint8)
@@ -82,8 +83,33 @@ def test_what_is_missing_or_uneven_is_refused(tmp_path: Path) -> None:
     weight = numbers_of_fp8(64, 48)
     with pytest.raises(CheckpointError, match="a.weight is quantized and its scales, a.weight_scale_inv, are missing"):
         folder_of(tmp_path, {"a.weight": weight})
-    with pytest.raises(CheckpointError, match=r"\(64, 48\) is not divided evenly by its scales of shape \(3, 1\)"):
+    with pytest.raises(CheckpointError, match=r"\(64, 48\) has scales for 3 by 1 blocks, which are not of weight_b"):
         folder_of(tmp_path, {"a.weight": weight, "a.weight_scale_inv": scales_of(3, 1)})
     blocks = torch.zeros(4, 24, 4, 16, dtype=torch.uint8)
     with pytest.raises(CheckpointError, match="e_scales, are missing"):
         folder_of(tmp_path, {"e_blocks": blocks})
+
+
+def test_a_last_block_may_be_smaller(tmp_path: Path) -> None:
+    """As in DeepSeek-V3's projections of 576 rows: blocks are of 128 rows from the first on, by a loop over them."""
+    weight, scales = numbers_of_fp8(192, 160), scales_of(2, 2)
+    save_file({"a.weight": weight, "a.weight_scale_inv": scales}, tmp_path / SINGLE_NAME)
+    expected = torch.empty(192, 160, dtype=torch.bfloat16)
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        block = (slice(128 * row, 128 * (row + 1)), slice(128 * column, 128 * (column + 1)))
+        expected[block] = (weight[block].float() * scales[row, column]).bfloat16()
+    folder = DequantizedFolder(tmp_path, (128, 128))
+    assert torch.equal(folder.read("a.weight"), expected)
+    assert torch.equal(folder.read("a.weight", slice(100, 150), slice(120, 140)), expected[100:150, 120:140])
+
+
+def test_what_would_be_misread_is_refused(tmp_path: Path) -> None:
+    """Scales of blocks of another size, bytes that are exponents, and a scale for each row."""
+    save_file({"a.weight": numbers_of_fp8(192, 128), "a.weight_scale_inv": scales_of(3, 1)}, tmp_path / SINGLE_NAME)
+    with pytest.raises(CheckpointError, match=r"scales for 3 by 1 blocks, which are not of weight_block_size \[128"):
+        DequantizedFolder(tmp_path, (128, 128))
+    weight, exponents = numbers_of_fp8(64, 48), torch.full((2, 3), 120, dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match=r"scales of a.weight are torch.uint8 of shape \(2, 3\)"):
+        folder_of(tmp_path, {"a.weight": weight, "a.weight_scale_inv": exponents})
+    with pytest.raises(CheckpointError, match=r"torch.float32 of shape \(64,\)"):
+        folder_of(tmp_path, {"a.weight": weight, "a.weight_scale_inv": scales_of(64)})
