@@ -136,13 +136,15 @@ def test_one_process(repository, world, expected, tmp_path):
 
 def test_four_ranks(world, expected, tmp_path):
     """TP2 x PP2, then TP2 x DP2 from a Megatron checkpoint, cut into small parts that are interrupted and taken up."""
-    run_distributed(check_four_ranks, 4, str(world), str(tmp_path), cpu_emulation=True, timeout_s=200)
+    template = dated_template(tmp_path)  # before the ranks start: none may read what another is writing
+    where = (str(world), str(tmp_path), str(template))
+    run_distributed(check_four_ranks, 4, *where, cpu_emulation=True, timeout_s=200)
     for name in ("pipeline", "whole", "resumed"):
         check_scores(tmp_path / f"{name}.jsonl", expected)
     assert (tmp_path / "whole.jsonl").read_bytes() == (tmp_path / "resumed.jsonl").read_bytes()
 
 
-def check_four_ranks(world: str, folder: str) -> None:
+def check_four_ranks(world: str, folder: str, template: str) -> None:
     import torch.distributed as dist
 
     from megatron_mixcpt.conversion.convert import convert_from_hf
@@ -154,7 +156,7 @@ def check_four_ranks(world: str, folder: str) -> None:
     convert_from_hf(world / "hf", folder / "checkpoint")
     samples.PART_SAMPLES = 9
     megatron = ["--load", str(folder / "checkpoint"), *arguments(world, folder / "whole.jsonl", *tp)[2:]]
-    megatron[megatron.index("chatml")] = str(dated_template(folder))
+    megatron[megatron.index("chatml")] = template
     score(megatron)
     resumed = [flag.replace("whole.jsonl", "resumed.jsonl") for flag in megatron]
     check_interrupted(resumed, folder)
