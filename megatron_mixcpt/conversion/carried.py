@@ -35,7 +35,7 @@ def carried_summary(model: HFModel) -> dict[str, Any]:
 
 def _parts(names: list[str]) -> list[str]:
     """The modules that the tensors belong to, by the first part of their names that tells them apart."""
-    parts = dict.fromkeys(".".join(name.removeprefix("model.").split(".")[:1]) for name in names)
+    parts = dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name in names)
     return list(parts)[:_SHOWN]
 
 
@@ -58,12 +58,7 @@ class CarriedTensors:
 
     def _copy(self, name: str, writer: SafetensorsWriter) -> None:
         """Write one, a part at a time."""
-        entry = self.model.tensors.entries[name]
-        if not entry.shape:
-            scalar = torch.empty((), dtype=entry.dtype)
-            self.model.tensors.read_into(scalar, name)
-            writer.write(name, scalar)
-            return
+        entry = self.model.tensors.entries[name].stacked(None)  # a single number is one row
         for rows in _ranges(entry.shape, entry.dtype):
             writer.write_rows(name, rows.start, self.model.tensors.read(name, rows))
 

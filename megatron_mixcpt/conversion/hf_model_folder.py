@@ -186,7 +186,8 @@ def _with_names_of(plan: ModelPlan, tensors: SafetensorsFolder) -> ModelPlan:
 
 
 def _check_tensors(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
-    expected, head = plan.hf_shapes(), plan.names.of(OUTPUT_WEIGHT)
+    rules, dims, head = plan.rules(), plan.dims, plan.names.of(OUTPUT_WEIGHT)
+    expected = {name: shape for rule in rules.values() for name, shape in rule.hf_shapes(dims).items()}
     extra = [name for name in tensors.entries if name not in expected and not plan.is_carried(name)]
     unexpected = [name for name in extra if not re.fullmatch(plan.architecture.ignored_tensors, name)]
     if plan.tied and head in unexpected:
@@ -208,11 +209,12 @@ def _check_tensors(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
                 f"{tensors.entries[name].path}: {name} is {_named(tensors.entries[name].dtype)}, and only "
                 f"{', '.join(map(_named, TRAINED))} can be trained: use the unquantized checkpoint"
             )
-    for rule in plan.rules().values():
-        dtypes = {tensors.entries[name].dtype for name in rule.hf_shapes(plan.dims)}
-        if len(dtypes) > 1:
-            names = ", ".join(rule.hf_shapes(plan.dims))
-            raise CheckpointError(f"{plan.folder}: {names} differ in dtype: save the model again in one dtype")
+    for rule in rules.values():
+        names = rule.hf_shapes(dims)
+        if len({tensors.entries[name].dtype for name in names}) > 1:
+            raise CheckpointError(
+                f"{plan.folder}: {', '.join(names)} differ in dtype: save the model again in one dtype"
+            )
 
 
 def _check_tied_copy(plan: ModelPlan, tensors: SafetensorsFolder) -> None:

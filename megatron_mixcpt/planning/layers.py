@@ -26,12 +26,13 @@ class LayerShape:
 def count_layers(plan: "ModelPlan") -> tuple[LayerShape, ...]:
     """Each layer of the model, the first one first."""
     counts: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    dims = plan.dims
     for name, rule in plan.rules().items():
         if not (layer := re.match(r"decoder\.layers\.(\d+)\.", name)):
             continue
-        size = rule.num_parameters(plan.dims)
+        size = rule.num_parameters(dims)
         if not rule.is_expert:
-            counts[int(layer[1])]["divided" if rule.is_divided(plan.dims) else "copied"] += size
+            counts[int(layer[1])]["divided" if rule.is_divided(dims) else "copied"] += size
         elif ".experts.0." in name:  # the others are as large
             counts[int(layer[1])]["expert"] += size
     return tuple(

@@ -67,8 +67,16 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "make_vocab_size_divisible_by": 1,
 }
-QUANTIZATIONS = ("fp8", "mxfp4")
-"""Values of ``quant_method`` whose weights ``tensor_files/quantized.py`` reads."""
+QUANTIZATIONS = {
+    "quant_method": ("fp8", "mxfp4"),
+    "scale_fmt": ("float",),
+    "expert_dtype": ("fp8",),
+    "activation_scheme": ("dynamic", "static"),
+}
+"""Keys of ``quantization_config`` and the values that ``tensor_files/quantized.py`` reads, the assumed one first.
+
+Only ``quant_method`` has to be given.
+"""
 FREE_ARGUMENTS = frozenset(DEFAULT_ARGUMENTS) | {"max_position_embeddings", "moe_router_dtype"}
 ROPE_ARGUMENTS = frozenset(
     {
@@ -205,16 +213,13 @@ def engine_settings(config: HFConfig, architecture: Architecture) -> dict[str, S
 
 def _check_quantization(config: HFConfig) -> None:
     """Raise ConfigError for quantized weights that cannot be read as transformers reads them."""
-    assumed = {"quant_method": None, "scale_fmt": "float", "expert_dtype": "fp8", "activation_scheme": "dynamic"}
-    quantization = {**assumed, **given} if (given := config.get("quantization_config")) else {}
-    readable = {"quant_method": QUANTIZATIONS, "scale_fmt": ("float",), "expert_dtype": ("fp8",)}
-    for key, known in {**readable, "activation_scheme": ("dynamic", "static")}.items():
-        if quantization and quantization[key] not in known:
-            raise config.refuse(
-                f"quantization_config.{key}",
-                quantization.get(key),
-                f"weights can be read with {' or '.join(known)}: use the full-precision checkpoint",
-            )
+    if not (given := config.get("quantization_config")):
+        return
+    for key, known in QUANTIZATIONS.items():
+        value = given.get(key, None if key == "quant_method" else known[0])
+        if value not in known:
+            reason = f"weights can be read with {' or '.join(known)}: use the full-precision checkpoint"
+            raise config.refuse(f"quantization_config.{key}", value, reason)
 
 
 def _attention_settings(config: HFConfig) -> dict[str, Setting]:
@@ -272,7 +277,8 @@ def _layer_ropes(config: HFConfig, architecture: Architecture) -> tuple[Rope, ..
     """Those of each layer; none where they are all the same."""
     types, head_dim = layer_types(config.values, architecture.windows), _attention_settings(config)["kv_channels"].value
     ropes = ropes_by_layer(config.values, architecture.rope, types, head_dim, config.refuse)
-    return ropes if any(rope != _rope(config, architecture) for rope in ropes) else ()
+    common = _rope(config, architecture)
+    return ropes if any(rope != common for rope in ropes) else ()
 
 
 def _rope_settings(rope: Rope) -> dict[str, Setting]:

@@ -7,8 +7,10 @@ from megatron_mixcpt.conversion.architectures.windows import WindowRules, every_
 
 ENGINE_EXPERT, HF_EXPERT = ENGINE + "mlp.experts.{expert}.", HF + "block_sparse_moe.experts.{expert}."
 
+NORM_BEFORE_ROUTER = Rename(ENGINE + "pre_mlp_layernorm.weight", HF + "post_attention_layernorm.weight", ("hidden",))
+
 EXPERTS: tuple[Rule, ...] = (
-    Rename(ENGINE + "pre_mlp_layernorm.weight", HF + "post_attention_layernorm.weight", ("hidden",)),
+    NORM_BEFORE_ROUTER,
     Rename(ENGINE + "mlp.router.weight", HF + "block_sparse_moe.gate.weight", ("experts", "hidden")),
     MergeGateUp(ENGINE_EXPERT + "linear_fc1.weight", HF_EXPERT + "w1.weight", HF_EXPERT + "w3.weight", "expert_ffn"),
     Rename(ENGINE_EXPERT + "linear_fc2.weight", HF_EXPERT + "w2.weight", ("hidden", "expert_ffn"), split=1),

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_mixcpt.conversion.architectures.hf_config import HFConfig
-from megatron_mixcpt.conversion.architectures.llama import ENGINE, HF, MLP
+from megatron_mixcpt.conversion.architectures.llama import ENGINE, HF
 from megatron_mixcpt.conversion.architectures.mixtral import ROUTER_ARGUMENTS
-from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERTS
+from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERTS, experts_or_mlp
 from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
 
 ENGINE_SHARED = ENGINE + "mlp.shared_experts."
@@ -24,11 +24,6 @@ SIGMOID_ROUTER = {
     "moe_router_enable_expert_bias": True,
 }
 
-EXPERT_SIZES = {
-    "num_local_experts": "num_experts",
-    "num_experts_per_tok": "moe_router_topk",
-    "moe_intermediate_size": "moe_ffn_hidden_size",
-}
 EXPERT_SPELLINGS = {"n_routed_experts": "num_local_experts"}
 
 
@@ -41,20 +36,28 @@ def shared_expert_rules(name: str) -> tuple[Rule, ...]:
     )
 
 
+GATED_SHARED_EXPERT: tuple[Rule, ...] = (
+    *shared_expert_rules("shared_expert"),
+    Rename(ENGINE_SHARED + "gate_weight", HF + "mlp.shared_expert_gate.weight", ("one", "hidden")),
+)
+"""One that every token goes to, whose output goes through a gate: Qwen2-MoE, Qwen3-Next."""
+
+
+def layers_after_dense(config: HFConfig) -> list[int]:
+    """1 for layers with experts, 0 for the first ``first_k_dense_replace``, which have an MLP instead."""
+    first = config.require("first_k_dense_replace")
+    return [int(layer >= first) for layer in range(config.require("num_hidden_layers"))]
+
+
 def dense_layers_first(experts: tuple[Rule, ...]) -> Callable[[HFConfig, int], tuple[Rule, ...]]:
-    """``Architecture.rules_of_layer`` of models whose first ``first_k_dense_replace`` layers have an MLP instead."""
-
-    def rules_of_layer(config: HFConfig, layer: int) -> tuple[Rule, ...]:
-        return MLP if layer < config.require("first_k_dense_replace") else EXPERTS + experts
-
-    return rules_of_layer
+    """``Architecture.rules_of_layer`` of models with such layers; ``experts`` are the rules beside the experts' own."""
+    return experts_or_mlp(EXPERTS + experts, layers_after_dense)
 
 
 def mixture_arguments(config: HFConfig) -> dict[str, Any]:
     """The engine's arguments of the layers that have experts, of the shared ones and of the weights' scale."""
-    first = config.require("first_k_dense_replace")
     return {
-        "moe_layer_freq": [int(layer >= first) for layer in range(config.require("num_hidden_layers"))],
+        "moe_layer_freq": layers_after_dense(config),
         "moe_shared_expert_intermediate_size": config.require("n_shared_experts")
         * config.require("moe_intermediate_size"),
         "moe_router_topk_scaling_factor": config.require("routed_scaling_factor"),

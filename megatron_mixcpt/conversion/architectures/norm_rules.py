@@ -17,7 +17,10 @@ def pre_norms(attention: str, mlp: str) -> tuple[Rule, ...]:
 
 
 def post_norms(attention: str, mlp: str) -> tuple[Rule, ...]:
-    """Of the norms after attention and the MLP, as :func:`pre_norms`; where they stand is ``models/branches.py``."""
+    """Of the norms after attention and the MLP, as :func:`pre_norms`.
+
+    Where they stand is ``models/layer_options/branches.py``.
+    """
     return (
         Rename(ENGINE + "self_attn_bda.norm.weight", HF + f"{attention}.weight", ("hidden",)),
         Rename(ENGINE + "mlp_bda.norm.weight", HF + f"{mlp}.weight", ("hidden",)),

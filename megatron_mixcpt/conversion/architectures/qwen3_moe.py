@@ -5,15 +5,21 @@ from typing import Any
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, ATTENTION_BIAS, EMBEDDINGS, ENGINE, HF, MLP
-from megatron_mixcpt.conversion.architectures.mixtral import ENGINE_EXPERT, ROUTER_ARGUMENTS
+from megatron_mixcpt.conversion.architectures.mixtral import ENGINE_EXPERT, NORM_BEFORE_ROUTER, ROUTER_ARGUMENTS
 from megatron_mixcpt.conversion.architectures.qwen3 import QK_NORM
 from megatron_mixcpt.conversion.architectures.rules import MergeGateUp, Rename, Rule
 from megatron_mixcpt.conversion.architectures.windows import WindowRules, every_layer
 
+EXPERT_SIZES = {
+    "num_local_experts": "num_experts",
+    "num_experts_per_tok": "moe_router_topk",
+    "moe_intermediate_size": "moe_ffn_hidden_size",
+}
+
 HF_EXPERT = HF + "mlp.experts.{expert}."
 
 EXPERTS: tuple[Rule, ...] = (
-    Rename(ENGINE + "pre_mlp_layernorm.weight", HF + "post_attention_layernorm.weight", ("hidden",)),
+    NORM_BEFORE_ROUTER,
     Rename(ENGINE + "mlp.router.weight", HF + "mlp.gate.weight", ("experts", "hidden")),
     MergeGateUp(
         ENGINE_EXPERT + "linear_fc1.weight", HF_EXPERT + "gate_proj.weight", HF_EXPERT + "up_proj.weight", "expert_ffn"
@@ -43,9 +49,16 @@ def router_and_layers(config: HFConfig) -> dict[str, Any]:
     return {**softmax_before_choice(config), "moe_layer_freq": 1 if all(layers) else layers}
 
 
-def experts_or_mlp(experts: tuple[Rule, ...]) -> Callable[[HFConfig, int], tuple[Rule, ...]]:
-    """``Architecture.rules_of_layer`` of models with an MLP in the layers that have no experts."""
-    return lambda config, layer: experts if layers_with_experts(config)[layer] else MLP
+def experts_or_mlp(
+    experts: tuple[Rule, ...], layers: Callable[[HFConfig], list[int]] = layers_with_experts
+) -> Callable[[HFConfig, int], tuple[Rule, ...]]:
+    """``Architecture.rules_of_layer`` of models with an MLP in the layers that have no experts.
+
+    Args:
+        experts: the rules of a layer with experts.
+        layers: 1 for each layer that has some, else 0.
+    """
+    return lambda config, layer: experts if layers(config)[layer] else MLP
 
 
 QWEN3_MOE = Architecture(
@@ -53,11 +66,7 @@ QWEN3_MOE = Architecture(
     models="Qwen3-30B-A3B, Qwen3-235B-A22B",
     name_map=EMBEDDINGS + ATTENTION + QK_NORM,
     rules_of_layer=experts_or_mlp(EXPERTS),
-    config_map={
-        "num_local_experts": "num_experts",
-        "num_experts_per_tok": "moe_router_topk",
-        "moe_intermediate_size": "moe_ffn_hidden_size",
-    },
+    config_map=EXPERT_SIZES,
     spellings={"num_experts": "num_local_experts"},
     arguments={**ROUTER_ARGUMENTS, "qk_layernorm": True},
     biases={"attention_bias": ATTENTION_BIAS},

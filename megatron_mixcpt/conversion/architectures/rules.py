@@ -19,7 +19,6 @@ import torch
 
 Dimensions = Mapping[str, int]
 
-
 _LATENT = ("qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank")
 
 
@@ -34,7 +33,7 @@ def dimensions(engine_arguments: Mapping[str, Any]) -> Dimensions:
         "ffn": engine_arguments["ffn_hidden_size"],
         "vocab": engine_arguments["vocab_size"],
         "head": head,
-        "heads": engine_arguments["num_attention_heads"],
+        "heads": heads,
         "groups": engine_arguments["num_query_groups"],
         "query": heads * head,
         "key": engine_arguments["num_query_groups"] * head,

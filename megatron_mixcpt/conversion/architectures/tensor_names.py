@@ -26,11 +26,6 @@ class TensorNames:
         """The same rule for the names in the files."""
         values = {field.name: getattr(rule, field.name) for field in fields(rule) if field.name != "engine"}
         texts: dict[str, Any] = {key: self.of(value) for key, value in values.items() if isinstance(value, str)}
-        lists = {key: value for key, value in values.items() if isinstance(value, tuple)}
-        texts |= {
-            key: tuple(self.of(item) if isinstance(item, str) else item for item in value)
-            for key, value in lists.items()
-        }
         return replace(rule, **texts)
 
 

@@ -22,7 +22,7 @@ from megatron_mixcpt.errors import CheckpointError
 
 FP4_VALUES = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
 CHUNK_NUMBERS = 2**24
-"""Weights that are in float32 at a time."""
+"""Weights of FP8 that are in float32 at a time."""
 
 
 class DequantizedFolder(SafetensorsFolder):
@@ -54,7 +54,8 @@ class DequantizedFolder(SafetensorsFolder):
                 yield name, entry
 
     def _unscaled(self, name: str, entry: TensorEntry) -> TensorEntry:
-        scales = self._partner(name, re.sub(r"weight$", "weight_scale_inv", name))
+        self._scales[name] = re.sub(r"weight$", "weight_scale_inv", name)
+        scales = self._partner(name, self._scales[name])
         if scales.dtype not in TRAINED or scales.shape not in ((), (1,)) and len(scales.shape) != len(entry.shape):
             raise CheckpointError(
                 f"{scales.path}: scales of {name} are {scales.dtype} of shape {scales.shape}, and only numbers in "
@@ -62,7 +63,6 @@ class DequantizedFolder(SafetensorsFolder):
             )
         grid = scales.shape[-2:] if len(scales.shape) >= 2 else (1, 1)
         self._blocks[name] = self._block_of(name, entry, grid)
-        self._scales[name] = re.sub(r"weight$", "weight_scale_inv", name)
         return TensorEntry(entry.path, entry.offset, torch.bfloat16, entry.shape)
 
     def _block_of(self, name: str, entry: TensorEntry, grid: Sequence[int]) -> tuple[int, int]:
@@ -117,9 +117,10 @@ class DequantizedFolder(SafetensorsFolder):
             slice(*(part or slice(None)).indices(size)[:2]) for part, size in zip((rows, columns), shape, strict=True)
         )
         before = self._stored.bytes_read
-        read = self._read_packed if name in self._packed else self._read_scaled
-        for part in _parts(rows, columns):
-            target[part.start - rows.start : part.stop - rows.start] = read(name, part, columns, index)
+        if name in self._packed:
+            target.copy_(self._read_packed(name, rows, columns, index))
+        for part in _parts(rows, columns) if name in self._scales else ():
+            target[part.start - rows.start : part.stop - rows.start] = self._read_scaled(name, part, columns, index)
         self.bytes_read += self._stored.bytes_read - before
 
     def _read_scaled(self, name: str, rows: slice, columns: slice, index: int | None) -> Tensor:
@@ -134,12 +135,9 @@ class DequantizedFolder(SafetensorsFolder):
 
     def _scale_grid(self, name: str, index: int | None) -> Tensor:
         """[blocks of rows, blocks of columns], float32."""
-        entry = self._stored.entries[name]
-        scales = torch.empty(entry.shape, dtype=entry.dtype)
-        self._stored.read_into(scales, name)
-        if index is not None:
-            scales = scales[index]
-        return scales.float() if scales.dim() == 2 else scales.float().reshape(1, 1)
+        is_grid = len(self._stored.entries[name].shape) > 1
+        scales = self._stored.read(name, index=index if is_grid else None).float()
+        return scales if is_grid else scales.reshape(1, 1)
 
     def _read_packed(self, name: str, rows: slice, columns: slice, index: int | None) -> Tensor:
         """MXFP4: what is stored are the columns, each [groups, bytes] with an exponent for each group."""

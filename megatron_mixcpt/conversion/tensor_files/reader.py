@@ -175,7 +175,7 @@ class SafetensorsFolder:
     ) -> None:
         """As :meth:`read`, into ``target``: contiguous, on the CPU, of that shape and dtype."""
         entry = self.entries[name].stacked(index)
-        start, _, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
+        start, _, _ = (rows or slice(None)).indices(entry.shape[0])
         row_bytes = torch.Size(entry.shape[1:]).numel() * entry.dtype.itemsize
         view = memoryview(target.view(-1).view(torch.uint8).numpy())
         with entry.path.open("rb", buffering=0) as file:

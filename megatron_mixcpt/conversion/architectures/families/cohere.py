@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, ATTENTION_BIAS, EMBEDDINGS, MLP
-from megatron_mixcpt.conversion.architectures.norm_rules import PRE_NORMS
+from megatron_mixcpt.conversion.architectures.norm_rules import without_norms
 from megatron_mixcpt.conversion.architectures.windows import SLIDING, WindowRules, by_pattern, layer_types
 
 COHERE = Architecture(
     name="CohereForCausalLM",
-    name_map=EMBEDDINGS + ATTENTION + tuple(rule for rule in MLP if rule.engine not in PRE_NORMS),
+    name_map=EMBEDDINGS + ATTENTION + without_norms(MLP),
     biases={"attention_bias": ATTENTION_BIAS},
     arguments={"normalization": "LayerNorm", "rotary_interleaved": True},
     options={"norm_bias": False, "parallel_layers": True},

@@ -10,7 +10,6 @@ from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFC
 from megatron_mixcpt.conversion.architectures.llama import EMBEDDINGS, ENGINE, HF
 from megatron_mixcpt.conversion.architectures.mixtral import ROUTER_ARGUMENTS
 from megatron_mixcpt.conversion.architectures.mixture_rules import (
-    EXPERT_SIZES,
     EXPERT_SPELLINGS,
     ROUTER_BIAS,
     SIGMOID_ROUTER,
@@ -18,6 +17,7 @@ from megatron_mixcpt.conversion.architectures.mixture_rules import (
     mixture_arguments,
     shared_expert_rules,
 )
+from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERT_SIZES
 from megatron_mixcpt.conversion.architectures.rope import RopeRules, rope_of
 from megatron_mixcpt.conversion.architectures.rules import Rename, Rule
 

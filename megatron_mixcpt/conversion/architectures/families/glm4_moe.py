@@ -8,7 +8,6 @@ from typing import Any
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, QKV_BIAS
 from megatron_mixcpt.conversion.architectures.mixture_rules import (
-    EXPERT_SIZES,
     EXPERT_SPELLINGS,
     ROUTER_BIAS,
     SIGMOID_ROUTER,
@@ -17,6 +16,7 @@ from megatron_mixcpt.conversion.architectures.mixture_rules import (
     shared_expert_rules,
 )
 from megatron_mixcpt.conversion.architectures.qwen3 import QK_NORM
+from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERT_SIZES
 from megatron_mixcpt.conversion.architectures.rope import RopeRules
 from megatron_mixcpt.conversion.architectures.rules import Rule
 

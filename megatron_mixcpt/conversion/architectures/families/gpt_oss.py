@@ -8,7 +8,12 @@ from typing import Any
 from megatron_mixcpt.conversion.architectures.expert_rules import AlternatingGateUp, StackedRename
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
 from megatron_mixcpt.conversion.architectures.llama import ATTENTION, ATTENTION_BIAS, EMBEDDINGS, ENGINE, HF
-from megatron_mixcpt.conversion.architectures.mixtral import ENGINE_EXPERT, ROUTER_ARGUMENTS
+from megatron_mixcpt.conversion.architectures.mixtral import (
+    ENGINE_EXPERT,
+    MIXTRAL,
+    NORM_BEFORE_ROUTER,
+    ROUTER_ARGUMENTS,
+)
 from megatron_mixcpt.conversion.architectures.rules import Rename, Rule
 from megatron_mixcpt.conversion.architectures.windows import WindowRules, all_but_every
 
@@ -26,7 +31,7 @@ def _gate_up(kind: str, hf: str) -> Rule:
 
 RULES: tuple[Rule, ...] = (
     Rename(ENGINE + "self_attention.core_attention.softmax_offset", HF + "self_attn.sinks", ("heads",), split=0),
-    Rename(ENGINE + "pre_mlp_layernorm.weight", HF + "post_attention_layernorm.weight", ("hidden",)),
+    NORM_BEFORE_ROUTER,
     Rename(ENGINE + "mlp.router.weight", HF + "mlp.router.weight", ("experts", "hidden")),
     Rename(ENGINE + "mlp.router.bias", HF + "mlp.router.bias", ("experts",)),
     _gate_up("weight", "gate_up_proj"),
@@ -48,7 +53,7 @@ def _activation(config: HFConfig) -> dict[str, Any]:
 GPT_OSS = Architecture(
     name="GptOssForCausalLM",
     name_map=EMBEDDINGS + ATTENTION + RULES,
-    config_map={"num_local_experts": "num_experts", "num_experts_per_tok": "moe_router_topk"},
+    config_map=MIXTRAL.config_map,
     spellings={"num_experts": "num_local_experts"},
     biases={"attention_bias": ATTENTION_BIAS},
     arguments={**ROUTER_ARGUMENTS, "softmax_type": "learnable"},

@@ -14,7 +14,12 @@ from megatron_mixcpt.conversion.architectures.llama import (
     MLP,
     MLP_BIAS,
 )
-from megatron_mixcpt.conversion.architectures.mixtral import ENGINE_EXPERT, MIXTRAL, ROUTER_ARGUMENTS
+from megatron_mixcpt.conversion.architectures.mixtral import (
+    ENGINE_EXPERT,
+    MIXTRAL,
+    NORM_BEFORE_ROUTER,
+    ROUTER_ARGUMENTS,
+)
 from megatron_mixcpt.conversion.architectures.rules import Rename
 
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier")
@@ -23,7 +28,7 @@ _EXPERTS = HF + "block_sparse_moe."
 _GATE_UP = _EXPERTS + "input_linear.weight"
 
 EXPERTS = (
-    Rename(ENGINE + "pre_mlp_layernorm.weight", HF + "post_attention_layernorm.weight", ("hidden",)),
+    NORM_BEFORE_ROUTER,
     Rename(ENGINE + "mlp.router.weight", _EXPERTS + "router.layer.weight", ("experts", "hidden")),
     StackedGateUp(ENGINE_EXPERT + "linear_fc1.weight", _GATE_UP, _GATE_UP, "expert_ffn"),
     StackedRename(

@@ -1,14 +1,11 @@
 """Qwen2-MoE: Qwen2's attention, small experts, and one for every token whose output goes through a gate."""
 
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture
-from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, ENGINE, HF, QKV_BIAS
+from megatron_mixcpt.conversion.architectures.llama import ATTENTION, EMBEDDINGS, QKV_BIAS
 from megatron_mixcpt.conversion.architectures.mixtral import ROUTER_ARGUMENTS
-from megatron_mixcpt.conversion.architectures.mixture_rules import EXPERT_SIZES, shared_expert_rules
-from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERTS, experts_or_mlp, router_and_layers
-from megatron_mixcpt.conversion.architectures.rules import Rename
+from megatron_mixcpt.conversion.architectures.mixture_rules import GATED_SHARED_EXPERT
+from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERT_SIZES, EXPERTS, experts_or_mlp, router_and_layers
 from megatron_mixcpt.conversion.architectures.windows import Values, WindowRules
-
-GATE = Rename(ENGINE + "mlp.shared_experts.gate_weight", HF + "mlp.shared_expert_gate.weight", ("one", "hidden"))
 
 
 def every_second_layer(values: Values) -> list[bool]:
@@ -19,7 +16,7 @@ def every_second_layer(values: Values) -> list[bool]:
 QWEN2_MOE = Architecture(
     name="Qwen2MoeForCausalLM",
     name_map=EMBEDDINGS + ATTENTION,
-    rules_of_layer=experts_or_mlp((*EXPERTS, *shared_expert_rules("shared_expert"), GATE)),
+    rules_of_layer=experts_or_mlp(EXPERTS + GATED_SHARED_EXPERT),
     biases={"qkv_bias": QKV_BIAS},
     config_map={**EXPERT_SIZES, "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size"},
     spellings={"num_experts": "num_local_experts"},

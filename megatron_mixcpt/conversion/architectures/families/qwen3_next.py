@@ -11,21 +11,15 @@ from megatron_mixcpt.conversion.architectures.families.qwen3_5 import (
     mixers,
 )
 from megatron_mixcpt.conversion.architectures.hf_config import Architecture, HFConfig
-from megatron_mixcpt.conversion.architectures.llama import EMBEDDINGS, HF
+from megatron_mixcpt.conversion.architectures.llama import EMBEDDINGS
 from megatron_mixcpt.conversion.architectures.mixtral import ROUTER_ARGUMENTS
-from megatron_mixcpt.conversion.architectures.mixture_rules import ENGINE_SHARED, EXPERT_SIZES, shared_expert_rules
-from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERTS, softmax_before_choice
+from megatron_mixcpt.conversion.architectures.mixture_rules import GATED_SHARED_EXPERT
+from megatron_mixcpt.conversion.architectures.qwen3_moe import EXPERT_SIZES, EXPERTS, softmax_before_choice
 from megatron_mixcpt.conversion.architectures.rope import RopeRules
-from megatron_mixcpt.conversion.architectures.rules import Rename, Rule
 from megatron_mixcpt.conversion.architectures.sectioned_rules import InterleavedDeltaProjection
 
 PROJECTION = InterleavedDeltaProjection(
     DELTA + "in_proj.weight", LINEAR + "in_proj_qkvz.weight", LINEAR + "in_proj_ba.weight"
-)
-
-GATED_SHARED_EXPERT: tuple[Rule, ...] = (
-    *shared_expert_rules("shared_expert"),
-    Rename(ENGINE_SHARED + "gate_weight", HF + "mlp.shared_expert_gate.weight", ("one", "hidden")),
 )
 
 
