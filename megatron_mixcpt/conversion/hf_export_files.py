@@ -53,8 +53,8 @@ def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], argume
 
     A quantization of the base model's weights is taken out.
 
-    The dtype is written under the key that it has there. A length is raised to what training used, never lowered, and
-    the rotary embedding stays what it was (``context_length.py``).
+    The dtype is written under the key that it has there, and in ``text_config`` where that has one. A length is raised
+    to what training used, never lowered, and the rotary embedding stays what it was (``context_length.py``).
     """
     name = str(next(iter(dtypes)) if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
     before = plan.document(plan.config)
@@ -62,6 +62,8 @@ def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], argume
     config = {**plan.document(with_positions(plan, arguments.get("seq_length") or 0)), key: name}
     for settings in (config, config.get(TEXT_CONFIG, {})):
         settings.pop("quantization_config", None)  # the weights are not quantized any more
+    if isinstance(text := config.get(TEXT_CONFIG), dict):
+        config[TEXT_CONFIG] = {**text, **{key: name for key in ("dtype", "torch_dtype") if text.get(key) is not None}}
     if config != before:
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 

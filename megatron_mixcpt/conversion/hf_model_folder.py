@@ -25,7 +25,7 @@ from megatron_mixcpt.conversion.architectures.hf_config import (
 from megatron_mixcpt.conversion.architectures.registry import ARCHITECTURES
 from megatron_mixcpt.conversion.architectures.rules import Dimensions, Rule, dimensions
 from megatron_mixcpt.conversion.architectures.tensor_names import PLAIN, TensorNames
-from megatron_mixcpt.conversion.architectures.text_tower import language_model, with_text
+from megatron_mixcpt.conversion.architectures.text_tower import TIED, language_model, with_text
 from megatron_mixcpt.conversion.tensor_files.quantized import DequantizedFolder
 from megatron_mixcpt.conversion.tensor_files.reader import TRAINED, SafetensorsFolder, read_json
 from megatron_mixcpt.errors import CheckpointError, ConfigError
@@ -173,7 +173,7 @@ def read_model_folder(hf_dir: str | Path) -> HFModel:
     plan = read_config(hf_dir)
     block_size = (plan.config.get("quantization_config") or {}).get("weight_block_size")
     tensors = DequantizedFolder(plan.folder, block_size) if plan.quantization else SafetensorsFolder(plan.folder)
-    plan = _with_names_of(plan, tensors)
+    plan = _tied_as_stored(_with_names_of(plan, tensors), tensors)
     _check_tensors(plan, tensors)
     return HFModel(**vars(plan), tensors=tensors)
 
@@ -183,6 +183,21 @@ def _with_names_of(plan: ModelPlan, tensors: SafetensorsFolder) -> ModelPlan:
     known = plan.architecture.tower.names if plan.architecture.tower else ()
     found = [names for names in known if names.of("model.embed_tokens.weight") in tensors.entries]
     return replace(plan, names=found[0]) if found else plan
+
+
+def _tied_as_stored(plan: ModelPlan, tensors: SafetensorsFolder) -> ModelPlan:
+    """The plan of a multimodal model, untied where config.json does not say and the files have another output layer.
+
+    So transformers reads it (``PreTrainedModel.tie_weights``), whatever it assumes for the absent key: Mistral Small
+    3.1 has an output layer of its own, the smallest Ministral 3 none.
+    """
+    outer, head = plan.outer, plan.names.of(OUTPUT_WEIGHT)
+    if outer is None or outer.get(TIED) is not None or not plan.tied or head not in tensors.entries:
+        return plan
+    if _is_tied_copy(plan, tensors):
+        return plan
+    untied = plan_of(plan.folder, plan.architecture, {**plan.config, TIED: False})
+    return replace(untied, outer={**outer, TIED: False}, names=plan.names)
 
 
 def _check_tensors(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
@@ -219,17 +234,24 @@ def _check_tensors(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
 
 def _check_tied_copy(plan: ModelPlan, tensors: SafetensorsFolder) -> None:
     """A tied checkpoint may store the output layer too, if it is the embedding."""
-    embedding, chunk = next(iter(plan.rules()[EMBEDDING].hf_shapes(plan.dims))), 8192
-    head = plan.names.of(OUTPUT_WEIGHT)
-    same = tensors.entries[embedding].shape == tensors.entries[head].shape
-    for start in range(0, plan.vocab_size if same else 0, chunk):
-        rows = slice(start, start + chunk)
-        same = same and torch.equal(tensors.read(embedding, rows), tensors.read(head, rows))
-    if not same:
+    if not _is_tied_copy(plan, tensors):
         raise CheckpointError(
-            f"{plan.folder}: {CONFIG_NAME} ties the embeddings, but {head} is not {embedding}: "
-            "set tie_word_embeddings to false if the output layer is separate"
+            f"{plan.folder}: {CONFIG_NAME} ties the embeddings, but {plan.names.of(OUTPUT_WEIGHT)} is not "
+            f"{_embedding_of(plan)}: set tie_word_embeddings to false if the output layer is separate"
         )
+
+
+def _is_tied_copy(plan: ModelPlan, tensors: SafetensorsFolder) -> bool:
+    """Whether the output layer in the files is the embedding."""
+    embedding, head, chunk = _embedding_of(plan), plan.names.of(OUTPUT_WEIGHT), 8192
+    if embedding not in tensors.entries or tensors.entries[embedding].shape != tensors.entries[head].shape:
+        return False
+    ranges = (slice(start, start + chunk) for start in range(0, plan.vocab_size, chunk))
+    return all(torch.equal(tensors.read(embedding, rows), tensors.read(head, rows)) for rows in ranges)
+
+
+def _embedding_of(plan: ModelPlan) -> str:
+    return next(iter(plan.rules()[EMBEDDING].hf_shapes(plan.dims)))
 
 
 def _named(dtype: torch.dtype) -> str:

@@ -14,8 +14,8 @@ from megatron_mixcpt.conversion.architectures.tensor_names import INSIDE, OUTSID
 from megatron_mixcpt.errors import ConfigError
 
 TEXT_CONFIG = "text_config"
-_TIED = "tie_word_embeddings"
-_OUTSIDE = (_TIED, "quantization_config")
+TIED = "tie_word_embeddings"
+_OUTSIDE = (TIED, "quantization_config")
 """Keys that stand beside ``text_config`` and hold for the language model; those in it are not read."""
 
 
@@ -35,7 +35,7 @@ def text_tower(
         names: how files may name the tensors.
     """
     texts = {
-        kind: replace(text, name=name, hf_defaults={**text.hf_defaults, _TIED: tied}) for kind, text in texts.items()
+        kind: replace(text, name=name, hf_defaults={**text.hf_defaults, TIED: tied}) for kind, text in texts.items()
     }
     first = next(iter(texts.values()))
     return replace(first, models=models, tower=TextTower(texts, names))

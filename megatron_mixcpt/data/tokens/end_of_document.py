@@ -5,7 +5,7 @@ in two more places, ``eos_token_id`` of config.json and of generation_config.jso
 person who continues the training of a model should know which of them its documents get.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ END_OF_TURN = frozenset(
 
 
 def configured_eos(folder: Path) -> dict[str, tuple[int, ...]]:
-    """``eos_token_id`` of each settings file that has one. Raises CheckpointError where a file cannot be read."""
-    found = {name: _ids(read_json(folder / name).get("eos_token_id")) for name in SETTINGS_FILES}
+    """``eos_token_id`` of each settings file that has one, a multimodal model's that of its language model.
+
+    Raises CheckpointError where a file cannot be read.
+    """
+    found = {name: _ids(_eos_of(read_json(folder / name))) for name in SETTINGS_FILES}
     return {name: ids for name, ids in found.items() if ids}
 
 
@@ -48,6 +51,12 @@ def eos_warning(
         f"{folder}: documents end with {eos_token!r} (id {eos_id}), but {' and '.join(clauses)}; "
         "--eos-token of tools/preprocess_mixture.py chooses another"
     )
+
+
+def _eos_of(settings: Mapping[str, Any]) -> Any:
+    text = settings.get("text_config")
+    own = settings.get("eos_token_id")
+    return text.get("eos_token_id") if own is None and isinstance(text, dict) else own
 
 
 def _ids(value: Any) -> tuple[int, ...]:

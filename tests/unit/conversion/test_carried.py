@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Mistral3ForConditionalGeneration
 
 from megatron_mixcpt.conversion import carried
 from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf
 from megatron_mixcpt.conversion.hf_model_folder import read_config, read_model_folder
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
+from megatron_mixcpt.conversion.tensor_files.reader import read_json
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from tests.distributed.tiny_models import build_model
 
@@ -63,6 +65,50 @@ def test_the_folder_must_be_named_and_the_right_one(source: Path, checkpoint: Pa
     with pytest.raises(CheckpointError, match="is not mistral3, from which"):
         convert_to_hf(checkpoint, tmp_path / "out", hf_reference=other)
     assert not (tmp_path / "out").exists()
+
+
+def test_another_training_of_the_same_tower_is_refused(source: Path, checkpoint: Path, tmp_path: Path) -> None:
+    tensors = load_file(source / "model.safetensors")
+    tensors["vision_tower.ln_pre.weight"] = tensors["vision_tower.ln_pre.weight"] + 1
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="is not mistral3, from which"):
+        convert_to_hf(checkpoint, tmp_path / "out", hf_reference=tmp_path)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_where_config_says_nothing_the_files_say_whether_embeddings_are_tied(
+    source: Path, tmp_path: Path, separate: bool
+) -> None:
+    config, tensors = read_json(source / "config.json"), load_file(source / "model.safetensors")
+    folder = tmp_path / "hf"
+    del config["tie_word_embeddings"]
+    if not separate:
+        tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"].clone()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model = Mistral3ForConditionalGeneration.from_pretrained(folder)
+    expected = model.lm_head.weight is model.get_input_embeddings().weight
+    assert read_model_folder(folder).tied == expected == (not separate)
+
+    convert_from_hf(folder, tmp_path / "megatron")
+    convert_to_hf(tmp_path / "megatron", tmp_path / "out", hf_reference=folder)
+    again = Mistral3ForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_the_language_models_dtype_is_written_where_it_stands(source: Path, tmp_path: Path) -> None:
+    config = read_json(source / "config.json")
+    config["text_config"]["torch_dtype"] = "bfloat16"
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").symlink_to(source / "model.safetensors")
+    convert_from_hf(folder, tmp_path / "megatron")
+    convert_to_hf(tmp_path / "megatron", tmp_path / "out", dtype=torch.float32, hf_reference=folder)
+    exported = read_json(tmp_path / "out" / "config.json")
+    assert exported["text_config"]["torch_dtype"] == exported["dtype"] == "float32"
 
 
 def test_tensors_of_the_language_model_are_never_carried(source: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megatron_mixcpt.data.tokens.end_of_document import eos_warning
+from megatron_mixcpt.data.tokens.end_of_document import configured_eos, eos_warning
 from megatron_mixcpt.data.tokens.tokenizer_files import TokenizerFiles
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
@@ -14,6 +14,12 @@ from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 def write(folder: Path, **files: Any) -> None:
     for name, eos in files.items():
         (folder / f"{name}.json").write_text(json.dumps({"eos_token_id": eos}))
+
+
+def test_a_multimodal_models_settings_are_those_of_its_language_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 7}}))
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert configured_eos(tmp_path) == {"config.json": (7,)}
 
 
 @pytest.mark.parametrize("eos", [0, [0], [5, 0], None])
