@@ -11,7 +11,7 @@ from megatron_mixcpt.conversion.architectures.families.glm4 import GLM4
 from megatron_mixcpt.conversion.architectures.families.glm4_moe import GLM4_MOE
 from megatron_mixcpt.conversion.architectures.families.gpt_oss import GPT_OSS
 from megatron_mixcpt.conversion.architectures.families.granite import GRANITE, GRANITE_MOE
-from megatron_mixcpt.conversion.architectures.families.mistral import MINISTRAL3, MISTRAL
+from megatron_mixcpt.conversion.architectures.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from megatron_mixcpt.conversion.architectures.families.nemotron import NEMOTRON
 from megatron_mixcpt.conversion.architectures.families.olmo import OLMO2, OLMO3
 from megatron_mixcpt.conversion.architectures.families.phi3 import PHI3
@@ -34,6 +34,7 @@ ARCHITECTURES = {
     for architecture in (
         LLAMA,
         MISTRAL,
+        MINISTRAL,
         MINISTRAL3,
         QWEN2,
         QWEN3,

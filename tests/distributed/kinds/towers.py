@@ -6,7 +6,15 @@ Built on ``tiny_shape.SHAPE``; listed in ``tiny_models.KINDS``.
 from collections.abc import Callable
 from typing import Any
 
-from transformers import Gemma3Config, Ministral3Config, Mistral3Config, MistralConfig, PreTrainedConfig, Qwen3_5Config
+from transformers import (
+    Gemma3Config,
+    Ministral3Config,
+    MinistralConfig,
+    Mistral3Config,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen3_5Config,
+)
 
 from tests.distributed.kinds import delta_nets, multipliers
 from tests.distributed.tiny_shape import SHAPE
@@ -27,6 +35,12 @@ MINISTRAL: dict[str, Any] = {
         **{"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.1},
     },
 }
+
+
+def ministral() -> PreTrainedConfig:
+    """Windows in three layers of four, shorter than the sequences."""
+    types = ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"]
+    return MinistralConfig(**SHAPE, head_dim=8, max_position_embeddings=4096, sliding_window=12, layer_types=types)
 
 
 def mistral3() -> PreTrainedConfig:
@@ -76,6 +90,7 @@ def qwen3_5_tower() -> PreTrainedConfig:
 
 
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "ministral": ministral,
     "ministral3": ministral3,
     "mistral3": mistral3,
     "ministral3-tower": ministral3_tower,

@@ -17,6 +17,13 @@ MISTRAL = Architecture(
     windows=WindowRules(every_layer),
 )
 
+MINISTRAL = replace(
+    MISTRAL,
+    name="MinistralForCausalLM",
+    models="Ministral 8B (2410)",
+    windows=WindowRules(every_layer, has_layer_types=True),
+)
+
 # What Ministral3Config assumes where config.json has no rope_parameters.
 ROPE = {
     **{"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
