@@ -6,6 +6,7 @@ The field docstrings are the help texts; see ``flags.py``. The options of the lo
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from megatron_mixcpt.adapters.settings import LoRASettings
 from megatron_mixcpt.data.reading.reading_settings import ReadingSettings
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import setting
@@ -38,6 +39,8 @@ class RunConfig:
     assume_ranks: int | None = None
     """With --dry-run: check the run as N ranks would (torchrun's --nproc-per-node x --nnodes), on one process without
     torchrun, such as on a login node without a GPU."""
+
+    lora: LoRASettings = setting(default_factory=LoRASettings)
 
     def __post_init__(self) -> None:
         if self.assume_ranks is not None:

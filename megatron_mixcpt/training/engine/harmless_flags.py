@@ -121,7 +121,9 @@ _ENGINE = {
 }
 
 _OURS = {
-    "where things lie; their content is compared": "--hf-model --mixture --teacher --sft --dpo --chat-template",
+    "where things lie; their content is compared": """
+        --hf-model --mixture --teacher --sft --dpo --chat-template --lora-adapter
+    """,
     "the number of sequences of each kind, which it decides, is compared": "--mixture-weights",
     "when checkpoints are deleted": "--keep-last",
     "what happens at the start": "--resume-with-changes --dry-run --assume-ranks",

@@ -1,0 +1,1 @@
+"""Low-rank adapters (LoRA): a frozen base model, which with its adapters off is its own teacher."""
