@@ -4,8 +4,6 @@ They are in no Megatron checkpoint: the export copies them from the base model's
 ``hf/source.json`` has a summary of them, by which the folder that is named at the export is recognised.
 """
 
-import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,37 +11,23 @@ from typing import Any
 
 import torch
 
+from megatron_mixcpt.conversion.base_weights import tensors_digest
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, read_config, read_model_folder
-from megatron_mixcpt.conversion.tensor_files.reader import TensorEntry
 from megatron_mixcpt.conversion.tensor_files.writer import SafetensorsWriter, TensorShape
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.jobs.ranks import get_rank, get_world_size
 
 KEY = "carried"
 CHUNK_BYTES = 64_000_000
-SAMPLE_BYTES = 4096
 _SHOWN = 6
 
 
 def carried_summary(model: HFModel) -> dict[str, Any]:
-    """What ``source.json`` says of the tensors that travel untrained; empty where there are none.
-
-    The digest is over name, dtype, shape and first bytes of each: two trainings of the same tower differ in it.
-    """
+    """What ``source.json`` says of the tensors that travel untrained; empty where there are none."""
     if not (names := model.carried):
         return {}
-    digest = hashlib.sha256()
-    for name in names:
-        entry = model.tensors.entries[name]
-        digest.update(f"{name} {entry.dtype} {entry.shape}\n".encode() + _first_bytes(entry))
-    return {KEY: {"tensors": len(names), "parts": _parts(names), "digest": digest.hexdigest()}}
-
-
-def _first_bytes(entry: TensorEntry) -> bytes:
-    """The first bytes that a tensor lies on disk as; no more than there are where those are quantized, 4 bits each."""
-    with entry.path.open("rb", buffering=0) as file:
-        file.seek(entry.offset)
-        return file.read(min(SAMPLE_BYTES, -(-math.prod(entry.shape) // 2)))
+    digest = tensors_digest(model.tensors, names)
+    return {KEY: {"tensors": len(names), "parts": _parts(names), "digest": digest}}
 
 
 def _parts(names: list[str]) -> list[str]:
