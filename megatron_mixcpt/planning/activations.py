@@ -10,13 +10,15 @@ Where context parallelism splits the sequence, without Transformer Engine, keys 
 sequence (2 k cp, repeated 2 q cp), in the place of product and rotated keys, and each of the two chunks has an output
 beside the one that they are put together in. A mixture of experts saves its experts' inputs and products (h + 3 f) for
 each row that they get instead, of which a token makes as many as it goes to experts.
-Without Transformer Engine each norm also keeps its quotient before the weight (2 h more). Attention keeps no matrix of
+Without Transformer Engine each norm also keeps its quotient before the weight (2 h more). Frozen layers save no input,
+but adapters beside them do (planning/adapters.py), and a frozen norm keeps no quotient. Attention keeps no matrix of
 scores, but a float32 number per head and token. Sequence parallelism splits what has h columns over the tensor-parallel
 ranks.
 """
 
 from collections.abc import Sequence
 
+from megatron_mixcpt.planning.adapters import adapted_linears, adapter_bytes
 from megatron_mixcpt.planning.layers import LayerShape
 from megatron_mixcpt.planning.layout import PlannedRun
 
@@ -24,6 +26,8 @@ from megatron_mixcpt.planning.layout import PlannedRun
 BATCH_BYTES_PER_TOKEN = 28
 # Of a row that was sent to an expert: its place, int64, on both ways, and its weight in float32.
 ROUTED_ROW_BYTES = 20
+# The linear layers that read the norm before attention.
+ATTENTION_INPUTS = {"linear_qkv", "linear_q_proj"}
 # Of a token and an expert: scores, weights and a mask, each in several forms.
 ROUTER_BYTES = 20
 
@@ -37,16 +41,31 @@ def hidden_bytes(run: PlannedRun) -> int:
 def layer_bytes(run: PlannedRun, layer: LayerShape) -> int:
     """What one layer saves for its backward pass, except for the modules that it recomputes."""
     model, recomputed = run.model, run.layout.recomputed_modules
-    hidden, norms = 2, 2 if run.layout.transformer_impl == "transformer_engine" else 4
+    hidden, norms = 2, _norm_outputs(run, layer)
     columns = attention_columns(run)
     if "layernorm" in recomputed:
         norms = 0
     if ("moe" if layer.expert else "mlp") not in recomputed:
-        columns += model.inner_products * layer.inner // run.sizes.tensor
+        columns += _mlp_products(run, layer) * layer.inner // run.sizes.tensor
     numbers = run.tokens * columns * run.layout.bytes_per_number + (expert_bytes(run) if layer.expert else 0)
     # Float32: the norms' scales, and the attention's log-sum-exp.
     statistics = 4 * run.tokens * (2 + model.num_attention_heads // run.sizes.tensor)
-    return (hidden + norms) * hidden_bytes(run) + numbers + statistics
+    return (hidden + norms) * hidden_bytes(run) + numbers + statistics + adapter_bytes(run, layer)
+
+
+def _norm_outputs(run: PlannedRun, layer: LayerShape) -> int:
+    """Results of both norms that are saved, and quotients, which a norm needs for the gradient of its weight."""
+    if run.makes_weight_gradients:
+        return 2 if run.layout.transformer_impl == "transformer_engine" else 4
+    readers = {linear.name for linear in adapted_linears(run, layer)}
+    # A router saves its input whether or not it is trained.
+    return bool(readers & ATTENTION_INPUTS) + bool(layer.expert or "linear_fc1" in readers)
+
+
+def _mlp_products(run: PlannedRun, layer: LayerShape) -> int:
+    """Of what an MLP makes for each of its columns, that which is saved: the product is not where nothing reads it."""
+    is_read = run.makes_weight_gradients or any(linear.name == "linear_fc2" for linear in adapted_linears(run, layer))
+    return run.model.inner_products - (not is_read)
 
 
 def expert_bytes(run: PlannedRun) -> int:
@@ -55,7 +74,10 @@ def expert_bytes(run: PlannedRun) -> int:
     if "moe" in recomputed:
         return 0
     inner, products = model.moe_ffn_hidden_size // run.sizes.expert_tensor, model.inner_products
-    columns = model.hidden_size + (products - 1 if "moe_act" in recomputed else products) * inner
+    if run.makes_weight_gradients:
+        columns = model.hidden_size + (products - 1 if "moe_act" in recomputed else products) * inner
+    else:
+        columns = (products - 1) * inner  # frozen layers save no input
     rows = run.routed_rows * (columns * run.layout.bytes_per_number + ROUTED_ROW_BYTES)
     return rows + run.tokens // run.sizes.tensor * model.num_experts * ROUTER_BYTES
 
@@ -120,5 +142,12 @@ def edge_bytes(run: PlannedRun, *, first: bool, last: bool) -> int:
     if not first and run.layout.objective.runs_teacher:
         total += hidden  # the message that the student's hidden states arrived in
     if last:
-        total += (2 if run.layout.transformer_impl == "transformer_engine" else 3) * hidden
+        total += _last_norm(run) * hidden
     return total
+
+
+def _last_norm(run: PlannedRun) -> int:
+    """Hidden states that are held beside the loss: the last norm's input, quotient and result."""
+    if run.makes_weight_gradients:
+        return 2 if run.layout.transformer_impl == "transformer_engine" else 3
+    return 2 if run.layout.loss_chunk_tokens else 1  # in the result's place its gradient, which the chunks add up

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_mixcpt.adapters.settings import LoRASettings
+from megatron_mixcpt.adapters.targets import TARGETS
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import setting
 from megatron_mixcpt.objective import Objective
@@ -90,6 +92,12 @@ class Layout:
 
     objective: Objective = setting(default_factory=Objective)
 
+    lora: LoRASettings = setting(default_factory=LoRASettings)
+
+    teacher: str | None = None
+    """Folder of a teacher of the same sizes. Only with adapters is it a second model; without the flag they need none.
+    """
+
     teacher_offload: Literal["none", "cpu"] = "none"
     """cpu: keep the teacher's layers in host memory, except for two at a time."""
 
@@ -111,11 +119,33 @@ class Layout:
             raise ConfigError("--teacher-fp8: no teacher runs with this objective; remove it")
         if self.teacher_fp8 and self.transformer_impl != "transformer_engine":
             raise ConfigError("--teacher-fp8 needs --transformer-impl transformer_engine")
+        if self.lora.is_given:
+            self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        """What the trainer refuses with adapters, and what the plan cannot know of them."""
+        if self.lora.lora_adapter is not None:
+            raise ConfigError(
+                f"--lora-adapter {self.lora.lora_adapter}: give what its adapter_config.json says as --lora-rank and "
+                "--lora-target-modules instead"
+            )
+        refused = {
+            "--teacher-offload cpu": self.teacher_offload == "cpu",
+            "--teacher-fp8": self.teacher_fp8,
+            "--distillation l2": self.objective.distillation == "l2",
+        }
+        for flag in (flag for flag, is_given in refused.items() if is_given):
+            raise ConfigError(f"{flag} cannot be used with --lora-rank; remove one of them")
 
     @property
     def bytes_per_number(self) -> int:
         """Bytes of each weight and activation."""
         return 2 if self.bf16 else 4
+
+    @property
+    def holds_teacher(self) -> bool:
+        """Whether a teacher's weights are in memory beside the student's, which with its adapters off may be it."""
+        return self.objective.holds_teacher and (not self.lora.is_given or self.teacher is not None)
 
     @property
     def recomputed_modules(self) -> tuple[str, ...]:
@@ -144,6 +174,7 @@ class PlannedRun:
         sizes = ParallelSizes.of(settings, layout.num_gpus)
         check_layout(sizes, settings)
         check_batches(sizes, settings)
+        check_targets(model, layout.lora)
         return cls(model, layout, sizes)
 
     @property
@@ -169,6 +200,11 @@ class PlannedRun:
     def local_experts(self) -> int:
         """Experts of each layer on a rank; 0 in a dense model."""
         return self.model.num_experts // self.sizes.expert
+
+    @property
+    def makes_weight_gradients(self) -> bool:
+        """Whether the model's own weights are trained. Those of adapters are too small to count."""
+        return not self.layout.lora.is_given
 
     @property
     def gathers_keys(self) -> bool:
@@ -204,3 +240,14 @@ class PlannedRun:
             return min(later + 1, self.num_microbatches)
         warmup = 2 * later + (self.sizes.chunks - 1) * self.sizes.pipeline
         return min(warmup + 1, self.num_microbatches * self.sizes.chunks)
+
+
+def check_targets(model: ModelShape, lora: LoRASettings) -> None:
+    """Raise ConfigError where the model has no linear layer of a name that adapters are asked for."""
+    there = sorted({linear.name for layer in model.layers for linear in layer.linears}, key=list(TARGETS).index)
+    for name in lora.targets if lora.is_given else ():
+        if name not in there:
+            raise ConfigError(
+                f"--lora-target-modules {name}: the model has no such module outside of its routed experts; choose "
+                f"from {', '.join(there)}"
+            )

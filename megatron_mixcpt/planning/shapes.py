@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.planning.layers import LayerShape, count_layers, count_norm
+from megatron_mixcpt.planning.layers import LayerShape, LinearShape, count_layers, count_norm
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,21 @@ class ModelShape:
             copied=2 * hidden + (2 * self.kv_channels if self.qk_layernorm else 0) + hidden * self.num_experts,
             expert=3 * hidden * self.moe_ffn_hidden_size if self.num_experts else 0,
             inner=inner,
+            linears=self._linears(inner),
         )
+
+    def _linears(self, inner: int) -> tuple[LinearShape, ...]:
+        attention = (
+            LinearShape("linear_qkv", self.query_size + 2 * self.kv_size, self.hidden_size),
+            LinearShape("linear_proj", self.hidden_size, self.query_size),
+        )
+        if not inner:
+            return attention
+        mlp = (
+            LinearShape("linear_fc1", 2 * inner, self.hidden_size),
+            LinearShape("linear_fc2", self.hidden_size, inner),
+        )
+        return attention + mlp
 
     @property
     def norm_size(self) -> int:

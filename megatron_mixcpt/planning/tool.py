@@ -16,10 +16,12 @@ from megatron_mixcpt import flags
 from megatron_mixcpt.errors import ConfigError, exit_on_user_error
 from megatron_mixcpt.flags import setting, settings_from
 from megatron_mixcpt.planning.activations import expert_bytes
+from megatron_mixcpt.planning.adapters import num_adapter_parameters
 from megatron_mixcpt.planning.advice import suggest
 from megatron_mixcpt.planning.layout import Layout, PlannedRun
-from megatron_mixcpt.planning.memory import StageMemory, plan_memory, teacher_host_bytes
+from megatron_mixcpt.planning.memory import StageMemory, plan_memory
 from megatron_mixcpt.planning.shapes import ModelShape, model_shape
+from megatron_mixcpt.planning.weights import teacher_host_bytes
 
 GIB = 2**30
 # Tokens of a microbatch from which on a layer of the teacher runs longer than its copy to the device takes, in
@@ -82,11 +84,18 @@ def _heading(run: PlannedRun) -> str:
     layout = run.layout
     active = f" ({run.model.num_active_parameters / 1e9:.2f} billion for each token)" if run.model.num_experts else ""
     return (
-        f"{run.model.num_parameters / 1e9:.2f} billion parameters{active}, "
+        f"{run.model.num_parameters / 1e9:.2f} billion parameters{active}{_trained(run)}, "
         f"{'bfloat16' if layout.bf16 else 'float32'}, {run.sizes.described}; microbatches of "
         f"{layout.micro_batch_size} x {layout.seq_length} tokens, {run.num_microbatches} on each rank in each step; "
         "GiB on each rank:"
     )
+
+
+def _trained(run: PlannedRun) -> str:
+    lora = run.layout.lora
+    if not lora.is_given:
+        return ""
+    return f", trained {num_adapter_parameters(run) / 1e6:.2f} million in adapters of rank {lora.lora_rank}"
 
 
 def _table(stages: Sequence[StageMemory]) -> list[str]:

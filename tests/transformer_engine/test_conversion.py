@@ -129,8 +129,8 @@ def check_plan(model: torch.nn.Module, folder: Path) -> None:
     from megatron.core import parallel_state
 
     from megatron_mixcpt.planning.layout import Layout, PlannedRun
-    from megatron_mixcpt.planning.memory import stage_parameters
     from megatron_mixcpt.planning.shapes import model_shape
+    from megatron_mixcpt.planning.weights import stage_parameters
 
     layout = Layout(
         num_gpus=dist.get_world_size(),

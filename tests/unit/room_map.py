@@ -94,7 +94,7 @@ ROOMS = {
         "flags inference data data/chat data/reading data/tokens jobs rank_exit",
         "torch",
     ),
-    "planning": _room("memory of a run on paper", "flags objective parallel_sizes conversion"),
+    "planning": _room("memory of a run on paper", "adapters flags objective parallel_sizes conversion"),
     "report": _room("one page about several runs", "flags named_paths log_names training_log data data/mixture jobs"),
     "training": _room(
         "what all trainings share: batches, the model, recipes",

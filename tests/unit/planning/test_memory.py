@@ -9,9 +9,10 @@ from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.planning.activations import attention_columns, expert_bytes
 from megatron_mixcpt.planning.advice import peak_bytes, suggest
 from megatron_mixcpt.planning.layout import Layout, PlannedRun
-from megatron_mixcpt.planning.memory import plan_memory, stage_parameters
+from megatron_mixcpt.planning.memory import plan_memory
 from megatron_mixcpt.planning.shapes import PRESETS, ModelShape
 from megatron_mixcpt.planning.tool import report
+from megatron_mixcpt.planning.weights import stage_parameters
 
 # Hidden size 8, MLP 16, 4 heads in 2 groups of 2 channels, 10 tokens: a layer has 8 x (8 + 8 + 8) + 3 x 8 x 16 + 16 =
 # 592 parameters.
