@@ -26,6 +26,7 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.grouped_linear import grouped_linear
 from megatron_mixcpt.models.layer_options.expert_bias import add_expert_bias
 from megatron_mixcpt.models.options import options_of
+from megatron_mixcpt.models.parameter_device import parameter_device
 
 ShardedOffsets = Sequence[tuple[int, int, int]]
 
@@ -132,7 +133,7 @@ class ExpertsLinear(nn.Module):
         self._split_axis, self._groups = split_axis, groups
         self._halves = 2 if config.gated_linear_unit and split_axis == 1 else 1
         sizes = [size // groups.expt_tp.size() if axis == split_axis else size for axis, size in enumerate(shape)]
-        device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+        device = parameter_device(config)
         self.weight = nn.Parameter(torch.empty(sizes, device=device, dtype=config.params_dtype))
         set_tensor_model_parallel_attributes(self.weight, True, split_axis, self._halves)
         self.bias = nn.Parameter(self.weight.new_zeros(sizes[:2])) if options_of(config).mlp_bias else None

@@ -13,6 +13,7 @@ from torch.nn.functional import layer_norm, rms_norm
 
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.options import options_of
+from megatron_mixcpt.models.parameter_device import parameter_device
 
 
 class RMSNorm(nn.Module):
@@ -100,7 +101,7 @@ def build_norm(*, config: TransformerConfig, hidden_size: int, eps: float = 1e-5
 
 def _parameter(fill: Callable[..., Tensor], hidden_size: int, config: TransformerConfig) -> nn.Parameter:
     """On the engine's current device (the CPU for ``--use-cpu-initialization``), marked for the gradient reduction."""
-    device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+    device = parameter_device(config)
     parameter = nn.Parameter(fill(hidden_size, dtype=config.params_dtype, device=device))
     parameter.sequence_parallel = config.sequence_parallel
     return parameter

@@ -37,6 +37,7 @@ from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.models.delta_net.convolution import CausalConvolution, causal_convolution
 from megatron_mixcpt.models.delta_net.delta_rule import gated_delta_rule
 from megatron_mixcpt.models.delta_net.documents import document_starts
+from megatron_mixcpt.models.parameter_device import parameter_device
 
 ShardedOffsets = Sequence[tuple[int, int, int]]
 
@@ -76,9 +77,7 @@ class GatedDeltaNet(MegatronModule):
             skip_bias_add=False,
             **linear,
         )
-        like = {"device": torch.cuda.current_device(), "dtype": config.params_dtype}
-        if config.use_cpu_initialization:
-            like["device"] = "cpu"
+        like = {"device": parameter_device(config), "dtype": config.params_dtype}
         self.conv1d = CausalConvolution(sum(self.convolved.values()), config.linear_conv_kernel_dim, **like)
         self.dt_bias = nn.Parameter(torch.ones(heads // size, **like))
         self.A_log = nn.Parameter(torch.zeros(heads // size, **like))

@@ -28,6 +28,7 @@ from torch.nn.functional import linear
 
 from megatron_mixcpt.models.norm import build_norm
 from megatron_mixcpt.models.options import options_of
+from megatron_mixcpt.models.parameter_device import parameter_device
 
 FUSED_NORM_NAMES = {
     "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
@@ -71,7 +72,7 @@ class WholeLinear(nn.Module):
 
     def __init__(self, num_inputs: int, num_outputs: int, config: MLATransformerConfig) -> None:
         super().__init__()
-        device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+        device = parameter_device(config)
         self.weight = nn.Parameter(torch.empty(num_outputs, num_inputs, dtype=config.params_dtype, device=device))
         self.weight.sequence_parallel = config.sequence_parallel
         if config.perform_initialization and config.init_method is not None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from megatron_mixcpt.models.parameter_device import parameter_device
 from megatron_mixcpt.models.query_blocks import MASKED_SCORE
 
 CHANNELS = 8
@@ -34,7 +35,7 @@ _EXTENDED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def build_offset(config: TransformerConfig) -> nn.Parameter:
     """The parameter of one layer, [heads of this rank], of the parameters' dtype."""
-    device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+    device = parameter_device(config)
     heads = config.num_attention_heads // config.tensor_model_parallel_size
     offset = nn.Parameter(torch.zeros(heads, device=device, dtype=config.params_dtype))
     if config.perform_initialization and config.init_method is not None:

@@ -23,6 +23,7 @@ from torch.nn.functional import softplus
 from megatron_mixcpt.models.layer_options.spec_changes import LayerSpecs, change_layers
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.options import ModelOptions
+from megatron_mixcpt.models.parameter_device import parameter_device
 
 
 def with_xielu(spec: LayerSpecs, options: ModelOptions) -> LayerSpecs:
@@ -40,7 +41,7 @@ class XIELU(nn.Module):
     def __init__(self, *, config: TransformerConfig) -> None:
         super().__init__()
         self.tp_group = get_tensor_model_parallel_group_if_none(None)
-        device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+        device = parameter_device(config)
         for name, value in {"alpha_p": 0.8, "alpha_n": 0.3}.items():
             start = torch.tensor([value], dtype=config.params_dtype, device=device).expm1().log()
             self.register_parameter(name, nn.Parameter(start))
