@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from megatron_mixcpt.conversion.hf_model_folder import HFModel
 from megatron_mixcpt.conversion.tensor_files.reader import SafetensorsFolder, TensorEntry
 
+KEY = "base_weights"
+"""Of the digest in a checkpoint's ``source.json``."""
 SAMPLE_BYTES = 4096
 
 

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
+from megatron_mixcpt.conversion.adapters.checkpoint import holds_adapters, open_adapters
+from megatron_mixcpt.conversion.adapters.merged import MergedModel, find_base
 from megatron_mixcpt.conversion.architectures.rules import Block, Rule
 from megatron_mixcpt.conversion.carried import find_carried
 from megatron_mixcpt.conversion.hf_export_files import (
@@ -139,20 +142,24 @@ def convert_to_hf(
         iteration: None exports the one that the tracker file names.
         dtype: None keeps the checkpoint's.
         max_shard_bytes: largest file; the default is that of transformers.
-        hf_reference: a model folder whose config and tokenizer stand in for a checkpoint's missing ``hf/``.
+        hf_reference: the base model's folder, for what the checkpoint lacks: the weights that adapters are merged into,
+            tensors that are not trained, or the config and tokenizer of a missing ``hf/``.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged or of another model, or ``save_dir`` exists.
+        CheckpointError: the checkpoint is missing, damaged or of another model, ``hf_reference`` is needed or another
+            model, or ``save_dir`` exists.
     """
     checkpoint, target = MegatronCheckpoint(load_dir, iteration), Path(save_dir)
     metadata = metadata_folder(Path(load_dir), hf_reference)
-    plan = read_config(metadata)
-    if carried := find_carried(origin_of(metadata), hf_reference, Path(load_dir)):
-        plan = replace(plan, names=carried.model.names)
+    plan, origin = read_config(metadata), origin_of(metadata)
+    base = find_base(origin, hf_reference, Path(load_dir)) if holds_adapters(checkpoint) else None
+    carried = find_carried(origin, hf_reference, Path(load_dir))
+    if named := base or (carried and carried.model):
+        plan = replace(plan, names=named.names)
     rules = plan.rules()
-    dtypes = check_checkpoint(checkpoint, plan, rules)
+    source = MergedModel(base, open_adapters(checkpoint, plan)) if base else _checked_model(checkpoint, plan, rules)
     tensors = {
-        name: TensorShape(shape, dtype or dtypes[rule.engine])
+        name: TensorShape(shape, dtype or source.dtype(rule))
         for rule in rules.values()
         for name, shape in rule.hf_shapes(plan.dims).items()
     }
@@ -164,25 +171,58 @@ def convert_to_hf(
         if get_rank() == 0:
             writer.create()
         barrier()
-        _write_tensors(checkpoint, plan, list(rules.values()), writer)
+        _write_tensors(source, list(rules.values()), writer)
         if carried:
             carried.copy_into(writer)
         if get_rank() == 0:
             copy_files(metadata, aside)
             write_config(plan, aside, {tensors[name].dtype for name in plan.hf_shapes()}, arguments)
             figures = logged_figures(checkpoint.folder.parent, checkpoint.iteration, arguments.get("tensorboard_dir"))
-            write_card(metadata, aside, arguments, figures)
+            write_card(metadata, aside, arguments, source.described() | figures)
     num_bytes = sum(tensor.num_bytes for tensor in tensors.values())
     return Summary(target, len(tensors), num_bytes, warning_of_end(metadata, arguments), plan.quantization)
 
 
-def _write_tensors(
-    checkpoint: MegatronCheckpoint, plan: ModelPlan, rules: list[Rule], writer: SafetensorsWriter
-) -> None:
+class ModelToExport(Protocol):
+    """Where the tensors of an exported model come from: a checkpoint that holds them, or a base model and adapters."""
+
+    def dtype(self, rule: Rule) -> torch.dtype:
+        """The dtype that the rule's tensors have, and keep unless another one is asked for."""
+
+    def hf_tensors(self, rule: Rule) -> Mapping[str, torch.Tensor]:
+        """The tensors that the rule makes, as precise as they are; of stacked ones, that of the rule's ``hf_index``."""
+
+    def described(self) -> dict[str, str | float]:
+        """What the model card says of it."""
+
+
+@dataclass(frozen=True)
+class _CheckpointModel:
+    """A checkpoint that holds the whole model."""
+
+    checkpoint: MegatronCheckpoint
+    plan: ModelPlan
+    dtypes: Mapping[str, torch.dtype]
+
+    def dtype(self, rule: Rule) -> torch.dtype:
+        return self.dtypes[rule.engine]
+
+    def hf_tensors(self, rule: Rule) -> Mapping[str, torch.Tensor]:
+        return rule.take_apart(read_whole(self.checkpoint, rule, self.plan), self.plan.dims)
+
+    def described(self) -> dict[str, str | float]:
+        return {}
+
+
+def _checked_model(checkpoint: MegatronCheckpoint, plan: ModelPlan, rules: Mapping[str, Rule]) -> ModelToExport:
+    return _CheckpointModel(checkpoint, plan, check_checkpoint(checkpoint, plan, rules))
+
+
+def _write_tensors(source: ModelToExport, rules: list[Rule], writer: SafetensorsWriter) -> None:
     for rule in tqdm(
         rules[get_rank() :: get_world_size()], desc="export", unit="tensor", disable=None if get_rank() == 0 else True
     ):
-        for name, part in rule.take_apart(read_whole(checkpoint, rule, plan), plan.dims).items():
+        for name, part in source.hf_tensors(rule).items():
             writer.write(name, part.to(writer.tensors[name].dtype), rule.hf_index)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from megatron_mixcpt.conversion import base_weights, carried
 from megatron_mixcpt.conversion.architectures.text_tower import TEXT_CONFIG
-from megatron_mixcpt.conversion.carried import KEY
 from megatron_mixcpt.conversion.context_length import with_positions
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME, SOURCE_NAME, metadata_digest
 from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, ModelPlan
@@ -21,11 +21,12 @@ from megatron_mixcpt.errors import CheckpointError
 def metadata_folder(load_dir: Path, hf_reference: str | Path | None) -> Path:
     """The folder with the config and tokenizer to export: the checkpoint's, or the reference that stands in for it.
 
-    A checkpoint that has them takes a reference for the tensors alone that it lacks (``carried.py``).
+    A checkpoint that has them takes a reference for the tensors alone that it lacks: those that are not trained
+    (``carried.py``), or all, where it holds adapters (``base_weights.py``).
     Raises CheckpointError where both are there and nothing is lacking, or neither.
     """
     own = load_dir / FOLDER_NAME
-    if own.is_dir() and hf_reference is not None and KEY not in origin_of(own):
+    if own.is_dir() and hf_reference is not None and not {carried.KEY, base_weights.KEY} & origin_of(own).keys():
         raise CheckpointError(
             f"{own} already has the model's config and tokenizer: remove --hf-reference {hf_reference}"
         )
@@ -42,10 +43,16 @@ def origin_of(metadata: Path) -> dict[str, Any]:
     return read_json(metadata / SOURCE_NAME) if (metadata / SOURCE_NAME).exists() else {}
 
 
-def write_card(metadata: Path, folder: Path, arguments: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+def write_card(
+    metadata: Path,
+    folder: Path,
+    arguments: Mapping[str, Any],
+    figures: Mapping[str, str | float],
+    library: str = "transformers",
+) -> None:
     """Write ``README.md`` into ``folder``, from the metadata's origin, the run's arguments and what it logged."""
     origin = origin_of(metadata) or {"base_model": metadata.resolve().name, "digest": metadata_digest(metadata)}
-    (folder / "README.md").write_text(model_card(origin, arguments, figures), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(origin, arguments, figures, library), encoding="utf-8")
 
 
 def write_config(plan: ModelPlan, folder: Path, dtypes: set[torch.dtype], arguments: Mapping[str, Any]) -> None:

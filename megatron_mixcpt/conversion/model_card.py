@@ -22,16 +22,23 @@ HYPERPARAMETERS = {
 SEEN = "consumed_train_samples"
 
 
-def model_card(origin: Mapping[str, Any], arguments: Mapping[str, Any], figures: Mapping[str, float]) -> str:
+def model_card(
+    origin: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    figures: Mapping[str, str | float],
+    library: str = "transformers",
+) -> str:
     """The card as Markdown with the header that the Hugging Face Hub reads.
 
     Args:
         origin: ``source.json`` of the checkpoint's ``hf/`` folder (empty where it has none).
         arguments: of the run that saved the checkpoint.
-        figures: the losses that the run logged, from :func:`training_log.logged_figures`.
+        figures: further lines: the losses that the run logged, from :func:`training_log.logged_figures`, and what its
+            adapters are.
+        library: what loads the folder, ``transformers`` or ``peft``.
     """
     base = origin.get("base_model", "unknown")
-    lines = ["---", "library_name: transformers", f"base_model: {base}", "tags: [mix-cpt, megatron]", "---", ""]
+    lines = ["---", f"library_name: {library}", f"base_model: {base}", "tags: [mix-cpt, megatron]", "---", ""]
     if arguments.get(SEEN):
         lines += [f"# {base}, trained further with Mix-CPT", "", "| | |", "|---|---|"]
         said = [(text, arguments.get(key)) for key, text in HYPERPARAMETERS.items()]

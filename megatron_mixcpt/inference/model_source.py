@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
+from megatron_mixcpt.conversion.adapters.checkpoint import refuse_adapters
 from megatron_mixcpt.conversion.hf_metadata import FOLDER_NAME
 from megatron_mixcpt.conversion.hf_model_folder import HFModel, ModelPlan, read_config, read_model_folder
-from megatron_mixcpt.conversion.megatron_layout import find_iteration
+from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.inference.engine_model import (
@@ -43,19 +44,20 @@ class ModelSource:
 
         Raises:
             ConfigError: neither or both are given, or the engine cannot express the model.
-            CheckpointError: the folder is missing, damaged or incomplete.
+            CheckpointError: the folder is missing, damaged or incomplete, or holds adapters, which are not a model.
         """
         check_one_model(hf_model, load)
         if hf_model is not None:
             return cls(read_model_folder(hf_model), hf_model)
         assert load is not None
-        weights = find_iteration(load, iteration)
+        checkpoint = MegatronCheckpoint(load, iteration)
+        refuse_adapters(checkpoint)
         if not (load / FOLDER_NAME).is_dir():
             raise CheckpointError(
                 f"{load} has no {FOLDER_NAME}/ folder with the model's config and tokenizer: export it with "
                 "tools/convert_to_hf.py --hf-reference DIR, and give the result as --hf-model"
             )
-        return cls(read_config(load / FOLDER_NAME), weights)
+        return cls(read_config(load / FOLDER_NAME), checkpoint.folder)
 
     @property
     def is_megatron(self) -> bool:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from megatron_mixcpt import flags
+from megatron_mixcpt.conversion.adapters.checkpoint import refuse_adapters
 from megatron_mixcpt.conversion.hf_model_folder import read_model_folder
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import ConfigError, DataError, exit_on_user_error
@@ -106,7 +107,9 @@ def _check_on_disk(settings: VerificationSettings) -> bool:
     print("".join(preflight_lines(preflight)), end="")
     if settings.load is None:
         return not preflight.problems
-    bits = compare_bits(hf_model, MegatronCheckpoint(settings.load, settings.iteration))
+    checkpoint = MegatronCheckpoint(settings.load, settings.iteration)
+    refuse_adapters(checkpoint)
+    bits = compare_bits(hf_model, checkpoint)
     print(f"{settings.load}: {bits_line(bits)}")
     return not (preflight.problems or bits.different)
 

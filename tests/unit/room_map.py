@@ -73,16 +73,23 @@ ROOMS = {
     "conversion": _room(
         "Hugging Face and Megatron checkpoints, both ways", "data/tokens flags jobs models training_log", "engine core"
     ),
+    "conversion/adapters": _room(
+        "adapters in checkpoints, merged into models, and as PEFT folders",
+        "adapters conversion/architectures conversion/tensor_files jobs training_log",
+        "torch",
+    ),
     "conversion/tensor_files": _room("safetensors files: headers, slices, shards", takes="torch"),
     "conversion/architectures": _room("rules and tables of families of models", "models", "torch"),
     "conversion/architectures/families": _room("one file of tables per family of models", "models", "torch"),
     "distillation": _room("teacher and student in one pipeline", "losses models objective", "engine core"),
     "inference": _room(
         "a model in memory without the trainer",
-        "flags parallel_sizes conversion models losses data/tokens",
+        "flags parallel_sizes conversion conversion/adapters models losses data/tokens",
         "engine core",
     ),
-    "verification": _room("a model folder and its conversion, checked", "flags conversion inference", "torch"),
+    "verification": _room(
+        "a model folder and its conversion, checked", "flags conversion conversion/adapters inference", "torch"
+    ),
     "evaluation": _room(
         "perplexity, benchmark tasks, MT-Bench",
         "flags named_paths inference conversion data data/chat data/reading data/tokens jobs rank_exit",

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "megatron_mixcpt"
 # Module or folder below megatron_mixcpt/ -> what tests it, where tests/unit/FOLDER/test_MODULE.py does not exist.
 # The longest matching row counts; paths are below tests/.
 TESTED_IN = {
+    "conversion/adapters/": "unit/conversion/adapters/test_peft_export.py",
     "conversion/": "unit/conversion/test_convert.py",
     "conversion/architectures/": "unit/conversion/test_convert.py",
     "data/chat/renderer_process.py": "unit/data/chat/test_renderer.py",

@@ -100,14 +100,17 @@ def _entry(path: Path, data_start: int, name: str, fields: dict) -> TensorEntry:
 class SafetensorsFolder:
     """The tensors of a folder, by name, over one file or the shards of an index."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read every header; raises :class:`CheckpointError` for what is missing, damaged or duplicated."""
+    def __init__(self, folder: Path, single_name: str = SINGLE_NAME) -> None:
+        """Read every header; raises :class:`CheckpointError` for what is missing, damaged or duplicated.
+
+        ``single_name``: the name of the file where there is one alone.
+        """
         self.folder = folder
         self.bytes_read = 0
         self.entries: dict[str, TensorEntry] = {}
-        index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+        index, single = folder / f"{single_name}.index.json", folder / single_name
         if index.exists() and single.exists():
-            raise CheckpointError(f"{folder} holds both {INDEX_NAME} and {SINGLE_NAME}: remove the stale one")
+            raise CheckpointError(f"{folder} holds both {index.name} and {single_name}: remove the stale one")
         if index.exists():
             self._read_shards(index)
         elif single.exists():

@@ -37,15 +37,22 @@ class SafetensorsWriter:
     """The shards of one folder."""
 
     def __init__(
-        self, folder: Path, tensors: Mapping[str, TensorShape], max_shard_bytes: int = MAX_SHARD_BYTES
+        self,
+        folder: Path,
+        tensors: Mapping[str, TensorShape],
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        single_name: str = SINGLE_NAME,
     ) -> None:
-        """Lay the shards out; nothing is written yet. A tensor above ``max_shard_bytes`` gets a separate shard."""
+        """Lay the shards out; nothing is written yet. A tensor above ``max_shard_bytes`` gets a separate shard.
+
+        ``single_name``: the name of the file where there is one alone.
+        """
         self.folder, self.tensors = folder, tensors
         shards = _split(tensors, max_shard_bytes)
         self._headers: dict[str, bytes] = {}
         self._places: dict[str, tuple[str, int]] = {}
         for number, names in enumerate(shards, start=1):
-            file = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = single_name if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             self._lay_out(file, names)
 
     def _lay_out(self, file: str, names: list[str]) -> None:

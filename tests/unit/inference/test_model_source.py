@@ -8,6 +8,7 @@ from megatron_mixcpt.conversion.convert import convert_from_hf
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.inference.model_source import ModelSource
 from tests.unit.conversion import tiny_hf
+from tests.unit.conversion.adapters.lora_checkpoint import random_adapters, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,13 @@ def test_the_iteration_of_a_training_run(folder: Path, tmp_path: Path) -> None:
         ModelSource.open(load=tmp_path, iteration=40)
     (tmp_path / "hf").unlink()
     with pytest.raises(CheckpointError, match="has no hf/ folder .* export it with tools/convert_to_hf.py"):
+        ModelSource.open(load=tmp_path)
+
+
+def test_adapters_are_not_a_model(folder: Path, tmp_path: Path) -> None:
+    targets = ("linear_proj",)
+    save_checkpoint(folder / "hf", tmp_path, random_adapters(folder / "hf", targets), targets)
+    with pytest.raises(CheckpointError, match="holds adapters, not a model: export it first .* give --hf-model DIR"):
         ModelSource.open(load=tmp_path)
 
 
