@@ -72,9 +72,10 @@ def fused_linear_mixcpt_loss(
 ) -> SummedMixCPTLoss:
     """Sum over tokens of loss_mask * (alpha * NTP + (1 - alpha) * LSSD), logits being those of ``Projection``.
 
-    Differentiable in the student's hidden states and weight, once. Forward: one all-gather of 36 bytes per token and
-    rank in all, one per chunk, and with ``sequence_parallel`` one of each model's hidden states. Backward: one
-    all-reduce of the hidden states' gradient, with ``sequence_parallel`` a reduce-scatter. Under ``torch.no_grad`` no
+    Differentiable in the student's hidden states and weight, once; nothing is spent on a weight that needs no gradient.
+    Forward: one all-gather of 36 bytes per token and rank in all, one per chunk, and with ``sequence_parallel`` one of
+    each model's hidden states. Backward: one all-reduce of the hidden states' gradient, with ``sequence_parallel`` a
+    reduce-scatter. Under ``torch.no_grad`` no
     gradient is computed.
 
     Args:
@@ -151,7 +152,8 @@ class _FusedLinear(torch.autograd.Function):
             results.append(result)
             if grad_hidden is not None and grad_logits is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
-                grad_weight = _accumulated(grad_weight, grad_logits.t(), hidden[rows])
+                if weight.requires_grad:
+                    grad_weight = _accumulated(grad_weight, grad_logits.t(), hidden[rows])
         whole = MixCPTLoss(*(torch.cat(parts) for parts in zip(*results, strict=True)))
         ctx.gradients, ctx.weight, ctx.setting = (grad_hidden, grad_weight), weight, setting
         ctx.shape = hidden_states.shape
@@ -166,6 +168,8 @@ class _FusedLinear(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
         grad_hidden = _own_sequence(grad_hidden.mul_(grad_sum), ctx.setting).view(ctx.shape)
+        if grad_weight is None:  # frozen
+            return grad_hidden, None, None, None, None, None
         grad_weight.mul_(grad_sum)
         if ctx.setting.accumulate and hasattr(ctx.weight, "main_grad"):
             return grad_hidden, _add_to_main_grad(ctx.weight, grad_weight), None, None, None, None
