@@ -43,6 +43,7 @@ from megatron_mixcpt.models.layer_options.branches import with_branches
 from megatron_mixcpt.models.layer_options.latent_attention import FUSED_NORM_NAMES, latent_attention
 from megatron_mixcpt.models.layer_options.norm_over_heads import with_norms_over_heads
 from megatron_mixcpt.models.layer_options.parallel_layer import ParallelLayer
+from megatron_mixcpt.models.layer_options.separate_norms import with_separate_norms
 from megatron_mixcpt.models.layer_options.xielu import with_xielu
 from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.norm import RMSNorm, build_norm
@@ -98,7 +99,10 @@ def _with_options(
 ) -> TransformerBlockSubmodules | ModuleSpec:
     """What the options change in finished layers, whichever provider's modules these are of."""
     options = options_of(config)
-    spec = with_xielu(with_norms_over_heads(with_branches(spec, config), options), options)
+    spec = with_branches(spec, config)
+    if options.separate_norms:
+        spec = with_separate_norms(spec)  # before linear layers are wrapped
+    spec = with_xielu(with_norms_over_heads(spec, options), options)
     return with_biases(spec, options)
 
 

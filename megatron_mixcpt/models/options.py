@@ -100,6 +100,8 @@ class ModelOptions:
     """Whether attention and the MLP read a norm of x, rather than x itself."""
     post_norms: bool = False
     """Whether the outputs of attention and MLP go through a norm: x + norm(f(x))."""
+    separate_norms: bool = False
+    """Whether norms are modules of their own where Transformer Engine would have them within linear layers."""
     qk_norm_over_heads: bool = False
     """Whether the norms of query and key are over all heads' channels together, rather than over those of each."""
     parallel_layers: bool = False

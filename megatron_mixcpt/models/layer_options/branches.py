@@ -9,20 +9,20 @@ A layer's norms after its branches are saved as ``self_attn_bda.norm.weight`` an
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
-from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TELayerNormColumnParallelLinear
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import MlpBuilder, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor, nn
 
+from megatron_mixcpt.models.layer_options.separate_norms import (
+    without_fused_norm_in_attention,
+    without_fused_norm_in_mlp,
+)
 from megatron_mixcpt.models.layer_options.spec_changes import LayerSpecs, change_layers
-from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
 from megatron_mixcpt.models.norm import build_norm
 from megatron_mixcpt.models.options import options_of
 
@@ -44,24 +44,8 @@ def with_branches(spec: LayerSpecs, config: TransformerConfig) -> LayerSpecs:
 
 
 def _without_pre_norms(layer: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
-    attention = layer.self_attention
-    projection = _without_norm(attention.submodules.linear_qkv)
-    attention = replace(attention, submodules=replace(attention.submodules, linear_qkv=projection))
-    mlp = _without_norm_in_mlp(layer.mlp)
+    attention, mlp = without_fused_norm_in_attention(layer), without_fused_norm_in_mlp(layer.mlp)
     return replace(layer, input_layernorm=IdentityOp, self_attention=attention, pre_mlp_layernorm=IdentityOp, mlp=mlp)
-
-
-def _without_norm_in_mlp(mlp: MlpBuilder) -> MlpBuilder:
-    """Experts have none of their own: the norm before their router stands in the layer."""
-    submodules = submodules_of(mlp)
-    if not isinstance(submodules, MLPSubmodules):
-        return mlp
-    return with_submodules(mlp, replace(submodules, linear_fc1=_without_norm(submodules.linear_fc1)))
-
-
-def _without_norm(linear: Callable[..., Any]) -> Callable[..., Any]:
-    """The class of a linear layer without the norm that Transformer Engine fuses into it; both take the same."""
-    return TEColumnParallelLinear if linear is TELayerNormColumnParallelLinear else linear
 
 
 class BranchEnd(nn.Module):
