@@ -127,6 +127,8 @@ class MixCPTConfig(RunConfig):
                 )
         if not self.objective.runs_teacher:
             self._check_no_flag_of_a_teacher()
+        if self.lora.is_given:
+            self._check_adapters()
         if self.loss_chunk_tokens < 0:
             raise ConfigError(
                 f"--loss-chunk-tokens {self.loss_chunk_tokens}: must be at least 0; give the number of tokens whose "
@@ -141,6 +143,22 @@ class MixCPTConfig(RunConfig):
                 f"{flag}: no teacher runs with --distillation {objective.distillation}, --alpha {objective.alpha} "
                 f"and --distillation-fraction {objective.distillation_fraction}; remove it"
             )
+
+    def _check_adapters(self) -> None:
+        """What a student that is its own teacher cannot do, and a frozen one need not."""
+        if self.objective.distillation == "l2":
+            raise ConfigError(
+                "--distillation l2 penalizes the distance to the original weights, which --lora-rank keeps as they "
+                "are; give --distillation lssd, kd or none"
+            )
+        reasons = {
+            "--teacher-offload cpu": (self.teacher_offload == "cpu", "the teacher is the student with adapters off"),
+            "--teacher-fp8": (self.teacher_fp8, "the teacher is the student with adapters off, in its precision"),
+            "--rope-scaling": (self.rope_scaling is not None, "the teacher keeps its own rotary embedding"),
+        }
+        for flag, (is_given, reason) in reasons.items() if self.teacher is None else ():
+            if is_given:
+                raise ConfigError(f"{flag} with --lora-rank: {reason}; remove it, or give a second model as --teacher")
 
     @property
     def teacher_dir(self) -> str:
@@ -245,6 +263,11 @@ class DPOConfig(AlignmentConfig):
             raise ConfigError(
                 f"--label-smoothing {self.dpo_label_smoothing} is not used with --loss ipo: use --loss sigmoid, or "
                 "remove it"
+            )
+        if self.lora.lora_adapter and not self.precompute_reference:
+            raise ConfigError(
+                f"--lora-adapter {self.lora.lora_adapter}: the reference is the model that training starts from, which "
+                "the model with its adapters off is not then; add --precompute-reference, or merge the adapters first"
             )
         if self.sft_coefficient < 0.0:
             raise ConfigError(f"--sft-coefficient {self.sft_coefficient}: must be at least 0")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_mixcpt.conversion.base_weights import KEY as BASE_WEIGHTS_KEY
 from megatron_mixcpt.conversion.carried import KEY, carried_summary
 from megatron_mixcpt.conversion.hf_chat_template import save_chat_template
 from megatron_mixcpt.conversion.hf_model_folder import CONFIG_NAME, HFModel, ModelPlan, read_model_folder
@@ -62,6 +63,7 @@ def copy_hf_metadata(
     chat_template: str | None = None,
     stop_token_ids: Sequence[int] = (),
     rope_scaling: str | None = None,
+    base_weights: str | None = None,
 ) -> Path:
     """Copy a model folder's metadata to ``save_dir/hf``, which is returned; call it on one process.
 
@@ -75,10 +77,12 @@ def copy_hf_metadata(
         chat_template: the Jinja template that the run trains with; None keeps the folder's.
         stop_token_ids: tokens that end a response in that template, see :func:`~.hf_chat_template.save_chat_template`.
         rope_scaling: the rotary embedding that the run trains with, as one line; None: that of config.json.
+        base_weights: digest of the weights that adapters are trained beside (``base_weights.py``); None: the checkpoint
+            holds a whole model.
 
     Raises:
-        CheckpointError: ``save_dir`` holds the metadata of another model, or of a run with another chat template or
-            rotary embedding.
+        CheckpointError: ``save_dir`` holds the metadata of another model, or of a run with another chat template,
+            rotary embedding or base of adapters.
     """
     source, target = Path(hf_dir), Path(save_dir) / FOLDER_NAME
     wanted = {"digest": metadata_digest(source)}
@@ -86,6 +90,8 @@ def copy_hf_metadata(
         wanted["chat_template"] = hashlib.sha256(chat_template.encode("utf-8")).hexdigest()
     if rope_scaling is not None:
         wanted["rope_scaling"] = rope_scaling
+    if base_weights is not None:
+        wanted[BASE_WEIGHTS_KEY] = base_weights
     if target.exists():
         _check_same(target, source, wanted)
         return target
@@ -117,6 +123,9 @@ def _check_same(target: Path, source: Path, wanted: Mapping[str, str]) -> None:
             f"one has {wanted.get('rope_scaling') or 'that of the model'}: give the --rope-scaling that it had, or "
             "choose another --save folder"
         )
+    if kept.get(BASE_WEIGHTS_KEY) != wanted.get(BASE_WEIGHTS_KEY):
+        other = "adapters of other weights than" if BASE_WEIGHTS_KEY in kept else "a run that trains all weights of"
+        raise CheckpointError(f"{target} belongs to {other} {source}: choose another --save folder")
 
 
 def _origin(source: Path, hf_model: ModelPlan | None) -> dict[str, Any]:

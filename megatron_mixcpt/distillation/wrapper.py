@@ -1,12 +1,15 @@
 """The module that the schedule sees: the student, which is trained, and beside it the frozen teacher.
 
 Each pipeline stage runs the teacher's layers without gradients and then the student's. To the engine this is one GPT
-model, the student: it alone has parameters, state and a checkpoint. On the last stage a *head* turns both models' last
-hidden states into what the loss function gets; the earlier stages hand on both models' hidden states. Continual
-pre-training's head is ``MixCPTHead``; a DPO policy and its frozen reference are a student and a teacher to this module.
+model, the student: it alone has parameters, state and a checkpoint. Where the student is a frozen model with adapters,
+they alone are trained and saved, and the teacher may be the same model with its adapters off. On the last stage a
+*head* turns both models' last hidden states into what the loss function gets; the earlier stages hand on both models'
+hidden states. Continual pre-training's head is ``MixCPTHead``; a DPO policy and its frozen reference are a student and
+a teacher to this module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_mixcpt.adapters.attached import Adapters
 from megatron_mixcpt.distillation.communicator import attach_teacher, attached_teacher
 from megatron_mixcpt.losses.logit_scaling import UNSCALED, LogitScaling
 from megatron_mixcpt.models.options import options_of
@@ -68,32 +72,47 @@ class StudentTeacherModel(MegatronModule):
 
     Args:
         student: the stage that is trained.
-        teacher: the same stage of the frozen model, or None where it never runs. Its parameters are in none of
-            ``parameters()``, the state dictionaries and the gradient buffers.
+        teacher: the same stage of the frozen model, or None where it never runs or is the student without adapters.
+            Its parameters are in none of ``parameters()``, the state dictionaries and the gradient buffers.
         head: called on the last stage. It may overwrite the student's tensors: nobody reads them afterwards.
+        adapters: of the student, whose own weights are then frozen; None: all of it is trained.
+        teaches_itself: whether the student with its adapters off is the teacher.
     """
 
-    def __init__(self, student: GPTModel, teacher: GPTModel | None, head: Head) -> None:
+    def __init__(
+        self,
+        student: GPTModel,
+        teacher: GPTModel | None,
+        head: Head,
+        adapters: Adapters | None = None,
+        *,
+        teaches_itself: bool = False,
+    ) -> None:
         super().__init__(config=student.config)
         self.module = student
-        # A module inside a tuple is not registered: nothing that walks this module's tree meets the teacher.
-        self._frozen = (teacher, _output_weight(teacher))
+        self.adapters = adapters
         self.output_weight = _output_weight(student)
+        # A module inside a tuple is not registered: nothing that walks this module's tree meets the teacher.
+        self._frozen = (teacher, self.output_weight if teaches_itself else _output_weight(teacher))
+        self._teaches_itself = teaches_itself
+        self._received: Tensor | None = None
         self.head = head
         self.vp_stage = student.vp_stage
         self.pg_collection = student.pg_collection
 
     @property
     def teacher(self) -> GPTModel | None:
-        """The frozen teacher's stage, or None."""
+        """The frozen teacher's stage; None where there is none beside the student."""
         return self._frozen[0]
+
+    @property
+    def trained(self) -> torch.nn.Module:
+        """What is trained, and all that a checkpoint holds of the model: the student, or its adapters."""
+        return self.module if self.adapters is None else self.adapters
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None]) -> None:
         """Take what the stage before sent: the student's hidden states [s, b, h], the teacher's attached to them."""
-        hidden_states = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
-        self.module.set_input_tensor(hidden_states)
-        if self.teacher is not None:
-            self.teacher.set_input_tensor(attached_teacher(hidden_states))
+        self._received = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
 
     def forward(
         self,
@@ -121,33 +140,58 @@ class StudentTeacherModel(MegatronModule):
         """
         inputs = (input_ids, position_ids, attention_mask)
         options = {"packed_seq_params": packed_seq_params, "output_processor": _last_stage}
-        teacher, teacher_weight = self._frozen
-        teacher_output = None
-        if runs_teacher and teacher is not None:
-            with torch.no_grad():
-                teacher_output = teacher(*inputs, **options, output_processor_context=teacher_weight)
+        received, self._received = self._received, None
+        teacher_output = self._run_teacher(attached_teacher(received), *inputs, **options) if runs_teacher else None
+        self.module.set_input_tensor(received)
         output = self.module(*inputs, **options, output_processor_context=self.output_weight)
         if not self.module.post_process:
             return attach_teacher(output, teacher_output)
         return self.head(output, teacher_output, targets)
 
-    # What follows makes this module's state the student's, as the engine's Float16Module does for what it wraps.
+    def _run_teacher(self, received: Tensor | None, *inputs: Tensor | None, **options: Any) -> Any:
+        """The teacher's output of this stage; None where there is no teacher."""
+        teacher, weight = self._frozen
+        if teacher is None and not self._teaches_itself:
+            return None
+        with torch.no_grad(), self._as_teacher() as teacher:
+            teacher.set_input_tensor(received)
+            return teacher(*inputs, **options, output_processor_context=weight)
+
+    @contextmanager
+    def _as_teacher(self) -> Iterator[GPTModel]:
+        """The teacher; the student without adapters and, as every teacher is, without dropout and recomputation."""
+        if not self._teaches_itself:
+            yield self._frozen[0]
+            return
+        assert self.adapters is not None
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with self.adapters.off():
+                yield self.module
+        finally:
+            self.module.train(was_training)
+
+    # What follows makes this module's state that of what is trained, as the engine's Float16Module does for what it
+    # wraps.
 
     def state_dict(self, destination: dict | None = None, prefix: str = "", keep_vars: bool = False) -> dict:
-        """The student's state."""
-        return self.module.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        """The state of what is trained."""
+        return self.trained.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
     def state_dict_for_save_checkpoint(self, prefix: str = "", keep_vars: bool = False) -> dict:
-        """The student's state, as the engine saves it."""
+        """The state of what is trained, as the engine saves it."""
+        if self.adapters is not None:
+            return self.adapters.state_dict(prefix=prefix, keep_vars=keep_vars)
         return self.module.state_dict_for_save_checkpoint(prefix=prefix, keep_vars=keep_vars)
 
     def sharded_state_dict(self, prefix: str = "", *args: Any, **kwargs: Any) -> dict:
-        """The student's sharded state: the checkpoint is an ordinary GPT checkpoint."""
-        return self.module.sharded_state_dict(prefix, *args, **kwargs)
+        """The sharded state of what is trained: an ordinary GPT checkpoint, or one of adapters."""
+        return self.trained.sharded_state_dict(prefix, *args, **kwargs)
 
     def load_state_dict(self, state_dict: dict, strict: bool = True) -> Any:
-        """Load the student's state."""
-        return self.module.load_state_dict(state_dict, strict=strict)
+        """Load the state of what is trained."""
+        return self.trained.load_state_dict(state_dict, strict=strict)
 
 
 def _output_weight(model: GPTModel | None) -> OutputWeight | None:

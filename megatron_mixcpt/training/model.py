@@ -1,8 +1,11 @@
-"""Builds the student and, beside it on each pipeline stage, the frozen teacher, through the engine's own builder."""
+"""Builds the student and, beside it on each pipeline stage, the frozen teacher, through the engine's own builder.
+
+A student with adapters needs no second model: its own layers, which are frozen, are the teacher's.
+"""
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -10,6 +13,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
+from megatron_mixcpt.adapters.attached import Adapters
+from megatron_mixcpt.adapters.settings import LoRASettings
 from megatron_mixcpt.distillation.offload import offload_layers
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
 from megatron_mixcpt.models.configure import complete_model, configure_model
@@ -37,6 +42,15 @@ class StudentTeacherModelConfig(GPTModelConfig):
     teacher_fp8: bool = False
     """Run the teacher's layers in 8 bits."""
 
+    lora: LoRASettings | None = None
+    """Freeze the student and train adapters beside it."""
+
+    lora_seed: int = 0
+    """Decides the adapters' first values."""
+
+    teaches_itself: bool = False
+    """Let the student with its adapters off be the teacher."""
+
     build_head: Callable[[ProcessGroupCollection], Head] | None = None
     """Makes the last stage's head."""
 
@@ -54,16 +68,21 @@ class StudentTeacherModelBuilder(GPTModelBuilder):
         """Build one stage; arguments as in the base class. Weights are whatever the engine initialises."""
         config = self._model_config
         stage = (pg_collection, pre_process, post_process, vp_stage)
-        configure_model(config.transformer, config.student_options)
+        # Adapters read what the linear layers do, which a norm within the layer would hide.
+        configure_model(config.transformer, replace(config.student_options, separate_norms=config.lora is not None))
         student = super().build_model(*stage)
         complete_model(student)
+        adapters = Adapters(student, config.lora, pg_collection) if config.lora else None
+        if adapters:
+            adapters.initialize(config.lora_seed)
         teacher = GPTModelBuilder(_frozen(config)).build_model(*stage) if config.holds_teacher else None
         if teacher is not None:
             complete_model(teacher)
             _freeze(teacher)
             if config.offload_teacher:
                 offload_layers(teacher, teacher.decoder.layers, torch.cuda.current_device())
-        return StudentTeacherModel(student, teacher, config.build_head(pg_collection))
+        head = config.build_head(pg_collection)
+        return StudentTeacherModel(student, teacher, head, adapters, teaches_itself=config.teaches_itself)
 
 
 def _frozen(config: StudentTeacherModelConfig) -> StudentTeacherModelConfig:

@@ -81,7 +81,7 @@ ROOMS = {
     "conversion/tensor_files": _room("safetensors files: headers, slices, shards", takes="torch"),
     "conversion/architectures": _room("rules and tables of families of models", "models", "torch"),
     "conversion/architectures/families": _room("one file of tables per family of models", "models", "torch"),
-    "distillation": _room("teacher and student in one pipeline", "losses models objective", "engine core"),
+    "distillation": _room("teacher and student in one pipeline", "adapters losses models objective", "engine core"),
     "inference": _room(
         "a model in memory without the trainer",
         "flags parallel_sizes conversion conversion/adapters models losses data/tokens",
@@ -105,26 +105,31 @@ ROOMS = {
     "report": _room("one page about several runs", "flags named_paths log_names training_log data data/mixture jobs"),
     "training": _room(
         "what all trainings share: batches, the model, recipes",
-        "distillation models log_names parallel_sizes",
+        "adapters distillation models log_names parallel_sizes",
         "engine",
     ),
     "training/engine": _room(
         "what wraps the engine's training loop",
-        "config flags parallel_sizes log_names conversion conversion/architectures data/reading distillation models "
-        "terminal torchrun_report rank_exit",
+        "adapters config flags parallel_sizes log_names conversion conversion/architectures data/reading distillation "
+        "models terminal torchrun_report rank_exit",
+        "engine",
+    ),
+    "training/lora": _room(
+        "adapters of a run: flags, record, summary",
+        "adapters conversion conversion/adapters flags training/engine",
         "engine",
     ),
     "training/pretraining": _room(
         "continual pre-training",
-        "training/engine config terminal flags objective parallel_sizes log_names named_paths conversion inference "
-        "distillation models conversion/architectures losses data data/reading data/tokens data/mixture "
-        "data/preprocessing data/datasets jobs rank_exit",
+        "training/engine training/lora adapters config terminal flags objective parallel_sizes log_names named_paths "
+        "conversion inference distillation models conversion/architectures losses data data/reading data/tokens "
+        "data/mixture data/preprocessing data/datasets jobs rank_exit",
         "engine",
     ),
     "training/alignment": _room(
         "SFT and DPO",
-        "training/engine config flags jobs log_names parallel_sizes conversion inference distillation losses models "
-        "data data/reading data/chat data/tokens data/datasets rank_exit terminal",
+        "training/engine training/lora adapters config flags jobs log_names parallel_sizes conversion inference "
+        "distillation losses models data data/reading data/chat data/tokens data/datasets rank_exit terminal",
         "engine",
     ),
     "testing": _room("gloo ranks for the tests", takes="engine"),

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "megatron_mixcpt"
 # The longest matching row counts; paths are below tests/.
 TESTED_IN = {
     "conversion/adapters/": "unit/conversion/adapters/test_peft_export.py",
+    "adapters/": "distributed/test_lora.py",
     "conversion/": "unit/conversion/test_convert.py",
     "conversion/architectures/": "unit/conversion/test_convert.py",
     "data/chat/renderer_process.py": "unit/data/chat/test_renderer.py",
@@ -57,6 +58,7 @@ TESTED_IN = {
     "selection/": "distributed/test_score_alignment.py",
     "terminal.py": "unit/training/engine/test_rank_logs.py",
     "torchrun_report.py": "distributed/test_terminal.py",
+    "training/lora/": "distributed/test_lora.py",
     "training/alignment/": "distributed/test_alignment_training.py",
     "training/engine/async_writer.py": "distributed/test_failed_rank.py",
     "training/engine/": "distributed/test_refusals.py distributed/test_faults.py",

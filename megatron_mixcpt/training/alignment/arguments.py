@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_mixcpt.adapters.settings import LoRASettings
 from megatron_mixcpt.config import AlignmentConfig, SFTConfig
-from megatron_mixcpt.conversion.hf_model_folder import refuse_contradictions
+from megatron_mixcpt.conversion.base_weights import weights_digest
+from megatron_mixcpt.conversion.hf_model_folder import HFModel, refuse_contradictions
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.data.chat.encoding import ChatEncoder
 from megatron_mixcpt.data.chat.templates import choose_template
@@ -47,6 +49,13 @@ from megatron_mixcpt.training.engine.decided_flags import DECIDED_IN_ALIGNMENT
 from megatron_mixcpt.training.engine.transformer_engine import check_transformer_engine
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 from megatron_mixcpt.training.expert_flags import check_experts
+from megatron_mixcpt.training.lora.run_settings import (
+    as_settings,
+    check_adapters_in,
+    check_lora,
+    resolved_lora,
+    tenfold,
+)
 
 # The paper's settings of format alignment (appendix), where they do not depend on the model.
 RECIPE_DEFAULTS: dict[str, Any] = {
@@ -74,6 +83,8 @@ class AlignmentFlags[Config: AlignmentConfig]:
     config: Config
     sizes: ParallelSizes
     source: ModelSource
+    lora: LoRASettings | None
+    """Adapters that are trained in the place of the model; None: the model is."""
     recipe: SampleRecipe
     """Without digests of the sources."""
     files_left_out: str
@@ -81,6 +92,11 @@ class AlignmentFlags[Config: AlignmentConfig]:
     shape: RowShape
     resumed: MegatronCheckpoint | None
     """The checkpoint in ``--save``."""
+
+    @property
+    def base_weights(self) -> str | None:
+        """Digest of the weights that adapters are trained beside; None: there are none."""
+        return weights_digest(self.source.plan) if self.lora and isinstance(self.source.plan, HFModel) else None
 
     @property
     def cache(self) -> Path | None:
@@ -110,9 +126,12 @@ def parse_alignment_flags[Config: AlignmentConfig](
     refuse_foreign_architecture(explicit, source.plan)
     tokenizer = load_tokenizer(source.plan.folder)
     check_vocabulary(source.plan, len(tokenizer))
-    settings = merge_settings(
-        RECIPE_DEFAULTS | defaults | engine_defaults(source.plan, tokenizer.eos_token_id), explicit
-    )
+    lora = resolved_lora(config.lora, source.plan)
+    stage = tenfold(defaults) if lora else defaults
+    settings = merge_settings(RECIPE_DEFAULTS | stage | engine_defaults(source.plan, tokenizer.eos_token_id), explicit)
+    if lora:
+        check_lora(lora, source.plan, settings)
+        settings |= as_settings(lora)
     check_transformer_engine(explicit, settings)
     check_experts(settings)
     _check_precision(config, settings)
@@ -121,6 +140,7 @@ def parse_alignment_flags[Config: AlignmentConfig](
     reason = f"--{config.kind}, whose samples have any length"
     check_document_lengths(source.plan.options, source.plan.folder, settings["seq_length"], reason)
     resumed = resumable(settings.get("save"), settings.get("ckpt_step"))
+    check_adapters_in(resumed, trains_adapters=lora is not None)
     template = choose_template(tokenizer, config.chat_template, date_of_first_start(resumed, settings.get("save")))
     files = find_files(config.kind, config.data, config.reading.include_held_out_splits)
     recipe = SampleRecipe(
@@ -134,11 +154,17 @@ def parse_alignment_flags[Config: AlignmentConfig](
     )
     args = _engine_args(argv, config_class, settings, sizes, config, resumed)
     left_out = files.describe_held_out(f"--{config.kind}")
-    return AlignmentFlags(args, config, sizes, source, recipe, left_out, _row_shape(config, settings, sizes), resumed)
+    shape = _row_shape(config, settings, sizes)
+    return AlignmentFlags(args, config, sizes, source, lora, recipe, left_out, shape, resumed)
 
 
 def _open_source(config: AlignmentConfig, explicit: dict[str, Any]) -> ModelSource:
     load, save = explicit.get("load"), explicit.get("save")
+    if load and config.lora.is_given:
+        raise ConfigError(
+            f"--load {load} with --lora-rank: adapters belong to the weights of a Hugging Face folder; export the "
+            "checkpoint with tools/convert_to_hf.py and give that as --hf-model"
+        )
     if load and save and Path(load).resolve() == Path(save).resolve():
         raise ConfigError(f"--load and --save are both {load}: the model to start from would be overwritten")
     return ModelSource.open(

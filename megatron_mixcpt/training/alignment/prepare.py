@@ -21,6 +21,7 @@ from megatron_mixcpt.training.alignment.sample_cache import cached_samples
 from megatron_mixcpt.training.alignment.sample_recipe import SampleRecipe
 from megatron_mixcpt.training.alignment.template_date import IN_RECORD, keep_date
 from megatron_mixcpt.training.engine.run_record import build_record, check_resumes, files_digest
+from megatron_mixcpt.training.lora.record import adapters_record
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def _contents(flags: AlignmentFlags, recipe: SampleRecipe) -> dict[str, Any]:
         "the chat template": template.digest[:16],
         **({IN_RECORD: template.now} if template.uses_date else {}),
         "the samples": recipe.digest,
+        **adapters_record(flags.lora, flags.source.plan, flags.config.lora.lora_adapter),
         # SFT that resumes needs the model that it started from no more.
         **({"the reference": files_digest(weights)} if isinstance(flags.config, DPOConfig) else {}),
     }

@@ -31,6 +31,7 @@ from megatron_mixcpt.training.alignment.summary import describe
 from megatron_mixcpt.training.batch import Batch, get_batch, to_device
 from megatron_mixcpt.training.engine.console import show_plan, show_where
 from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
+from megatron_mixcpt.training.lora.start import fill_adapters
 
 
 class Rows(NamedTuple):
@@ -91,14 +92,16 @@ def train_alignment(
         count: what a microbatch adds to the number that the engine divides the loss by.
         runs_reference: hold the model that training starts from beside the trained one, and run it.
     """
-    args = run.args
+    args, lora = run.args, run.flags.lora
     model_config = build_model_config(
         args,
         options=run.flags.source.plan.options,
         teacher_options=run.flags.source.plan.options,
-        holds_teacher=runs_reference,
+        holds_teacher=runs_reference and lora is None,
         build_head=lambda groups: LogProbsHead(run.flags.source.plan.vocab_size, groups.tp),
         load_weights=lambda chunks: _load_weights(run, chunks),
+        lora=lora,
+        teaches_itself=runs_reference and lora is not None,
     )
     if args.save and args.rank == 0:
         copy_hf_metadata(
@@ -107,6 +110,7 @@ def train_alignment(
             run.flags.source.plan,
             chat_template=run.encoder.template.text,
             stop_token_ids=run.encoder.stop_token_ids(),
+            base_weights=run.flags.base_weights,
         )
     RENDERER.close()  # a process with transformers in it, which training does not need
     forward_step = _forward_step_func(run, groups, make_loss_func, count, runs_reference)
@@ -132,11 +136,17 @@ def _describe_sample(run: AlignmentRun, dataset: Dataset, index: int) -> str:
 
 
 def _load_weights(run: AlignmentRun, chunks: list[StudentTeacherModel]) -> list[StudentTeacherModel]:
-    """Fill the trained model, unless it resumes, and the reference, in place: each rank its own slices."""
+    """Fill the trained model and its adapters, unless it resumes, and the reference, in place.
+
+    Each rank reads its own slices. A checkpoint of a run with adapters holds them alone. Adapters that start anew have
+    their first values already.
+    """
     for chunk in chunks:
-        for model in (None if run.args.load else chunk.module, chunk.teacher):
+        for model in (None if run.args.load and run.flags.lora is None else chunk.module, chunk.teacher):
             if model is not None:
                 run.flags.source.load_into(model)
+        if not run.args.load:
+            fill_adapters(chunk.adapters, run.config.lora.lora_adapter, run.flags.source.plan)
     return chunks
 
 

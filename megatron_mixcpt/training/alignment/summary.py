@@ -7,6 +7,7 @@ from megatron_mixcpt.data.reading.record_maker import DROP_REASONS
 from megatron_mixcpt.data.records import REJECT_REASONS
 from megatron_mixcpt.training.alignment.prepare import AlignmentRun
 from megatron_mixcpt.training.engine.console import describe_layout
+from megatron_mixcpt.training.lora.summary import described_adapters
 
 _REASONS = REJECT_REASONS | DROP_REASONS | REFUSALS
 # How full the rows are is worked out for so many batches: seconds at 326,000 samples.
@@ -21,6 +22,7 @@ def describe(run: AlignmentRun) -> str:
     return "\n".join(
         [
             f"start          {source.weights} ({source.plan.architecture.name})",
+            *([f"adapters       {described_adapters(run.flags.lora, source.plan)}"] if run.flags.lora else []),
             f"resumes from   {args.load or 'nothing'}",
             f"chat template  {run.encoder.template.name}",
             f"samples        {order.num_samples:,} to train on, {num_held_out:,} held out",

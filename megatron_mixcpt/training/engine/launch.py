@@ -13,6 +13,7 @@ from megatron.training import get_tensorboard_writer, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.initialize import _initialize_distributed
 
+from megatron_mixcpt.adapters.settings import LoRASettings
 from megatron_mixcpt.config import RunConfig
 from megatron_mixcpt.distillation.communicator import DistillationP2PCommunicator
 from megatron_mixcpt.distillation.wrapper import Head, StudentTeacherModel
@@ -64,6 +65,8 @@ def build_model_config(
     load_weights: Callable[[list[StudentTeacherModel]], list[StudentTeacherModel]],
     offload_teacher: bool = False,
     teacher_fp8: bool = False,
+    lora: LoRASettings | None = None,
+    teaches_itself: bool = False,
 ) -> StudentTeacherModelConfig:
     """The student's architecture from the engine's arguments, the teacher beside it, and where their weights are from.
 
@@ -76,6 +79,8 @@ def build_model_config(
         load_weights: fills this rank's chunks in place and returns them.
         offload_teacher: keep the teacher's layers in host memory.
         teacher_fp8: run the teacher's layers in 8 bits.
+        lora: adapters to train in the place of the student, which is frozen.
+        teaches_itself: let the student with its adapters off be the teacher, in the place of one of its own.
 
     Raises ConfigError for flags that the engine's own check of the model refuses.
     """
@@ -90,6 +95,7 @@ def build_model_config(
     model_config.holds_teacher = holds_teacher
     model_config.offload_teacher = offload_teacher
     model_config.teacher_fp8 = teacher_fp8
+    model_config.lora, model_config.lora_seed, model_config.teaches_itself = lora, args.seed, teaches_itself
     model_config.build_head = build_head
     model_config.pre_wrap_hooks = [load_weights]
     return model_config

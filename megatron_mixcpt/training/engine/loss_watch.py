@@ -222,7 +222,8 @@ def check_weights(args: argparse.Namespace, chunks: list[torch.nn.Module]) -> No
     """
     origin = f"{args.load}, iteration {args.iteration}" if args.iteration else "the model that training starts from"
     for chunk in chunks:
-        for whose, model in (("trained", chunk.module), ("frozen", chunk.teacher)):
+        frozen = chunk.teacher if chunk.adapters is None else chunk.module
+        for whose, model in (("trained", chunk.trained), ("frozen", frozen)):
             for name, weight in model.named_parameters() if model is not None else ():
                 if not bool(weight.detach().isfinite().all()):
                     raise CheckpointError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_mixcpt.adapters.settings import LoRASettings
 from megatron_mixcpt.config import MixCPTConfig
 from megatron_mixcpt.conversion.architectures.hf_config import FREE_ARGUMENTS, ROPE_ARGUMENTS
 from megatron_mixcpt.conversion.context_length import lengthened
@@ -40,6 +41,14 @@ from megatron_mixcpt.training.engine.transformer_engine import check_transformer
 from megatron_mixcpt.training.engine.whole_validation import validation_settings
 from megatron_mixcpt.training.expert_flags import check_experts
 from megatron_mixcpt.training.layout_flags import check_evaluation
+from megatron_mixcpt.training.lora.record import adapters_record
+from megatron_mixcpt.training.lora.run_settings import (
+    as_settings,
+    check_adapters_in,
+    check_lora,
+    resolved_lora,
+    tenfold,
+)
 from megatron_mixcpt.training.pretraining.record import mixture_contents, rotary_embedding
 from megatron_mixcpt.training.pretraining.validation_sets import held_out_datasets, parse_named_sets, validation_names
 
@@ -67,12 +76,19 @@ class Run:
     sizes: ParallelSizes
     student: HFModel
     teacher: HFModel
+    lora: LoRASettings | None
+    """Adapters that are trained in the place of the student; None: the student is."""
     manifest: MixtureManifest
     plan: MixturePlan
     named_sets: dict[str, Path]
     """Name -> path of each ``--validation``."""
     checkpoint: MegatronCheckpoint | None
-    """What the engine loads the student from; None: its weights are those of ``student``."""
+    """What the engine loads the student, or its adapters, from; None: its weights are those of ``student``."""
+
+    @property
+    def teaches_itself(self) -> bool:
+        """Whether the teacher is the student with its adapters off."""
+        return self.lora is not None and not self.config.teacher and self.config.objective.runs_teacher
 
 
 def parse_run(argv: Sequence[str]) -> Run:
@@ -91,9 +107,15 @@ def parse_run(argv: Sequence[str]) -> Run:
     teacher = _read_teacher(config, student, manifest)
     student = lengthened(student, config.rope_scaling, explicit.get("max_position_embeddings"))
     refuse_foreign_architecture(explicit, student)
-    settings = merge_settings(RECIPE_DEFAULTS | engine_defaults(student, manifest.tokenizer.eos_id), explicit)
+    lora = resolved_lora(config.lora, student)
+    recipe = tenfold(RECIPE_DEFAULTS) if lora else RECIPE_DEFAULTS
+    settings = merge_settings(recipe | engine_defaults(student, manifest.tokenizer.eos_id), explicit)
+    if lora:
+        check_lora(lora, student, settings)
+        settings |= as_settings(lora)
     load = explicit.get("load", explicit.get("save"))  # the same command again resumes
     resumed = resumable(load, explicit.get("ckpt_step"))
+    check_adapters_in(resumed, trains_adapters=lora is not None)
     if resumed:
         settings["load"] = load
     check_transformer_engine(explicit, settings, teacher_fp8=config.teacher_fp8)
@@ -107,10 +129,11 @@ def parse_run(argv: Sequence[str]) -> Run:
     named = parse_named_sets(config.validation)
     settings |= _validation(explicit, settings, sizes, _held_out(settings, manifest, plan), named)
     args = parse_engine_args(argv, MixCPTConfig, settings)
-    record = build_record(args, config, mixture_contents(config, manifest, plan) | rotary_embedding(config, student))
+    contents = mixture_contents(config, manifest, plan) | rotary_embedding(config, student)
+    record = build_record(args, config, contents | adapters_record(lora, student, config.lora.lora_adapter))
     check_resumes(args, resumed, record, student.engine_arguments, allow=config.resume_with_changes)
     checkpoint = resumed or resumable(args.pretrained_checkpoint)
-    return Run(args, config, sizes, student, teacher, manifest, plan, named, checkpoint)
+    return Run(args, config, sizes, student, teacher, lora, manifest, plan, named, checkpoint)
 
 
 def _read_teacher(config: MixCPTConfig, student: HFModel, manifest: MixtureManifest) -> HFModel:

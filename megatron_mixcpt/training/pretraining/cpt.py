@@ -17,6 +17,7 @@ from megatron.training import get_timers
 from torch import Tensor
 
 from megatron_mixcpt.config import MixCPTConfig
+from megatron_mixcpt.conversion.base_weights import weights_digest
 from megatron_mixcpt.conversion.context_length import canonical
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.data.datasets.sequence_origins import describe_sequence
@@ -29,6 +30,7 @@ from megatron_mixcpt.rank_exit import exit_as_rank
 from megatron_mixcpt.training.batch import get_batch
 from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
 from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
+from megatron_mixcpt.training.lora.start import fill_adapters
 from megatron_mixcpt.training.pretraining.arguments import Run, parse_run
 from megatron_mixcpt.training.pretraining.datasets import IndexedSamples, dataset_provider, set_identities
 from megatron_mixcpt.training.pretraining.forgetting import ForgettingMeter, shown_forgetting
@@ -58,15 +60,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         options=run.student.options,
         teacher_options=run.teacher.options,
-        holds_teacher=config.objective.holds_teacher,
+        holds_teacher=config.objective.holds_teacher and not run.teaches_itself,
         build_head=functools.partial(build_head, run),
         load_weights=functools.partial(load_weights, run),
         offload_teacher=config.teacher_offload == "cpu",
         teacher_fp8=config.teacher_fp8,
+        lora=run.lora,
+        teaches_itself=run.teaches_itself,
     )
     if args.save and args.rank == 0:
         rope_scaling = canonical(run.student) if config.rope_scaling else None
-        copy_hf_metadata(run.student.folder, args.save, run.student, rope_scaling=rope_scaling)
+        base_weights = weights_digest(run.student) if run.lora else None
+        copy_hf_metadata(
+            run.student.folder, args.save, run.student, rope_scaling=rope_scaling, base_weights=base_weights
+        )
     named = open_named_sets(run.named_sets, run.manifest, run.student.folder, args.data_cache_path)
     meter = build_meter(run, named)
     datasets = dataset_provider(args, run.manifest, run.plan, named)
@@ -114,10 +121,15 @@ def build_head(run: Run, groups: ProcessGroupCollection) -> MixCPTHead:
 
 
 def load_weights(run: Run, chunks: list[StudentTeacherModel]) -> list[StudentTeacherModel]:
-    """Fill the student, unless a checkpoint will, and the teacher, in place: each rank its own slices."""
+    """Fill the student and its adapters, unless a checkpoint will, and the teacher, in place: each rank its own slices.
+
+    A checkpoint of a run with adapters holds them alone. Adapters that start anew have their first values already.
+    """
     for chunk in chunks:
-        if run.checkpoint is None:
+        if run.checkpoint is None or run.lora:
             load_on_this_rank(chunk.module, run.student)
+        if run.checkpoint is None:
+            fill_adapters(chunk.adapters, run.config.lora.lora_adapter, run.student)
         if chunk.teacher is not None:
             load_on_this_rank(chunk.teacher, run.teacher)
     return chunks

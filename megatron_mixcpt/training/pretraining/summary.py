@@ -7,6 +7,7 @@ from megatron_mixcpt.conversion.context_length import canonical
 from megatron_mixcpt.data.tokens.end_of_document import eos_warning
 from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.training.engine.console import describe_layout
+from megatron_mixcpt.training.lora.summary import described_adapters
 from megatron_mixcpt.training.pretraining.arguments import Run
 
 _METHODS = {
@@ -82,11 +83,13 @@ def describe(run: Run) -> str:
     args, config, student = run.args, run.config, run.student
     weights = f"{args.num_layers} layers, hidden size {args.hidden_size}, vocabulary {student.vocab_size:,}"
     teacher = str(run.teacher.folder) if config.objective.holds_teacher else "not needed"
+    teacher = "the student with its adapters off" if run.teaches_itself else teacher
     teacher += ", its layers in host memory" if config.teacher_offload == "cpu" else ""
     teacher += ", its layers in 8 bits" if config.teacher_fp8 else ""
     return "\n".join(
         [
             f"student        {student.folder} ({student.architecture.name}, {weights})",
+            *([f"adapters       {described_adapters(run.lora, student)}"] if run.lora else []),
             f"teacher        {teacher}",
             f"distillation   {_method(config.objective)}",
             *_context(run),
