@@ -25,6 +25,7 @@ from megatron_mixcpt.verification.tool import (
     tokens_of,
 )
 from tests.unit.conversion import tiny_hf
+from tests.unit.conversion.adapters.lora_checkpoint import random_adapters, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,13 @@ def test_other_bits_fail(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "37 tensors bit for bit, 0 in another dtype, 2 DIFFERENT: model.embed_tokens.weight" in said
     assert "  warning: model.embed_tokens.weight has 1 rows near zero (ids 3)" in said
+
+
+def test_adapters_are_not_a_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapters = random_adapters(folder / "hf", ("linear_proj",))
+    save_checkpoint(folder / "hf", tmp_path, adapters, ("linear_proj",))
+    assert exit_code("--hf-model", folder / "hf", "--load", tmp_path, "--preflight-only") == 1
+    assert "holds adapters, not a model: export it first with" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_problem_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

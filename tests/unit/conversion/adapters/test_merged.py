@@ -1,11 +1,12 @@
 """Merged exports are those of the whole model whose weights have the adapters' product added in the engine's order."""
 
+import json
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_mixcpt.conversion.adapters.merged import find_base
 from megatron_mixcpt.conversion.convert import convert_from_hf, convert_to_hf, places_in, read_whole
@@ -46,10 +47,26 @@ def _fill(tensor: torch.Tensor, target: torch.Tensor) -> None:
     target.copy_(tensor.reshape(target.shape))
 
 
-@pytest.mark.parametrize("kind", TARGETS)
+def quantize(folder: Path) -> None:
+    """Let the attention and MLP weights of a saved model be FP8, in blocks of 8 by 8 with a scale each."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name, weight in tensors.items() if ".layers." in name and weight.dim() == 2]:
+        rows, columns = tensors[name].shape
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = torch.rand(rows // 8, columns // 8) + 0.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [8, 8], "activation_scheme": "dynamic"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("kind", [*TARGETS, "phi3 in FP8"])
 def test_merged_is_the_export_of_the_sum(kind: str, tmp_path: Path) -> None:
     base = tmp_path / "base"
+    kind, is_quantized = kind.removesuffix(" in FP8"), kind.endswith("FP8")
     build_model(kind, seed=0).to(torch.bfloat16).save_pretrained(base)
+    if is_quantized:
+        quantize(base)
     adapters = random_adapters(base, TARGETS[kind])
     checkpoint = save_checkpoint(base, tmp_path / "megatron", adapters, TARGETS[kind])
     convert_to_hf(checkpoint, tmp_path / "merged", hf_reference=base, dtype=torch.float32)
