@@ -4,26 +4,33 @@
     python examples/reproduce/first_stage.py --output outputs/reproduce
 
 SmolLM2-135M-Instruct learns from French encyclopedia articles, the weakest of the measured texts together with Spanish
-(docs/evidence/results.md). Every run has the same number of tokens, steps and learning rates, chosen before the first
-run and changed for none; seeds order the data. Seeds are the outer loop, so that a run cut short has complete seeds.
+(docs/evidence/results.md). Every run has the same number of tokens and steps, and the same learning rates; LoRA has
+its own, chosen by rank on other text. All were chosen before the first run and changed for none. Seeds order the data.
+They are the outer loop, so that a run cut short has complete seeds.
 
     OUTPUT/model, OUTPUT/texts, OUTPUT/mixture     inputs, made first
-    OUTPUT/runs/METHOD/seed-N                      checkpoint, TensorBoard's curves, training.log, seconds
+    OUTPUT/runs/METHOD/seed-N                      checkpoint, TensorBoard's curves, training.log, measured.json
+    OUTPUT/merged/METHOD/seed-N                    LoRA: base and adapters merged, in Hugging Face format
     OUTPUT/evaluations/METHOD/seed-N               results.json of tools/evaluate.py, after training
     OUTPUT/evaluations/base                        the same of the model before
+    OUTPUT/figures.json                            all of it that docs/evidence/results.md reports, by method and seed
 """
 
 import argparse
+import json
 import os
+import re
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The rows of the paper's Tables 2 and 3 and of its Figure 6, as flags of the trainer.
+# The rows of the paper's Tables 2 and 3 and of its Figure 6, as flags of the trainer; then adapters in their place.
 MIXTURE = ["--mixture-weights", "cpt=0.7,sft=0.2,dpo=0.1"]
 METHODS = {
     "cpt": ["--mixture-weights", "cpt=1", "--distillation", "none"],
@@ -34,6 +41,8 @@ METHODS = {
     "half": [*MIXTURE, "--distillation-fraction", "0.5"],
     "alpha-0.5": [*MIXTURE, "--alpha", "0.5"],
     "alpha-0.95": [*MIXTURE, "--alpha", "0.95"],
+    "lora-8": [*MIXTURE, "--lora-rank", "8", "--lr", "3e-3", "--min-lr", "3e-4"],
+    "lora-64": [*MIXTURE, "--lora-rank", "64", "--lr", "1e-3", "--min-lr", "1e-4"],
 }
 TRAINING = [
     *("--seq-length", "512", "--micro-batch-size", "1", "--global-batch-size", "2"),
@@ -57,7 +66,10 @@ def main() -> None:
     for seed in args.seeds:
         for method in args.methods:
             train(method, seed, args.train_iters, args.output)
-            evaluate(["--load", args.output / "runs" / method / f"seed-{seed}"], args.output, f"{method}/seed-{seed}")
+            evaluate(trained(method, seed, args.output), args.output, f"{method}/seed-{seed}")
+    names = ["base", *(f"{method}/seed-{seed}" for method in args.methods for seed in args.seeds)]
+    text = json.dumps({name: figures(name, args.output) for name in names}, indent=1)
+    (args.output / "figures.json").write_text(text + "\n", encoding="utf-8")
 
 
 def make_inputs(output: Path) -> None:
@@ -77,7 +89,18 @@ def train(method: str, seed: int, train_iters: int, output: Path) -> None:
     folder = output / "runs" / method / f"seed-{seed}"
     paths = ["--hf-model", output / "model", "--mixture", output / "mixture", "--save", folder]
     flags = [*TRAINING, *precision(), "--train-iters", train_iters, "--seed", seed, *METHODS[method]]
-    once(folder / "seconds", ["tools/pretrain_mixcpt.py", *paths, *flags], log=folder / "training.log")
+    once(folder / "measured.json", ["tools/pretrain_mixcpt.py", *paths, *flags], log=folder / "training.log")
+
+
+def trained(method: str, seed: int, output: Path) -> list[object]:
+    """What a run learned, as flags that open it. Adapters are merged with the model first."""
+    run = output / "runs" / method / f"seed-{seed}"
+    if "--lora-rank" not in METHODS[method]:
+        return ["--load", run]
+    merged = output / "merged" / method / f"seed-{seed}"
+    flags = ["--hf-reference", output / "model", "--dtype", dtype()]
+    once(merged, ["tools/convert_to_hf.py", "--load", run, "--save", merged, *flags])
+    return ["--hf-model", merged]
 
 
 def evaluate(model: Sequence[object], output: Path, name: str) -> None:
@@ -87,6 +110,21 @@ def evaluate(model: Sequence[object], output: Path, name: str) -> None:
     flags = ["--sequence-length", 512, "--dtype", dtype()]
     folder = output / "evaluations" / name
     once(folder, ["tools/evaluate.py", *model, "--perplexity", *texts, *flags, "--output", folder])
+
+
+def figures(name: str, output: Path) -> dict[str, Any]:
+    """Bits per byte by text and, of a run, what it took (:func:`run_measured`) and the median of its steps' seconds."""
+    results = json.loads((output / "evaluations" / name / "results.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {
+        "bits_per_byte": {text: round(each["bits_per_byte"], 4) for text, each in results["perplexity"].items()}
+    }
+    run = output / "runs" / name
+    if not run.exists():
+        return found
+    rates = re.findall(r"tokens per second: ([\d.]+)", (run / "training.log").read_text(encoding="utf-8"))
+    seconds = statistics.median(1024 / float(rate) for rate in rates)
+    measured = json.loads((run / "measured.json").read_text(encoding="utf-8"))
+    return found | {"steps": len(rates), "median_step_s": round(seconds, 2)} | measured
 
 
 def dtype() -> str:
@@ -102,21 +140,35 @@ def precision() -> list[str]:
 
 def once(output: Path, command: Sequence[object], log: Path | None = None) -> None:
     """Run a Python program of this repository unless its output is there. With ``log``, what it prints goes there and
-    ``output`` gets the seconds that it took; without, the program makes ``output`` itself."""
+    ``output`` gets what it took (:func:`run_measured`); without, the program makes ``output`` itself."""
     if output.exists():
         return
     print(f"{time.strftime('%H:%M:%S')} {' '.join(map(str, command))}", flush=True)
     environment = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "HF_HUB_OFFLINE": "1", **os.environ}
-    started = time.monotonic()
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(log or os.devnull, "w", encoding="utf-8") as lines:
         streams = {"stdout": lines, "stderr": subprocess.STDOUT} if log else {}
         words = [sys.executable, *map(str, command)]
-        code = subprocess.run(words, cwd=ROOT, env=environment, check=False, **streams).returncode
+        code, measured = run_measured(words, cwd=ROOT, env=environment, **streams)
     if code:
         sys.exit(f"error: {command[0]} ended with code {code}" + (f"; see {log}" if log else " (its message is above)"))
     if log is not None:
-        output.write_text(f"{time.monotonic() - started:.0f}\n", encoding="utf-8")
+        output.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+
+
+def run_measured(command: list[str], **settings: Any) -> tuple[int, dict[str, float]]:
+    """Run ``command`` with the settings of :class:`subprocess.Popen`. Returns its exit code and what the kernel counted
+    for the process: seconds on the clock, seconds of CPU time (user and system, all threads) and the peak of its
+    resident memory in MB (1e6 bytes)."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, **settings)
+    _, status, usage = os.wait4(process.pid, 0)
+    measured = {
+        "wall_s": round(time.monotonic() - started, 1),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_resident_mb": round(usage.ru_maxrss * 1024 / 1e6, 1),
+    }
+    return os.waitstatus_to_exitcode(status), measured
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def align(row: str, model: Path, top_k: int, folder: Path) -> None:
         once(selected, ["tools/select_alignment.py", "--scores", folder / "scores.jsonl", *flags])
         paths = ["--load", before, f"--{kind}", selected, "--save", after]
         command = [f"tools/train_{kind}.py", *paths, *TEMPLATE, *TRAINING, *LEARNING[kind], *precision()]
-        once(after / "seconds", command, log=folder / row / f"{kind}.log")
+        once(after / "measured.json", command, log=folder / row / f"{kind}.log")
         before = after
     score(before, folder / "samples", "heldout", folder / row / "heldout.jsonl", [])
 
