@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -99,8 +100,8 @@ def read_peft_folder(folder: Path, plan: ModelPlan) -> PeftAdapters:
         module: len(_with_the_same_a(tensors, keys, hf_weights(rule, plan.dims))) for module, rule in rules.items()
     }
     grown = _grown(config, max(numbers.values()))
-    if grown.rank > config.rank and os.environ.get("RANK", "0") == "0":
-        print(_growth(folder, config, grown), flush=True)
+    if grown.rank > config.rank:
+        _say_once(_growth(folder, config, grown))
     adapted = {module.rpartition(".")[2] for module, number in numbers.items() if number}
     targets = [name for name in TARGETS if name in adapted]
     return PeftAdapters(
@@ -199,6 +200,13 @@ def _grown(config: PeftConfig, times: int) -> PeftConfig:
     return replace(
         config, rank=config.rank * times, alpha=config.alpha * (math.sqrt(times) if config.use_rslora else times)
     )
+
+
+@cache
+def _say_once(line: str) -> None:
+    """Print a line on the first rank, however often the folder is read."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def _growth(folder: Path, config: PeftConfig, grown: PeftConfig) -> str:
