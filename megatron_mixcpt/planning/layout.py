@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_mixcpt.adapters.settings import LoRASettings
-from megatron_mixcpt.adapters.targets import TARGETS
+from megatron_mixcpt.adapters.targets import DEFAULT_TARGETS, TARGETS
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import setting
 from megatron_mixcpt.objective import Objective
@@ -95,8 +95,8 @@ class Layout:
     lora: LoRASettings = setting(default_factory=LoRASettings)
 
     teacher: str | None = None
-    """Folder of a teacher of the same sizes. Only with adapters is it a second model; without the flag they need none.
-    """
+    """Hugging Face folder of the frozen teacher, of the same sizes as the model. With --lora-rank it is a second model
+    in memory; by default the model with its adapters off is the teacher, and there is none."""
 
     teacher_offload: Literal["none", "cpu"] = "none"
     """cpu: keep the teacher's layers in host memory, except for two at a time."""
@@ -129,13 +129,14 @@ class Layout:
                 f"--lora-adapter {self.lora.lora_adapter}: give what its adapter_config.json says as --lora-rank and "
                 "--lora-target-modules instead"
             )
-        refused = {
-            "--teacher-offload cpu": self.teacher_offload == "cpu",
-            "--teacher-fp8": self.teacher_fp8,
-            "--distillation l2": self.objective.distillation == "l2",
-        }
-        for flag in (flag for flag, is_given in refused.items() if is_given):
-            raise ConfigError(f"{flag} cannot be used with --lora-rank; remove one of them")
+        if self.objective.distillation == "l2":
+            raise ConfigError("--distillation l2 cannot be used with --lora-rank; give --distillation lssd, kd or none")
+        given = {"--teacher-offload cpu": self.teacher_offload == "cpu", "--teacher-fp8": self.teacher_fp8}
+        for flag in (flag for flag, is_given in given.items() if is_given and self.teacher is None):
+            raise ConfigError(
+                f"{flag} with --lora-rank: the teacher is the student with its adapters off; remove it, or give a "
+                "second model as --teacher"
+            )
 
     @property
     def bytes_per_number(self) -> int:
@@ -245,7 +246,9 @@ class PlannedRun:
 def check_targets(model: ModelShape, lora: LoRASettings) -> None:
     """Raise ConfigError where the model has no linear layer of a name that adapters are asked for."""
     there = sorted({linear.name for layer in model.layers for linear in layer.linears}, key=list(TARGETS).index)
-    for name in lora.targets if lora.is_given else ():
+    # Of those that nobody chose, some may be missing: experts in the place of every MLP leave attention.
+    chosen = lora.targets if lora.targets != DEFAULT_TARGETS else DEFAULT_TARGETS[:1]
+    for name in chosen if lora.is_given else ():
         if name not in there:
             raise ConfigError(
                 f"--lora-target-modules {name}: the model has no such module outside of its routed experts; choose "

@@ -114,8 +114,7 @@ def test_sequence_parallelism_divides_the_products_beside_row_parallel_layers() 
 def test_a_frozen_norm_keeps_no_quotient_and_a_frozen_expert_no_input() -> None:
     local, engine = (run_of(SMALL, transformer_impl=name) for name in ("local", "transformer_engine"))
     assert edge_bytes(local, first=False, last=True) == edge_bytes(engine, first=False, last=True)
-    attention = LoRASettings(lora_rank=4, lora_target_modules="linear_qkv,linear_proj")
-    trained, frozen = PlannedRun.of(EXPERTS, Layout(bf16=True)), run_of(EXPERTS, attention, bf16=True)
+    trained, frozen = PlannedRun.of(EXPERTS, Layout(bf16=True)), run_of(EXPERTS, bf16=True)
     assert expert_bytes(trained) - expert_bytes(frozen) == 4096 * 2 * (8 + 6)
 
 
@@ -142,8 +141,8 @@ def test_llama_3_8b_trains_on_one_gpu(gpu_memory: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher_offload": "cpu"}, "--teacher-offload cpu cannot be used with --lora-rank"),
-        ({"teacher_fp8": True}, "--teacher-fp8 cannot be used with --lora-rank"),
+        ({"teacher_offload": "cpu"}, "--teacher-offload cpu with --lora-rank: the teacher is"),
+        ({"teacher_fp8": True}, "--teacher-fp8 with --lora-rank: the teacher is"),
         ({"objective": Objective(distillation="l2")}, "--distillation l2 cannot be used with --lora-rank"),
         ({"lora": LoRASettings(lora_adapter="folder")}, "--lora-adapter folder: give what its adapter_config.json"),
     ],
@@ -151,6 +150,12 @@ def test_llama_3_8b_trains_on_one_gpu(gpu_memory: int) -> None:
 def test_what_the_trainer_refuses_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Layout(**{"lora": RANK} | changes)
+
+
+def test_a_separate_teacher_may_be_offloaded() -> None:
+    offloaded = Layout(lora=RANK, teacher="another", teacher_offload="cpu")
+    (stage,), (beside,) = (plan_memory(SMALL, layout) for layout in (offloaded, Layout(lora=RANK, teacher="another")))
+    assert 0 < stage.teacher < beside.teacher
 
 
 def test_a_module_that_the_model_lacks_is_refused() -> None:
