@@ -16,6 +16,7 @@ SCRIPTS = [
     "examples/launch_torchrun.sh",
     "examples/mixcpt_full.sh",
     "examples/pretrain_mixcpt_llama3.sh",
+    "examples/pretrain_mixcpt_lora_llama3.sh",
     "examples/pretrain_mixcpt_qwen2.sh",
     "examples/quickstart.sh",
     "examples/quickstart/stages.sh",
@@ -29,6 +30,7 @@ SCRIPTS = [
     "tools/setup_env.sh",
 ]
 RECIPES = ["examples/pretrain_mixcpt_llama3.sh", "examples/pretrain_mixcpt_qwen2.sh"]
+LORA = "examples/pretrain_mixcpt_lora_llama3.sh"
 # The paper's settings of format alignment (section 3.1, appendix).
 ALIGNMENT = {
     "examples/sft_llama3.sh": {"lr": 5e-6},
@@ -124,6 +126,14 @@ def test_recipe_has_the_papers_settings_and_can_be_overridden(repository: Path, 
     assert 8 % model_ranks == 0 and 1920 % (8 // model_ranks * values["micro_batch_size"]) == 0
 
 
+def test_adapters_train_on_one_gpu(repository: Path) -> None:
+    """The paper's objective and sequences; no tensor parallelism unless the command line asks for it."""
+    values = parsed(repository, LORA, **ENVIRONMENT)
+    expected = {name: PAPER[name] for name in ("alpha", "seq_length", "bf16")} | {"lora_rank": 16, "lr": 2e-4}
+    assert {name: values.get(name) for name in expected} == expected
+    assert "tensor_model_parallel_size" not in values and not values.get("sequence_parallel")
+
+
 @pytest.mark.parametrize("example", ALIGNMENT)
 def test_alignment_recipe_has_the_papers_settings(repository: Path, example: str) -> None:
     paths = {"LOAD": "/checkpoints/before", "SFT": "/data/sft", "DPO": "/data/dpo", "SAVE": "/checkpoints/after"}
@@ -132,7 +142,7 @@ def test_alignment_recipe_has_the_papers_settings(repository: Path, example: str
     assert {name: values.get(name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("example", [*RECIPES, *ALIGNMENT])
+@pytest.mark.parametrize("example", [*RECIPES, LORA, *ALIGNMENT])
 def test_bash_starts_torchrun_with_the_same_file(repository: Path, tmp_path: Path, example: str) -> None:
     launched = launched_with(repository, tmp_path, example, GPUS_PER_NODE="8")
     assert launched == ["--nproc-per-node", "8", "--standalone", str(tmp_path / example), "--alpha", "0.5"]
