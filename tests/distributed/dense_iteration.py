@@ -63,11 +63,13 @@ def expected_first_iteration(
     temperature: float = 1.0,
     documents: bool = False,
     router_losses: bool = False,
+    masks_document_starts: bool = False,
 ) -> dict[str, float]:
     """What the first batch reports, and its gradient's norm; dense, written down from the paper (Eq. 1, 4, 6 and 7).
 
     With ``documents``, no document attends to another: each goes through the model alone. With ``router_losses``, those
-    of ``dense_router_losses.py`` are in the gradient and in what is returned; each sequence is a microbatch.
+    of ``dense_router_losses.py`` are in the gradient and in what is returned; each sequence is a microbatch. With
+    ``masks_document_starts`` (--eod-mask-loss) all figures are means over the tokens that do not follow token 0.
 
     The divergence is KL(student || teacher), or with `forward_divergence` KL(teacher || student), of both models'
     logits over the temperature, times its square (Hinton et al. 2015, section 2).
@@ -80,26 +82,29 @@ def expected_first_iteration(
     label_value, top_value = original.gather(-1, label), original.gather(-1, top)
     swapped = original.scatter(-1, top, label_value).scatter(-1, label, top_value)
     logits = _logits(student, tokens[:, :-1], documents)
-    ntp = -logits.log_softmax(-1).gather(-1, label).mean()
+    counts = tokens[:, :-1] != 0 if masks_document_starts else torch.ones_like(tokens[:, :-1], dtype=torch.bool)
+    assert not masks_document_starts or not counts.all()
+    ntp = -logits.log_softmax(-1).gather(-1, label)[counts].mean()
     warm, log_q = ((part / temperature).log_softmax(-1) for part in (logits, swapped))
     log_from, log_to = (log_q, warm) if forward_divergence else (warm, log_q)
     lssd = temperature**2 * (log_from.exp() * (log_from - log_to)).sum(-1)
-    loss = 0.8 * ntp + 0.2 * lssd.mean()
+    loss = 0.8 * ntp + 0.2 * lssd[counts].mean()
     auxiliary = _router_losses(student, tokens[:, :-1]) if router_losses else {}
     (loss + dense_router_losses.penalty(auxiliary, student.config.get_text_config().num_hidden_layers)).backward()
-    by_kind = {f"lssd loss {KINDS[kind]}": lssd[kinds == kind].mean().item() for kind in kinds.unique().tolist()}
+    of_kind = {kind: counts & (kinds == kind)[:, None] for kind in kinds.unique().tolist()}
+    by_kind = {f"lssd loss {KINDS[kind]}": lssd[chosen].mean().item() for kind, chosen in of_kind.items()}
     return (
         by_kind
         | {key: value.item() for key, value in auxiliary.items()}
         | {
             "loss": loss.item(),
             "ntp loss": ntp.item(),
-            "lssd loss": lssd.mean().item(),
-            "top-1 agreement": (logits.argmax(-1, keepdim=True) == top).double().mean().item(),
-            "teacher top-1 probability": (original / temperature).softmax(-1).amax(-1).mean().item(),
-            "teacher entropy": torch.distributions.Categorical(logits=original / temperature).entropy().mean().item(),
-            "student top-1 probability": warm.gather(-1, top).exp().mean().item(),
-            "swapped fraction": (label != top).double().mean().item(),
+            "lssd loss": lssd[counts].mean().item(),
+            "top-1 agreement": (logits.argmax(-1, keepdim=True) == top)[counts].double().mean().item(),
+            "teacher top-1 probability": (original / temperature).softmax(-1).amax(-1)[counts].mean().item(),
+            "teacher entropy": _entropy(original / temperature)[counts].mean().item(),
+            "student top-1 probability": warm.gather(-1, top)[counts].exp().mean().item(),
+            "swapped fraction": (label != top)[counts].double().mean().item(),
             "grad-norm": torch.stack(
                 [parameter.grad.norm() for parameter in student.parameters() if parameter.grad is not None]
             )
@@ -107,6 +112,10 @@ def expected_first_iteration(
             .item(),
         }
     )
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    return torch.distributions.Categorical(logits=logits).entropy()
 
 
 def _router_losses(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:

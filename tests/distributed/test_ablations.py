@@ -43,9 +43,11 @@ def count_forwards(argv: list[str], expected_teacher: int) -> None:
     counts = {True: 0, False: 0}
     forward = GPTModel.forward
 
-    def counted(*args, **kwargs):
+    def counted(model, *args, **kwargs):
         counts[torch.is_grad_enabled()] += 1
-        return forward(*args, **kwargs)
+        # Dropout and the like are the student's alone.
+        assert model.training == torch.is_grad_enabled()
+        return forward(model, *args, **kwargs)
 
     GPTModel.forward = counted
     main.__wrapped__(argv)
@@ -67,14 +69,15 @@ def test_teacher_in_host_memory_is_the_same_teacher(world: Path, tmp_path: Path)
         assert curves[key] == expected[key], key
 
 
-@pytest.mark.parametrize("divergence", ["reverse", "forward"])
-def test_divergence_and_temperature_are_those_of_a_dense_iteration(
-    divergence: str, world: Path, tmp_path: Path
+@pytest.mark.parametrize(("divergence", "masks"), [("reverse", False), ("forward", True)])
+def test_divergence_temperature_and_mask_are_those_of_a_dense_iteration(
+    divergence: str, masks: bool, world: Path, tmp_path: Path
 ) -> None:
     argv = [*flags(world, iterations=1), "--divergence", divergence, "--distillation-temperature", "2"]
-    argv.append("--log-teacher-entropy")
+    argv += ["--log-teacher-entropy", *(["--eod-mask-loss"] if masks else [])]
     curves = train(2, [*argv, *TP2_SP], tmp_path)
-    expected = expected_first_iteration(world, "llama", forward_divergence=divergence == "forward", temperature=2.0)
+    options = {"forward_divergence": divergence == "forward", "masks_document_starts": masks}
+    expected = expected_first_iteration(world, "llama", temperature=2.0, **options)
     for key, value in expected.items():
         # Float32 sums in another order: losses agree within 1e-6, the norm, over all parameters, within 2e-4.
         assert curves[key][0] == pytest.approx(value, rel=2e-4), key

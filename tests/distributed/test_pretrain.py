@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.distributed.dense_iteration import KINDS, expected_first_iteration
-from tests.distributed.tiny_run import flags, make_world, train
+from tests.distributed.tiny_run import GLOBAL_BATCH_SIZE, SEQ_LENGTH, flags, make_world, train
 
 TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 TP3 = ["--tensor-model-parallel-size", "3"]
@@ -65,6 +66,15 @@ def test_layouts_agree(layout: str, world: Path, single, tmp_path: Path) -> None
     for key in KEYS - {"tokens per second"}:
         assert curves[key] == pytest.approx(expected[key], rel=1e-3), key
     assert curves["ntp loss"][-1] < curves["ntp loss"][0] - 0.1  # the documents are random: little to learn
+    # All ranks' tokens over the wall time. One rank's would be half of it at most, or twice.
+    seconds = sum(GLOBAL_BATCH_SIZE * SEQ_LENGTH / speed for speed in curves["tokens per second"][1:])
+    assert seconds == pytest.approx(seconds_of(tmp_path), rel=0.4)
+
+
+def seconds_of(log_dir: Path) -> float:
+    """Wall time from the first iteration's entry in TensorBoard to the last one's."""
+    events = EventAccumulator(str(log_dir)).Reload().Scalars("loss")
+    return events[-1].wall_time - events[0].wall_time
 
 
 def test_reported_keys(single) -> None:

@@ -10,12 +10,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.distributed.dense_iteration import engine_dataset_config
 from tests.distributed.tiny_run import SEQ_LENGTH, flags, make_world, train
+from tests.unit.losses.dense_reference import expected_mixcpt_loss
 
 SPLIT = "80,20,0"
 PP2_INTERLEAVED = ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "2"]
 TP2_IN_CHUNKS = ["--tensor-model-parallel-size", "2", "--sequence-parallel", "--loss-chunk-tokens", "24"]
 TP2_IN_CHUNKS += ["--distillation-temperature", "2.0"]  # of the divergence alone
 DP2 = ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"]
+DP2 += ["--distillation-fraction", "0.3"]  # of training alone
 
 
 TEXT = "A held-out text that nobody trains on, long enough for a few sequences. " * 12
@@ -64,6 +66,18 @@ def expected_losses(world: Path, model_name: str) -> dict[str, float]:
     return losses
 
 
+def expected_divergences(world: Path, temperature: float) -> dict[str, float]:
+    """The mean LSSD of every token of each validation set, by transformers."""
+    models = [AutoModelForCausalLM.from_pretrained(world / name) for name in ("llama", "llama-teacher")]
+    divergences = {}
+    for name, sequences in (held_out_samples(world) | {"general": text_samples(world)}).items():
+        with torch.no_grad():
+            student, teacher = (model(sequences[:, :-1]).logits.flatten(0, 1) for model in models)
+        expected = expected_mixcpt_loss(student, teacher, sequences[:, 1:].flatten(), 0.8, temperature=temperature)
+        divergences[name] = expected.lssd.mean().item()
+    return divergences
+
+
 def validation_flags(world: Path) -> list[str]:
     return ["--validation", f"general={world / 'general.jsonl'}", "--validation", f"whole={world / 'mixture' / 'sft'}"]
 
@@ -75,13 +89,16 @@ def test_each_set_is_measured_once_from_the_start(layout: list[str], world: Path
     argv = [*flags(world, iterations=2), "--split", SPLIT, "--eval-interval", "1", *validation_flags(world)]
     curves = train(2, [*argv, *layout], tmp_path)
     student, teacher = expected_losses(world, "llama"), expected_losses(world, "llama-teacher")
+    divergences = expected_divergences(world, temperature=2.0 if layout is TP2_IN_CHUNKS else 1.0)
     assert list(student) == ["cpt", "sft", "dpo", "whole", "general"]
     for name, loss in student.items():
         measured = curves[f"ntp loss validation-{name}"]
         # Before the first step, after both, and once more at the end of training; float32 sums in another order.
         assert len(measured) == 4 and measured[0] == pytest.approx(loss, rel=2e-5), name
         assert measured[1] != measured[0] and measured[3] == measured[2]
-        assert len(curves[f"lssd loss validation-{name}"]) == 4
+        divergence = curves[f"lssd loss validation-{name}"]
+        # Every sample's, whatever share of them is distilled in training; float32 sums in another order.
+        assert len(divergence) == 4 and divergence[0] == pytest.approx(divergences[name], rel=2e-5), name
         constant = curves[f"teacher ntp loss validation-{name}"]
         assert constant == [constant[0]] * 4 and constant[0] == pytest.approx(teacher[name], rel=2e-5), name
     assert len(curves["loss"]) == 2

@@ -179,3 +179,14 @@ def test_several_nodes_meet_at_the_master(repository: Path, tmp_path: Path) -> N
     assert "--nnodes 4 --node-rank 3 --master-addr node0 --master-port 29511" in launched
     (error,) = launched_with(repository, tmp_path, RECIPES[0], GPUS_PER_NODE="8", NNODES="4")
     assert error.startswith("error: NNODES=4 needs MASTER_ADDR")
+
+
+def test_the_quickstart_s_table_shows_the_change_with_its_sign() -> None:
+    """By hand: from 20 to 15 is a quarter less, from 1.0 to 1.1 a tenth more."""
+    from examples.quickstart.report import table
+
+    before = {"law": {"tokens": 700, "perplexity": 20.0, "bits_per_byte": 1.0}}
+    after = {"law": {"tokens": 700, "perplexity": 15.0, "bits_per_byte": 1.1}}
+    _, perplexity, bits = table(before, after).splitlines()
+    assert perplexity.split() == ["law", "700", "perplexity", "20.000", "15.000", "-25.0%"]
+    assert bits.split() == ["bits", "per", "byte", "1.000", "1.100", "+10.0%"]

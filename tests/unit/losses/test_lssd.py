@@ -150,6 +150,16 @@ def test_equal_teacher_logits_go_to_the_lowest_index() -> None:
     assert_matches(result, gradient, expected_mixcpt_loss(student, teacher, labels, ALPHA))
 
 
+def test_equal_teacher_logits_of_two_blocks_go_to_the_lowest_index() -> None:
+    """The kernels read blocks of 1,024 columns; bfloat16 logits tie often. The third block is shorter."""
+    student, teacher, labels = sample(8, 2100)
+    teacher[:, 700], teacher[:, 1500], teacher[:, 2090] = 20.0, 20.0, 20.0
+    labels[:4], labels[4:6], labels[6:] = 700, 1500, 2090
+    result, gradient = run(student, teacher, labels)
+    assert result.swapped.tolist() == [False] * 4 + [True] * 4
+    assert_matches(result, gradient, expected_mixcpt_loss(student, teacher, labels, ALPHA))
+
+
 def test_large_logits_are_safe() -> None:
     student, teacher, labels = sample()
     student, teacher = student * 1e3 + 1e4, teacher * 1e3 - 1e4

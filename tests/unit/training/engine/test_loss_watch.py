@@ -25,7 +25,10 @@ def check_spike_rule() -> None:
     for _ in range(50):  # a hundred losses: the first one has left the window
         assert rule.limit(1.0) is None and rule.limit(3.0) is None
     assert rule.limit(7.99) is None
-    rule = after_a_hundred(SpikeRule(6.0))
+    rule = SpikeRule(6.0)
+    for _ in range(100):  # of another level, all of which have left the window
+        rule.limit(50.0)
+    rule = after_a_hundred(rule)
     assert rule.limit(8.01) == pytest.approx(8.0)
     assert rule.limit(8.01) is None, "the first spike counts in what is usual"
     assert after_a_hundred(SpikeRule(0.0)).limit(1e9) is None

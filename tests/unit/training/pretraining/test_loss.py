@@ -1,11 +1,13 @@
 """What the loss function of pre-training reports: sums and counts over the tokens that count."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from megatron_mixcpt.log_names import DIVERGENCE, LOSS, STUDENT_LOSS, SWAPPED_FRACTION, of_dataset
 from megatron_mixcpt.objective import Objective
-from megatron_mixcpt.training.pretraining.loss import mixcpt_loss_func
+from megatron_mixcpt.training.pretraining.loss import TokensPerSecond, mixcpt_loss_func
 
 
 def output(sequence: int, batch: int) -> tuple:
@@ -45,3 +47,15 @@ def test_without_a_teacher_nothing_is_said_of_one() -> None:
     )
     assert num_tokens.item() == 10 and report[DIVERGENCE].tolist() == pytest.approx([0.0, 1e-20])
     assert set(report) == {LOSS, STUDENT_LOSS, DIVERGENCE, SWAPPED_FRACTION}
+
+
+def test_tokens_per_second_are_all_ranks_tokens_over_the_wall_time() -> None:
+    """By hand: two ranks with 30 and 10 tokens in the same 4 seconds are 10 tokens a second together."""
+    reports = []
+    for num_tokens in (30.0, 10.0):
+        with mock.patch("megatron_mixcpt.training.pretraining.loss.time.monotonic", side_effect=[100.0, 104.0]):
+            measure = TokensPerSecond(num_ranks=2)
+            *_, report = measure(lambda _, n=num_tokens: (None, None, {LOSS: torch.tensor([1.0, n])}), ())
+        reports.append(report["tokens per second"])
+    tokens, seconds = sum(reports).tolist()  # as the engine adds them up
+    assert tokens / seconds == 10.0
