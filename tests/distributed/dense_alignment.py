@@ -18,10 +18,12 @@ LEARNING_RATE = 1e-2
 BETA = 0.2
 WORDS = "the quick brown fox jumps over a lazy dog def add return range print fun said".split()
 END = "<|endoftext|>"
+# Responses of 3 and 30 tokens, their ends included: a sum over tokens in place of a mean cannot be missed.
+UNEVEN = {"chosen": "a dog", "rejected": "a" + " fox dog" * 14}
 
 
 def make_samples(folder: Path) -> None:
-    """Write ``sft.jsonl`` (the first with two turns) and ``dpo.jsonl``."""
+    """Write ``sft.jsonl`` (the first with two turns) and ``dpo.jsonl`` (the first chosen short, rejected long)."""
     chance = random.Random(0)
 
     def text(least: int, most: int) -> str:
@@ -31,7 +33,8 @@ def make_samples(folder: Path) -> None:
         for number in range(NUM_SAMPLES):
             turns = [("user", text(2, 6)), ("assistant", text(2, 12))] * (2 if number == 0 else 1)
             sft.write(json.dumps({"messages": [{"role": role, "content": said} for role, said in turns]}) + "\n")
-            dpo.write(json.dumps({"prompt": text(2, 6), "chosen": text(2, 12), "rejected": text(2, 12)}) + "\n")
+            pair = {"prompt": text(2, 6), "chosen": text(2, 12), "rejected": text(2, 12)}
+            dpo.write(json.dumps(pair | (UNEVEN if number == 0 else {})) + "\n")
 
 
 def rows(path: Path) -> list[dict]:
@@ -92,24 +95,42 @@ def expected_sft(folder: Path, samples: Path, num_iterations: int) -> dict[str, 
     return dense.train(num_iterations, loss)
 
 
-def expected_dpo(folder: Path, samples: Path, num_iterations: int) -> dict[str, list[float]]:
-    """Eq. 11 (Rafailov et al. 2023, Eq. 7) against the model at the start."""
+def expected_dpo(
+    folder: Path,
+    samples: Path,
+    num_iterations: int,
+    *,
+    ipo: bool = False,
+    label_smoothing: float = 0.0,
+    sft_coefficient: float = 0.0,
+) -> dict[str, list[float]]:
+    """Eq. 11 (Rafailov et al. 2023, Eq. 7) against the model at the start, or its variants.
+
+    IPO (Azar et al. 2023, Eq. 17) on means per token; labels of which a share is wrong (Mitchell 2023); a share of the
+    chosen responses' mean loss per token.
+    """
     dense, reference, pairs = Dense(folder), Dense(folder), rows(samples)
+    turns = [[_turns(pair["prompt"], pair[side]) for side in ("chosen", "rejected")] for pair in pairs]
+    lengths = torch.tensor([[int(dense.encode(side)[1][1:].sum()) for side in pair] for pair in turns])
+    assert lengths[0].tolist() == [3, 30]
 
     def both(model: PreTrainedModel) -> Tensor:
-        sides = ("chosen", "rejected")
-        turns = [[_turns(pair["prompt"], pair[side]) for side in sides] for pair in pairs]
         return torch.stack([torch.stack([dense.log_prob(model, side)[0] for side in pair]) for pair in turns])
+
+    def objective(margin: Tensor) -> Tensor:
+        if ipo:
+            return (margin / BETA - 1 / (2 * BETA)) ** 2
+        return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
 
     with torch.no_grad():
         frozen = both(reference.model)
 
     def loss(model: PreTrainedModel) -> dict[str, Tensor]:
         sums = both(model)
-        rewards = BETA * (sums - frozen)
+        rewards = BETA * (sums - frozen) / (lengths if ipo else 1)
         margin = rewards[:, 0] - rewards[:, 1]
         return {
-            "loss": -F.logsigmoid(margin).mean(),
+            "loss": (objective(margin) - sft_coefficient * (sums / lengths)[:, 0]).mean(),
             "reward margin": margin.mean(),
             "chosen reward": rewards[:, 0].mean(),
             "rejected log-probability": sums[:, 1].mean(),

@@ -1,6 +1,8 @@
 """SFT and DPO: curves equal a dense loop with transformers, at every layout; packing and resuming change nothing."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,15 @@ INTERLEAVED = ["--pipeline-model-parallel-size", "2", "--num-layers-per-virtual-
 DP2 = ["--use-distributed-optimizer"]
 CP2 = ["--context-parallel-size", "2"]
 CP2_TP2 = [*CP2, "--tensor-model-parallel-size", "2", "--sequence-parallel"]
+# Options of DPO's loss: as the dense loop names them, and as flags.
+IPO = {"ipo": True}
+SMOOTHED = {"label_smoothing": 0.1}
+WITH_SFT = {"label_smoothing": 0.1, "sft_coefficient": 0.5}
+LOSS_FLAGS = {
+    "ipo": lambda _: ("--loss", "ipo"),
+    "label_smoothing": lambda value: ("--label-smoothing", str(value)),
+    "sft_coefficient": lambda value: ("--sft-coefficient", str(value)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +49,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dense(world: Path) -> dict[str, dict[str, list[float]]]:
-    """The curves of both stages as transformers has them."""
-    options = {"folder": world / "llama", "num_iterations": NUM_ITERATIONS}
-    return {
-        "sft": expected_sft(samples=world / "sft.jsonl", **options),
-        "dpo": expected_dpo(samples=world / "dpo.jsonl", **options),
-    }
+def dense(world: Path) -> Callable[..., dict[str, list[float]]]:
+    """The curves of a stage as transformers has them, by its name and the options of its loss."""
+
+    @cache
+    def expected(stage: str, **options: float) -> dict[str, list[float]]:
+        curves = {"sft": expected_sft, "dpo": expected_dpo}[stage]
+        return curves(world / "llama", world / f"{stage}.jsonl", NUM_ITERATIONS, **options)
+
+    return expected
 
 
 def flags(world: Path, stage: str, kind: str = "llama") -> list[str]:
@@ -86,25 +99,31 @@ def assert_curves(curves: dict[str, list[float]], expected: dict[str, list[float
 
 
 @pytest.mark.parametrize(
-    ("stage", "world_size", "layout"),
+    ("stage", "world_size", "layout", "loss"),
     [
-        ("sft", 1, []),
-        ("sft", 1, ["--no-packing"]),
-        ("sft", 4, TP2_PP2),
-        ("sft", 4, CP2_TP2),
-        ("dpo", 1, []),
-        ("dpo", 4, TP2_PP2),
-        ("dpo", 2, CP2),
-        ("dpo", 2, INTERLEAVED),
-        ("dpo", 4, [*CP2, *DP2, "--precompute-reference"]),
+        ("sft", 1, [], {}),
+        ("sft", 1, ["--no-packing"], {}),
+        ("sft", 4, TP2_PP2, {}),
+        ("sft", 4, CP2_TP2, {}),
+        ("dpo", 1, [], {}),
+        ("dpo", 4, TP2_PP2, {}),
+        ("dpo", 2, CP2, IPO),
+        ("dpo", 2, INTERLEAVED, WITH_SFT),
+        ("dpo", 4, [*CP2, *DP2, "--precompute-reference"], SMOOTHED),
+        ("dpo", 2, [*DP2, "--no-packing"], IPO),
+        ("dpo", 1, ["--no-packing"], WITH_SFT),
     ],
     ids=(
-        "sft sft-unpacked sft-TP2xPP2 sft-CP2xTP2 dpo dpo-TP2xPP2 dpo-CP2 dpo-interleaved dpo-CP2xDP2-precomputed"
+        "sft sft-unpacked sft-TP2xPP2 sft-CP2xTP2 dpo dpo-TP2xPP2 ipo-CP2 sft-coefficient-interleaved "
+        "label-smoothing-CP2xDP2-precomputed ipo-DP2-unpacked sft-coefficient-unpacked"
     ).split(),
 )
-def test_curves_equal_a_dense_loop(dense, world: Path, tmp_path: Path, stage: str, world_size: int, layout) -> None:
-    curves = train(world_size, stage, [*flags(world, stage), *layout], tmp_path)
-    assert_curves(curves, dense[stage])
+def test_curves_equal_a_dense_loop(
+    dense, world: Path, tmp_path: Path, stage: str, world_size: int, layout: list[str], loss: dict[str, float]
+) -> None:
+    of_loss = (flag for name, value in loss.items() for flag in LOSS_FLAGS[name](value))
+    curves = train(world_size, stage, [*flags(world, stage), *layout, *of_loss], tmp_path)
+    assert_curves(curves, dense(stage, **loss))
 
 
 def test_resumed_dpo_is_the_same_bit_for_bit(world: Path, tmp_path: Path) -> None:
@@ -136,6 +155,47 @@ def test_resumed_at_another_dp_takes_the_same_batches(world: Path, tmp_path: Pat
     # Sums in another order, which Adam amplifies; other batches differ from the first digits on.
     assert resumed["loss"] == pytest.approx(whole["loss"][3:], rel=1e-4)
     assert _consumed(save, 6) == 18
+
+
+def test_the_seed_orders_every_epoch_and_larger_held_out_shares_hold_smaller_ones(world: Path, tmp_path: Path) -> None:
+    """Batches of 2 of the 6 samples, or of those of them that are not held out, in three epochs."""
+    run_distributed(check_batches, 1, str(world), cpu_emulation=True)
+
+
+def check_batches(world: str) -> None:
+    from megatron_mixcpt.config import DPOConfig, SFTConfig
+
+    for stage, config_class in (("sft", SFTConfig), ("dpo", DPOConfig)):
+        argv = [*flags(Path(world), stage), "--global-batch-size", "2"]
+        first, again, other = (batches(argv, config_class, "--seed", seed)[0] for seed in ("1", "1", "2"))
+        epochs = [sum(first[start : start + 3], []) for start in (0, 3, 6)]
+        assert len(first) == 9 and [sorted(epoch) for epoch in epochs] == [list(range(NUM_SAMPLES))] * 3
+        assert len({tuple(epoch) for epoch in epochs}) == 3, "each epoch has an order of its own"
+        assert first == again and first != other, "the seed alone decides the order"
+        seen: set[int] = set()
+        for share in ("0.2", "0.4", "0.6"):
+            trained, held_out = batches(argv, config_class, "--held-out", share)
+            assert seen <= set(held_out) and not set(held_out) & set(sum(trained, []))
+            assert set(held_out) | set(sum(trained, [])) == set(range(NUM_SAMPLES))
+            seen = set(held_out)
+        assert seen, "some sample is held out"
+
+
+def batches(argv: list[str], config_class: type, *more: str) -> tuple[list[list[int]], list[int]]:
+    """The samples of each batch of a run, and those that it holds out."""
+    from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+    from megatron.training.global_vars import destroy_global_vars
+
+    from megatron_mixcpt.training.alignment.arguments import parse_alignment_flags
+    from megatron_mixcpt.training.alignment.prepare import prepare_run
+    from megatron_mixcpt.training.alignment.sft import DEFAULTS
+
+    run = prepare_run(parse_alignment_flags([*argv, *more], config_class, DEFAULTS))
+    destroy_global_vars()
+    destroy_num_microbatches_calculator()
+    order = run.train.order
+    held_out = [] if run.valid is None else run.valid.order.batch(0).tolist()
+    return [order.batch(index).tolist() for index in range(order.num_batches)], sorted(held_out)
 
 
 def _consumed(save: Path, iteration: int) -> int:
