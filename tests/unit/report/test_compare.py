@@ -3,7 +3,7 @@
 from megatron_mixcpt.report.compare import DOMAIN, GENERAL, compare_evaluations, compare_validation
 from megatron_mixcpt.report.curves import training_charts, validation_charts
 from megatron_mixcpt.report.inputs import Evaluation, Score, TrainingRun
-from megatron_mixcpt.report.tables import settings_tables
+from megatron_mixcpt.report.tables import score_table, settings_tables
 from megatron_mixcpt.training_log import TrainingLog
 
 
@@ -32,6 +32,17 @@ def test_averages_are_of_the_columns_that_all_have() -> None:
     assert {method: gain.mean for method, gain in texts.gains(DOMAIN).items()} == {"x": 50.0, "y": 25.0}
     assert {method: gain.mean for method, gain in texts.gains(GENERAL).items()} == {"x": -50.0, "y": 0.0}
     assert texts.methods() == ["x", "y"], "who learned most comes first"
+
+
+def test_the_best_of_each_column_is_marked() -> None:
+    """Of texts the lowest bits per byte and the largest gain; by hand."""
+    (texts,) = compare_evaluations([evaluation("base", d=2.0, a=1.0), evaluation("x", d=1.0, a=1.5)], "base", ["d"])
+    table = score_table(texts)
+    best = {
+        row.name: [heading for (heading, _), cell in zip(table.headings, row.cells, strict=True) if cell.best]
+        for row in table.rows
+    }
+    assert best == {"base": ["a"], "x": ["d"]}
 
 
 def test_other_windows_are_another_column() -> None:

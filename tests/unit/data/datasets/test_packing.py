@@ -87,6 +87,12 @@ def test_two_samples_that_do_not_share_a_row_need_two() -> None:
     assert rank == RankRows((((4,),), ((9,),)), (128, 64))
 
 
+def test_as_few_rows_as_their_positions_may_be_too_few() -> None:
+    """By hand: 3 x 60 positions would fill two rows of 100, in which no two of them fit."""
+    (rank,) = lay_out(range(3), [60] * 3, shape(row_length=100, length_step=10))
+    assert rank.lengths == (60, 60, 60)
+
+
 def test_rows_are_of_equal_length_rather_than_full_and_empty() -> None:
     """By hand: 4 x 40 positions take two rows of at most 100; 2 + 2 make both 80, which 3 + 1 would not."""
     (rank,) = lay_out(range(4), [40] * 4, shape(row_length=100, length_step=8))
