@@ -159,14 +159,14 @@ def test_resumed_at_another_dp_takes_the_same_batches(world: Path, tmp_path: Pat
 
 def test_the_seed_orders_every_epoch_and_larger_held_out_shares_hold_smaller_ones(world: Path, tmp_path: Path) -> None:
     """Batches of 2 of the 6 samples, or of those of them that are not held out, in three epochs."""
-    run_distributed(check_batches, 1, str(world), cpu_emulation=True)
+    run_distributed(check_batches, 1, str(world), str(tmp_path), cpu_emulation=True)
 
 
-def check_batches(world: str) -> None:
+def check_batches(world: str, cache: str) -> None:
     from megatron_mixcpt.config import DPOConfig, SFTConfig
 
     for stage, config_class in (("sft", SFTConfig), ("dpo", DPOConfig)):
-        argv = [*flags(Path(world), stage), "--global-batch-size", "2"]
+        argv = [*flags(Path(world), stage), "--global-batch-size", "2", "--workers", "1", "--data-cache-path", cache]
         first, again, other = (batches(argv, config_class, "--seed", seed)[0] for seed in ("1", "1", "2"))
         epochs = [sum(first[start : start + 3], []) for start in (0, 3, 6)]
         assert len(first) == 9 and [sorted(epoch) for epoch in epochs] == [list(range(NUM_SAMPLES))] * 3

@@ -36,6 +36,7 @@ NO_TEACHER = Objective(distillation="none")
         (SFTConfig, {"data": ["a"], "held_out": 1.0}, "--held-out 1.0: must be at least 0 and below 1"),
         (DPOConfig, {}, "--dpo is missing"),
         (DPOConfig, {"data": ["a"], "beta": 0.0}, "--beta 0.0: must be greater than 0"),
+        (DPOConfig, {"data": ["a"], "beta": -0.1}, "--beta -0.1: must be greater than 0"),
         (DPOConfig, {"data": ["a"], "dpo_label_smoothing": 0.5}, "--label-smoothing 0.5: must be .* below 0.5"),
         (DPOConfig, {"data": ["a"], "dpo_label_smoothing": 0.1, "loss": "ipo"}, "0.1 is not used with --loss ipo"),
         (DPOConfig, {"data": ["a"], "sft_coefficient": -1.0}, "--sft-coefficient -1.0: must be at least 0"),

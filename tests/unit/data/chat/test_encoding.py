@@ -130,6 +130,17 @@ def test_samples_that_cannot_be_used_say_why(tokenizer, messages, reason):
         assert "the sequence length is 40" in refused.detail
 
 
+def test_as_many_tokens_as_the_sequence_length_fit_and_one_more_does_not(tokenizer):
+    """Of a pair, the longer response counts."""
+    length = len(conversation(encoder(tokenizer, "chatml"), CHAT[:3]).tokens)
+    ends = CHAT[2], Message("assistant", "4")
+    pairs = [PreferencePair(tuple(CHAT[:2]), (one,), (other,)) for one, other in (ends, ends[::-1])]
+    for seq_length, reasons in ((length, [None] * 3), (length - 1, ["too_long"] * 3)):
+        chat = encoder(tokenizer, "chatml", seq_length=seq_length)
+        results = [conversation(chat, CHAT[:3]), *chat.encode_pairs(pairs)]
+        assert [getattr(result, "reason", None) for result in results] == reasons
+
+
 def test_responses_of_several_messages_are_refused(tokenizer):
     pair = PreferencePair(tuple(CHAT[:2]), tuple(CHAT[2:]), (Message("assistant", "4"),))
     assert encoder(tokenizer, "chatml").encode_pairs([pair])[0].reason == "several_turns"

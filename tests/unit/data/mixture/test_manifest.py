@@ -33,6 +33,14 @@ def test_folder_that_is_no_mixture(tmp_path: Path) -> None:
             MixtureManifest.load(tmp_path)
 
 
+def test_a_mixture_of_another_format_is_refused(tmp_path: Path) -> None:
+    write_mixture(tmp_path, cpt=[3, 4])
+    content = json.loads((tmp_path / "mixture.json").read_text())
+    (tmp_path / "mixture.json").write_text(json.dumps(content | {"format": content["format"] + 1}))
+    with pytest.raises(DataError, match="not a mixture of format"):
+        MixtureManifest.load(tmp_path)
+
+
 def test_dataset_of_another_run_is_noticed(tmp_path: Path) -> None:
     write_mixture(tmp_path, cpt=[3, 4])
     content = json.loads((tmp_path / "mixture.json").read_text())
