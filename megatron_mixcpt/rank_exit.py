@@ -75,6 +75,19 @@ def fail_from_a_thread(error: MixCPTError) -> NoReturn:
     _leave(1)
 
 
+_last_acts: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def at_the_end(act: Callable[[], None]) -> Iterator[None]:
+    """Have ``act`` called where this process ends inside without the interpreter's shutdown; it must be quick."""
+    _last_acts.append(act)
+    try:
+        yield
+    finally:
+        _last_acts.remove(act)
+
+
 _ended: set[int] = set()
 
 
@@ -197,6 +210,9 @@ def _leave(code: int) -> NoReturn:
     """End this process without the interpreter's shutdown."""
     with contextlib.suppress(Exception):
         end_child_processes()
+    for act in _last_acts:
+        with contextlib.suppress(Exception):
+            act()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -48,7 +48,9 @@ ROOMS = {
     "nvidia_driver": _room("whether there is an NVIDIA device, and why CUDA does not work on it"),
     "cpu_emulation": _room("the engine on machines without a GPU", "nvidia_driver", "torch"),
     "jobs": _room(
-        "complete outputs, resumable folders, digests, progress, ranks, worker processes", "terminal", takes="torch"
+        "complete outputs, claims, resumable folders, digests, progress, ranks, worker processes",
+        "terminal",
+        takes="torch",
     ),
     "losses": _room("mathematics over a sharded vocabulary", "objective", "torch"),
     "models": _room(
@@ -104,8 +106,8 @@ ROOMS = {
     "planning": _room("memory of a run on paper", "adapters flags objective parallel_sizes conversion"),
     "report": _room("one page about several runs", "flags named_paths log_names training_log data data/mixture jobs"),
     "training": _room(
-        "what all trainings share: batches, the model, recipes",
-        "adapters distillation models log_names parallel_sizes",
+        "what all trainings share: batches, the model, recipes, one run at a time",
+        "adapters distillation models log_names parallel_sizes jobs rank_exit terminal",
         "engine",
     ),
     "training/engine": _room(

@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.distributed import ProcessGroup
 
 from megatron_mixcpt.config import DPOConfig
@@ -13,6 +14,7 @@ from megatron_mixcpt.training.alignment.prepare import AlignmentRun
 from megatron_mixcpt.training.alignment.reference import ReferenceSums, precompute_reference
 from megatron_mixcpt.training.alignment.run import Rows, start_alignment, train_alignment
 from megatron_mixcpt.training.engine.console import quiet_terminal
+from megatron_mixcpt.training.engine.launch import only_run, prepare_environment
 
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 1e-7. Both ends of a pair share a row.
 DEFAULTS = {"lr": 5e-7, "seq_length": 4096}
@@ -27,10 +29,15 @@ OUT_OF_MEMORY = (
 @quiet_terminal
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`DPOConfig`."""
-    started = start_alignment(sys.argv[1:] if argv is None else argv, DPOConfig, DEFAULTS)
-    if started is None:
-        return
-    run, groups = started
+    prepare_environment()
+    argv = sys.argv[1:] if argv is None else argv
+    with only_run(argv, DPOConfig):
+        started = start_alignment(argv, DPOConfig, DEFAULTS)
+        if started is not None:
+            _train(*started)
+
+
+def _train(run: AlignmentRun[DPOConfig], groups: ProcessGroupCollection) -> None:
     reference = precompute_reference(run, groups) if run.config.precompute_reference else None
     loss_func = functools.partial(_loss_func, run, reference, cp_group=groups.cp)
     train_alignment(run, groups, loss_func, _num_pairs, runs_reference=reference is None)

@@ -30,7 +30,7 @@ from megatron_mixcpt.training.alignment.prepare import AlignmentRun, prepare_run
 from megatron_mixcpt.training.alignment.summary import describe
 from megatron_mixcpt.training.batch import Batch, get_batch, to_device
 from megatron_mixcpt.training.engine.console import show_plan, show_where
-from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
+from megatron_mixcpt.training.engine.launch import build_model_config, start_distributed, train
 from megatron_mixcpt.training.lora.start import fill_adapters
 
 
@@ -57,6 +57,8 @@ def start_alignment[Config: AlignmentConfig](
 ) -> tuple[AlignmentRun[Config], ProcessGroupCollection] | None:
     """Check a command line, start the ranks, open the samples, and show what the run is about to do.
 
+    Inside ``launch.only_run``.
+
     Args:
         argv: the command line.
         config_class: settings of the stage.
@@ -65,7 +67,6 @@ def start_alignment[Config: AlignmentConfig](
     Returns:
         The run and its process groups; None where it is a dry run, which ends here.
     """
-    prepare_environment()
     flags = parse_alignment_flags(argv, config_class, defaults)
     show_where(flags.args, flags.config)
     dry_run = flags.config.dry_run

@@ -33,6 +33,7 @@ from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
 from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.patches import Change
+from megatron_mixcpt.training.one_run import check_still_held
 
 _REMOVED = ".removed-"
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
@@ -80,14 +81,12 @@ def settle_checkpoints(args: argparse.Namespace) -> None:
 def guarded_saves(keep_last: int | None) -> list[Change]:
     """Changes to the engine's saving: see :func:`_guarded`; with ``keep_last`` older iterations are deleted."""
     guarded = functools.partial(_guarded, keep_last=keep_last)
-    changes = [
+    settling = functools.partial(_settling_afterwards, keep_last=keep_last)
+    return [
         Change("megatron.training.training.save_checkpoint", __name__, guarded),
         Change("megatron.training.training.maybe_finalize_async_save", __name__, _explained),
+        Change("megatron.training.checkpointing.schedule_async_save", __name__, settling),
     ]
-    if keep_last:
-        pruning = functools.partial(_pruning_afterwards, keep_last=keep_last)
-        changes.append(Change("megatron.training.checkpointing.schedule_async_save", __name__, pruning))
-    return changes
 
 
 def _guarded(save_checkpoint: Callable, keep_last: int | None) -> Callable:
@@ -100,6 +99,7 @@ def _guarded(save_checkpoint: Callable, keep_last: int | None) -> Callable:
         folder = iteration_folder(Path(args.save), iteration)
         if iteration == args.iteration and args.load and iteration_folder(Path(args.load), iteration) == folder:
             return  # nothing was learned since it was loaded
+        check_still_held()
         if args.rank == 0 and folder.exists():
             _remove(folder)  # cut off, or of a run that was abandoned: its files and the new ones would mix
         dist.barrier()
@@ -110,12 +110,16 @@ def _guarded(save_checkpoint: Callable, keep_last: int | None) -> Callable:
     return save
 
 
-def _pruning_afterwards(schedule: Callable, keep_last: int) -> Callable:
+def _settling_afterwards(schedule: Callable, keep_last: int | None) -> Callable:
+    """The engine's start of an asynchronous save: before its index is written, the folder must still be this run's."""
+
     @functools.wraps(schedule)
     def scheduled(request: Any) -> None:
         args = get_args()
         if args.rank == 0:
-            request.add_finalize_fn(functools.partial(prune, Path(args.save), keep_last))
+            request.finalize_fns.insert(0, check_still_held)
+            if keep_last:
+                request.add_finalize_fn(functools.partial(prune, Path(args.save), keep_last))
         schedule(request)
 
     return scheduled

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch.distributed as dist
 from megatron.core.enums import ModelType
@@ -22,7 +22,7 @@ from megatron_mixcpt.models.options import ModelOptions
 from megatron_mixcpt.models.rotary import needs_unfused_rotation
 from megatron_mixcpt.rank_exit import end_child_processes
 from megatron_mixcpt.terminal import say
-from megatron_mixcpt.training.engine.arguments import engine_refusals
+from megatron_mixcpt.training.engine.arguments import engine_refusals, explicit_arguments
 from megatron_mixcpt.training.engine.async_writer import bound_writer
 from megatron_mixcpt.training.engine.checkpoints import guarded_saves, settle_checkpoints
 from megatron_mixcpt.training.engine.console import shown_training
@@ -34,6 +34,7 @@ from megatron_mixcpt.training.engine.run_record import schedule_check
 from megatron_mixcpt.training.engine.whole_validation import each_set_once_from_the_start
 from megatron_mixcpt.training.expert_groups import regrouped_experts
 from megatron_mixcpt.training.model import StudentTeacherModelConfig
+from megatron_mixcpt.training.one_run import only_run_in
 from megatron_mixcpt.training.router_losses import report_auxiliary_losses
 
 
@@ -47,6 +48,17 @@ def prepare_environment() -> None:
             port = free.getsockname()[1]
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ.update(alone | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
+
+
+@contextlib.contextmanager
+def only_run(argv: Sequence[str], config_class: type[RunConfig]) -> Iterator[None]:
+    """Around all that reads or writes ``--save``: no other training writes there meanwhile.
+
+    Raises ConfigError on every rank, as :func:`~megatron_mixcpt.training.one_run.only_run_in` does.
+    """
+    given = explicit_arguments(argv, config_class)
+    with only_run_in(given.get("save"), dry_run=given.get("dry_run", False)):
+        yield
 
 
 def start_distributed() -> ProcessGroupCollection:

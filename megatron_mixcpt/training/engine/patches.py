@@ -160,7 +160,8 @@ REGISTER = (
         "megatron.training.training.save_checkpoint",
         WRAPPED,
         "training/engine/checkpoints.py",
-        "a complete iteration is not overwritten, old ones are deleted, and errors of the disk are explained",
+        "nothing is written where another run has taken over, a complete iteration is not overwritten, old ones are "
+        "deleted, and errors of the disk are explained",
     ),
     Entry(
         "megatron.training.training.maybe_finalize_async_save",
@@ -178,7 +179,7 @@ REGISTER = (
         "megatron.training.checkpointing.schedule_async_save",
         WRAPPED,
         "training/engine/checkpoints.py",
-        "with --keep-last, old iterations are deleted once an asynchronous save is complete",
+        "an asynchronous save is completed only where --save is still this run's; --keep-last then deletes old ones",
     ),
     Entry(
         "megatron.training.global_vars.DistributedSignalHandler",

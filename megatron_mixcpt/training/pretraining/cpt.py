@@ -29,7 +29,13 @@ from megatron_mixcpt.objective import Objective
 from megatron_mixcpt.rank_exit import exit_as_rank
 from megatron_mixcpt.training.batch import get_batch
 from megatron_mixcpt.training.engine.console import quiet_terminal, show_start
-from megatron_mixcpt.training.engine.launch import build_model_config, prepare_environment, start_distributed, train
+from megatron_mixcpt.training.engine.launch import (
+    build_model_config,
+    only_run,
+    prepare_environment,
+    start_distributed,
+    train,
+)
 from megatron_mixcpt.training.lora.start import fill_adapters
 from megatron_mixcpt.training.pretraining.arguments import Run, parse_run
 from megatron_mixcpt.training.pretraining.datasets import IndexedSamples, dataset_provider, set_identities
@@ -50,7 +56,12 @@ OUT_OF_MEMORY = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; the engine's flags and those of :class:`MixCPTConfig`."""
     prepare_environment()
-    run = parse_run(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    with only_run(argv, MixCPTConfig):
+        _train(parse_run(argv))
+
+
+def _train(run: Run) -> None:
     args, config = run.args, run.config
     show_start(args, config, describe(run))
     if config.dry_run:
