@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,31 @@ def log_folder(candidates: Iterable[Path]) -> Path | None:
 
 def find_log_folders(folder: Path) -> list[Path]:
     """Every folder at or below ``folder`` that holds a log, in the order of their names."""
-    return sorted({path.parent for path in folder.rglob(_EVENT_FILES)})
+    return sorted({path.parent for path in files_below(folder, _EVENT_FILES)})
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """Files at or below ``folder`` with a name like ``pattern``, sorted, also in folders behind symbolic links.
+
+    Each folder is visited once, under its own name rather than a link's; a link that leads back up ends there. What may
+    not be read is left out.
+    """
+    found: list[Path] = []
+    visited: set[Path] = set()
+    folders, links = [folder], []
+    while folders or links:
+        inside = folders.pop() if folders else links.pop()
+        if inside.resolve() in visited:
+            continue
+        visited.add(inside.resolve())
+        try:
+            entries = list(inside.iterdir())
+        except PermissionError:
+            continue
+        folders += [path for path in entries if path.is_dir() and not path.is_symlink()]
+        links += [path for path in entries if path.is_dir() and path.is_symlink()]
+        found += [path for path in entries if fnmatch(path.name, pattern)]
+    return sorted(found)
 
 
 def read_log(folder: Path) -> TrainingLog:

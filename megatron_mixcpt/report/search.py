@@ -12,7 +12,7 @@ from typing import Protocol
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME
 from megatron_mixcpt.errors import ConfigError, MixCPTError
 from megatron_mixcpt.report.inputs import RESULTS_NAME, Inputs, read_evaluation, read_fas, read_mixture, read_run
-from megatron_mixcpt.training_log import find_log_folders
+from megatron_mixcpt.training_log import files_below, find_log_folders
 
 _SAY_ONLY_WHAT = {"runs", "checkpoints", "checkpoint", "tensorboard", "evaluations", "evaluation"}
 _SCORES_PATTERN = "*scores*.jsonl"
@@ -40,7 +40,7 @@ def search(folder: Path, inputs: Inputs) -> list[str]:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; give one with runs and evaluations in it")
     logs = [(path, _name(path, folder)) for path in find_log_folders(folder)]
-    results = [(path, _name(path.parent, folder)) for path in sorted(folder.rglob(RESULTS_NAME))]
+    results = [(path, _name(path.parent, folder)) for path in files_below(folder, RESULTS_NAME)]
     mixtures = [(path, _name(path, folder)) for path in _mixtures(folder)]
     scores = [(path, str(path.relative_to(folder).with_suffix(""))) for path in _score_files(folder)]
     if not (logs or results or mixtures or scores):
@@ -57,13 +57,13 @@ def search(folder: Path, inputs: Inputs) -> list[str]:
 
 
 def _mixtures(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob(MANIFEST_NAME)):
+    for path in files_below(folder, MANIFEST_NAME):
         if not path.parent.name.startswith(_TOKENIZED_PREFIX):
             yield path.parent
 
 
 def _score_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob(_SCORES_PATTERN)) if not path.name.endswith(_REJECTS_SUFFIX))
+    return (path for path in files_below(folder, _SCORES_PATTERN) if not path.name.endswith(_REJECTS_SUFFIX))
 
 
 def _add[T: _Named](items: list[T], read: Callable[[str, Path], T], found: Sequence[tuple[Path, str]]) -> Iterator[str]:

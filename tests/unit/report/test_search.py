@@ -25,3 +25,17 @@ def test_what_is_damaged_is_left_out_and_said(tmp_path: Path) -> None:
     (problem,) = search(tmp_path, inputs)
     assert "scores.jsonl:1: not a line of tools/score_alignment.py" in problem
     assert [evaluation.name for evaluation in inputs.evaluations] == ["base"]
+
+
+def test_symbolic_links_are_followed_once(tmp_path: Path) -> None:
+    """Results that lie on another disk are found; a link back up ends, and one beside the folder adds nothing."""
+    write_results(tmp_path / "disk" / "mixcpt", BASE)
+    searched = tmp_path / "searched"
+    write_results(searched / "evaluations" / "base", BASE)
+    (searched / "elsewhere").symlink_to(tmp_path / "disk")
+    (searched / "again").symlink_to(searched / "evaluations")
+    (searched / "evaluations" / "up").symlink_to(searched)
+    (searched / "broken").symlink_to(tmp_path / "nothing")
+    inputs = Inputs()
+    assert search(searched, inputs) == []
+    assert [item.name for item in inputs.evaluations] == ["elsewhere/mixcpt", "base"]
