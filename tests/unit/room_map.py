@@ -113,7 +113,7 @@ ROOMS = {
     "training/engine": _room(
         "what wraps the engine's training loop",
         "adapters config flags parallel_sizes log_names conversion conversion/architectures data/reading distillation "
-        "models terminal torchrun_report rank_exit",
+        "models jobs terminal torchrun_report rank_exit",
         "engine",
     ),
     "training/lora": _room(

@@ -29,8 +29,10 @@ from megatron_mixcpt.conversion.megatron_iterations import (
     why_incomplete,
     write_tracker,
 )
+from megatron_mixcpt.conversion.megatron_layout import TRACKER_NAME
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
+from megatron_mixcpt.jobs.whole_outputs import flush, flush_all
 from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.engine.patches import Change
 from megatron_mixcpt.training.one_run import check_still_held
@@ -104,8 +106,8 @@ def _guarded(save_checkpoint: Callable, keep_last: int | None) -> Callable:
             _remove(folder)  # cut off, or of a run that was abandoned: its files and the new ones would mix
         dist.barrier()
         explained_save(iteration, *rest, **options)
-        if keep_last and args.rank == 0 and not args.async_save:
-            prune(Path(args.save), keep_last)
+        if args.rank == 0 and not args.async_save:
+            _settle_saved(Path(args.save), keep_last)
 
     return save
 
@@ -118,11 +120,25 @@ def _settling_afterwards(schedule: Callable, keep_last: int | None) -> Callable:
         args = get_args()
         if args.rank == 0:
             request.finalize_fns.insert(0, check_still_held)
-            if keep_last:
-                request.add_finalize_fn(functools.partial(prune, Path(args.save), keep_last))
+            request.add_finalize_fn(functools.partial(_settle_saved, Path(args.save), keep_last))
         schedule(request)
 
     return scheduled
+
+
+def _settle_saved(save_dir: Path, keep_last: int | None) -> None:
+    """Wait until the iteration just saved is on the disk, with its name; only then delete older ones.
+
+    The engine flushes the tensors and their index, but neither ``metadata.json`` nor the tracker file nor any folder:
+    a power failure would lose them, with ``--keep-last 1`` after the iteration before was deleted.
+    """
+    newest = tracked_iteration(save_dir)
+    if newest is not None and newest.is_dir():
+        flush_all(newest)
+        flush(save_dir / TRACKER_NAME)
+        flush(save_dir)
+    if keep_last:
+        prune(save_dir, keep_last)
 
 
 def prune(save_dir: Path, keep_last: int) -> None:

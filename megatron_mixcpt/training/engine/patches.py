@@ -160,8 +160,8 @@ REGISTER = (
         "megatron.training.training.save_checkpoint",
         WRAPPED,
         "training/engine/checkpoints.py",
-        "nothing is written where another run has taken over, a complete iteration is not overwritten, old ones are "
-        "deleted, and errors of the disk are explained",
+        "nothing is written where another run has taken over, a complete iteration is not overwritten, the new one is "
+        "flushed before old ones are deleted, and errors of the disk are explained",
     ),
     Entry(
         "megatron.training.training.maybe_finalize_async_save",
@@ -179,7 +179,8 @@ REGISTER = (
         "megatron.training.checkpointing.schedule_async_save",
         WRAPPED,
         "training/engine/checkpoints.py",
-        "an asynchronous save is completed only where --save is still this run's; --keep-last then deletes old ones",
+        "an asynchronous save is completed only where --save is still this run's, and flushed; then old ones "
+        "are deleted",
     ),
     Entry(
         "megatron.training.global_vars.DistributedSignalHandler",

@@ -30,6 +30,7 @@ def check_folders(root: str) -> None:
     release = Path(root) / "megatron" / "release"
     check_prune(release, Path(root) / "pruned")
     check_settle(release, Path(root) / "settled")
+    check_flushed_before_deletion(release, Path(root) / "flushed")
     check_disk_errors(release, Path(root) / "full")
 
 
@@ -51,6 +52,27 @@ def check_prune(release: Path, save: Path) -> None:
     prune(save, keep_last=1)
     join_deletions()
     assert (save / "iter_0000020").is_dir(), "the only whole one up to the tracker's was deleted"
+
+
+def check_flushed_before_deletion(release: Path, save: Path) -> None:
+    """A power failure after the deletion must find the new iteration on the disk: its files, its name, the tracker."""
+    from megatron_mixcpt.training.engine.checkpoints import _settle_saved
+
+    make_iterations(release, save, tracker=50)
+    flushed, fsync = [], os.fsync
+
+    def recorded(descriptor: int) -> None:
+        assert (save / "iter_0000040").is_dir(), "deleted before the new iteration was flushed"
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    with mock.patch.object(os, "fsync", recorded):
+        _settle_saved(save, keep_last=1)
+    join_deletions()
+    newest, tracker = save / "iter_0000050", save / "latest_checkpointed_iteration.txt"
+    assert {*newest.rglob("*"), newest, tracker, save} == set(flushed)
+    assert flushed[-1] == save and flushed.index(newest) < flushed.index(tracker)
+    assert [path.name for path in save.glob("iter_*")] == ["iter_0000050"]
 
 
 def check_settle(release: Path, save: Path) -> None:
