@@ -42,7 +42,8 @@ def files_below(folder: Path, pattern: str) -> list[Path]:
     """
     found: list[Path] = []
     visited: set[Path] = set()
-    folders, links = [folder], []
+    folders: list[Path] = [folder]
+    links: list[Path] = []
     while folders or links:
         inside = folders.pop() if folders else links.pop()
         if inside.resolve() in visited:
