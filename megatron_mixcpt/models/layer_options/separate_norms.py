@@ -32,7 +32,7 @@ def _separate(layer: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
 
 def has_fused_norm(linear: Callable[..., Any] | None) -> bool:
     """Whether a linear layer is Transformer Engine's with a norm before it."""
-    return linear is TELayerNormColumnParallelLinear and linear is not None
+    return linear is TELayerNormColumnParallelLinear
 
 
 def without_fused_norm_in_attention(layer: TransformerLayerSubmodules) -> Any:

@@ -18,6 +18,7 @@ def check_layer_options() -> None:
     check_branch_end()
     check_branch_end_keeps_nothing_in_evaluation()
     check_layers_without_pre_norms()
+    check_separate_norms()
     check_norm_over_heads()
     check_layer_norm_without_bias()
     check_parallel_layer()
@@ -93,6 +94,34 @@ def check_layers_without_pre_norms() -> None:
         assert changed.input_layernorm is changed.pre_mlp_layernorm is IdentityOp
         assert changed.self_attn_bda.module is changed.mlp_bda.module is BranchEnd
     assert plain.input_layernorm is build_norm and plain.self_attn_bda is get_bias_dropout_add
+
+
+def check_separate_norms() -> None:
+    """A norm within a linear layer becomes one before it; layers without such a norm stay as they are."""
+    from megatron.core.extensions.transformer_engine import (
+        TEColumnParallelLinear,
+        TELayerNormColumnParallelLinear,
+        TENorm,
+    )
+
+    from megatron_mixcpt.models.layer_options.separate_norms import with_separate_norms
+    from megatron_mixcpt.models.layer_specs import gpt_layer_spec
+    from megatron_mixcpt.models.mlp_builder import submodules_of, with_submodules
+
+    spec = gpt_layer_spec(config()).layer_specs[0]
+    plain, attention = spec.submodules, spec.submodules.self_attention
+    assert with_separate_norms(spec) == spec
+    fused = replace(
+        plain,
+        self_attention=replace(
+            attention, submodules=replace(attention.submodules, linear_qkv=TELayerNormColumnParallelLinear)
+        ),
+        mlp=with_submodules(plain.mlp, replace(submodules_of(plain.mlp), linear_fc1=TELayerNormColumnParallelLinear)),
+    )
+    changed = with_separate_norms(replace(spec, submodules=fused)).submodules
+    assert changed.self_attention.submodules.linear_qkv is TEColumnParallelLinear
+    assert submodules_of(changed.mlp).linear_fc1 is TEColumnParallelLinear
+    assert changed.input_layernorm is changed.pre_mlp_layernorm is TENorm
 
 
 def check_norm_over_heads() -> None:
