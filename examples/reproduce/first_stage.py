@@ -42,7 +42,7 @@ METHODS = {
     "alpha-0.5": [*MIXTURE, "--alpha", "0.5"],
     "alpha-0.95": [*MIXTURE, "--alpha", "0.95"],
     "lora-8": [*MIXTURE, "--lora-rank", "8", "--lr", "3e-3", "--min-lr", "3e-4"],
-    "lora-64": [*MIXTURE, "--lora-rank", "64", "--lr", "1e-3", "--min-lr", "1e-4"],
+    "lora-64": [*MIXTURE, "--lora-rank", "64", "--lora-alpha", "128", "--lr", "1e-3", "--min-lr", "1e-4"],
 }
 TRAINING = [
     *("--seq-length", "512", "--micro-batch-size", "1", "--global-batch-size", "2"),

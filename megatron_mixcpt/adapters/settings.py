@@ -7,6 +7,8 @@ from megatron_mixcpt.adapters.targets import DEFAULT_TARGETS, TARGETS
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import setting
 
+DEFAULT_ALPHA = 16.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoRASettings:
@@ -17,8 +19,9 @@ class LoRASettings:
     adapters off the model is its own teacher, or DPO's reference: there is no second copy. Learning rates are ten times
     those of full training unless given. Default: train the model."""
 
-    lora_alpha: float | None = setting(default=None, metavar="ALPHA")
-    """The adapters' product is multiplied by alpha / rank. Default: twice the rank."""
+    lora_alpha: float = DEFAULT_ALPHA
+    """The adapters' product is multiplied by alpha / rank. With the same alpha at every rank, the same learning rate
+    suits."""
 
     lora_dropout: float = 0.0
     """Probability with which a channel of an adapter's input is zero in training."""
@@ -38,7 +41,7 @@ class LoRASettings:
             return
         if self.lora_rank < 1:
             raise ConfigError(f"--lora-rank {self.lora_rank}: must be positive, the rank of the adapters")
-        if self.lora_alpha is not None and not 0.0 < self.lora_alpha < math.inf:
+        if not 0.0 < self.lora_alpha < math.inf:
             raise ConfigError(f"--lora-alpha {self.lora_alpha}: must be positive")
         if not 0.0 <= self.lora_dropout < 1.0:
             raise ConfigError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and below 1, a probability")
@@ -52,7 +55,7 @@ class LoRASettings:
         """A flag that has no effect is a misunderstanding."""
         given = {
             "--lora-rank": self.lora_rank is not None,
-            "--lora-alpha": self.lora_alpha is not None,
+            "--lora-alpha": self.lora_alpha != DEFAULT_ALPHA,
             "--lora-dropout": self.lora_dropout != 0.0,
             "--lora-target-modules": self.lora_target_modules != ",".join(DEFAULT_TARGETS),
             "--lora-use-rslora": self.lora_use_rslora,
@@ -73,13 +76,7 @@ class LoRASettings:
         return tuple(name.strip() for name in self.lora_target_modules.split(","))
 
     @property
-    def alpha(self) -> float:
-        """``lora_alpha``, or its default."""
-        assert self.lora_rank is not None
-        return self.lora_alpha if self.lora_alpha is not None else 2.0 * self.lora_rank
-
-    @property
     def scale(self) -> float:
         """What B A is multiplied by."""
         assert self.lora_rank is not None
-        return self.alpha / (math.sqrt(self.lora_rank) if self.lora_use_rslora else self.lora_rank)
+        return self.lora_alpha / (math.sqrt(self.lora_rank) if self.lora_use_rslora else self.lora_rank)

@@ -40,7 +40,7 @@ class CheckpointAdapters:
 
     def described(self) -> dict[str, str | float]:
         """What a model card says of them."""
-        named = {"LoRA rank": self.settings.lora_rank or 0, "LoRA alpha": self.settings.alpha}
+        named = {"LoRA rank": self.settings.lora_rank or 0, "LoRA alpha": self.settings.lora_alpha}
         scaling = {"LoRA scaling": "alpha / sqrt(rank) (rsLoRA)"} if self.settings.lora_use_rslora else {}
         return {**named, **scaling, "LoRA target modules (the engine's names)": ", ".join(self.settings.targets)}
 

@@ -106,7 +106,7 @@ def _named_as_in_memory(plan: ModelPlan) -> ModelPlan:
 
 def _config_of(adapters: CheckpointAdapters) -> PeftConfig:
     settings = adapters.settings
-    return PeftConfig(settings.lora_rank or 0, settings.alpha, settings.lora_dropout, settings.lora_use_rslora)
+    return PeftConfig(settings.lora_rank or 0, settings.lora_alpha, settings.lora_dropout, settings.lora_use_rslora)
 
 
 def _layout(adapters: CheckpointAdapters, plan: ModelPlan, dtype: torch.dtype) -> dict[str, TensorShape]:

@@ -87,4 +87,4 @@ def tenfold(defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_settings(lora: LoRASettings) -> dict[str, Any]:
     """The engine's arguments that a checkpoint keeps of it."""
-    return {**dataclasses.asdict(lora), "lora_alpha": lora.alpha}
+    return dataclasses.asdict(lora)
