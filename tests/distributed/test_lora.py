@@ -58,6 +58,17 @@ def test_a_student_without_adapters_is_the_teacher(layout: str, world: Path, apa
         assert curves[key] == pytest.approx(apart[key], rel=1e-4), key
 
 
+def test_a_teacher_has_no_dropout(world: Path, tmp_path: Path) -> None:
+    """The student draws the same, whichever teacher it has: neither draws."""
+    more = ["--hidden-dropout", "0.2", "--attention-dropout", "0.2", "--lora-dropout", "0.2"]
+    own, other = (
+        train(1, [*lora_flags(world, iterations=2, teacher=teacher), *more], tmp_path / str(teacher))
+        for teacher in (None, "llama")
+    )
+    for key in KEYS:
+        assert own[key] == pytest.approx(other[key], rel=1e-6), key
+
+
 def test_the_student_learns_and_its_teacher_stays(apart) -> None:
     assert min(apart["grad-norm"]) > 0.1
     # The same model twice: of the divergence, the swap alone is left.

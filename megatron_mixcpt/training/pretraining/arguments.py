@@ -133,6 +133,7 @@ def parse_run(argv: Sequence[str]) -> Run:
     record = build_record(args, config, contents | adapters_record(lora, student, config.lora.lora_adapter))
     check_resumes(args, resumed, record, student.engine_arguments, allow=config.resume_with_changes)
     checkpoint = resumed or resumable(args.pretrained_checkpoint)
+    check_adapters_in(checkpoint, trains_adapters=lora is not None)
     return Run(args, config, sizes, student, teacher, lora, manifest, plan, named, checkpoint)
 
 
