@@ -139,6 +139,9 @@ def test_what_is_refused(uninterrupted, world: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             train_rank([*argv, *more, "--dry-run"])
+    other = [str(world / "llama-teacher") if flag == str(world / "llama") else flag for flag in argv]
+    with pytest.raises(ConfigError, match="the base model's weights .* this one has"):
+        train_rank([*other, "--lora-dropout", "0.2", "--load", str(checkpoint), "--dry-run"])
     with pytest.raises(CheckpointError, match="holds adapters: add the --lora-rank that it had"):
         train_rank([*flags(world, "llama", iterations=6), "--load", str(checkpoint), "--dry-run"])
 
