@@ -20,8 +20,8 @@ from megatron_mixcpt.training.engine.launch import only_run, prepare_environment
 DEFAULTS = {"lr": 5e-7, "seq_length": 4096}
 
 OUT_OF_MEMORY = (
-    "try a smaller --micro-batch-size, --recompute-granularity, --precompute-reference, or more tensor or pipeline "
-    "parallel ranks"
+    "try a smaller --micro-batch-size, --recompute-granularity, --precompute-reference, --lora-rank, or more "
+    "tensor or pipeline parallel ranks"
 )
 
 

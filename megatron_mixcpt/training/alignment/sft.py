@@ -14,7 +14,9 @@ from megatron_mixcpt.training.engine.launch import only_run, prepare_environment
 # The paper's learning rate for Llama-3-8B (appendix); for Qwen2-7B it is 5e-7.
 DEFAULTS = {"lr": 5e-6}
 
-OUT_OF_MEMORY = "try a smaller --micro-batch-size, --recompute-granularity, or more tensor or pipeline parallel ranks"
+OUT_OF_MEMORY = (
+    "try a smaller --micro-batch-size, --recompute-granularity, --lora-rank, or more tensor or pipeline parallel ranks"
+)
 
 
 @exit_as_rank(OUT_OF_MEMORY)

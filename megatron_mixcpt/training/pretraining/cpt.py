@@ -46,8 +46,8 @@ from megatron_mixcpt.training.pretraining.summary import describe
 from megatron_mixcpt.training.pretraining.validation_sets import NamedSet, open_named_sets
 
 OUT_OF_MEMORY = (
-    "try a smaller --micro-batch-size, --loss-chunk-tokens 512, --recompute-granularity, --teacher-offload cpu, or "
-    "more tensor or pipeline parallel ranks; tools/plan.py says what each takes"
+    "try a smaller --micro-batch-size, --loss-chunk-tokens 512, --recompute-granularity, --teacher-offload cpu, "
+    "--lora-rank, or more tensor or pipeline parallel ranks; tools/plan.py says what each takes"
 )
 
 
