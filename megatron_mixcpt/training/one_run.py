@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,8 @@ _POLL_S = 0.5
 _PATIENCE = timedelta(hours=1)
 # For the other ranks to read why the first one ends, and with it perhaps the store that they read it from.
 _MOST_S = 5.0
+
+_KEY = "mixcpt claim"
 
 _held: tuple[Claim, str] | None = None
 
@@ -184,23 +187,49 @@ def _on_first_rank(act: Callable[[], None], held: contextlib.ExitStack) -> None:
 
 
 def _through(store: dist.Store, act: Callable[[], None]) -> None:
-    """The process groups come later, from flags that are not read yet."""
-    key = f"mixcpt claim {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    """Ask and answer through torchrun's store: the process groups come later, from flags that are not read yet.
+
+    The store outlives an attempt, and hosts count their attempts differently. So each rank asks under a name that is
+    its own, and the first rank answers whoever asks until all have met in a process group.
+    """
     if _rank() > 0:
-        refusal = store.get(key).decode()
-        store.add(f"{key} read", 1)
+        question = uuid.uuid4().hex
+        store.set(f"{_KEY} question {_rank()}", question)
+        store.add(f"{_KEY} questions", 1)
+        refusal = store.get(f"{_KEY} answer {question}").decode()
+        store.set(f"{_KEY} read {question}", "")
         if refusal:
             raise ConfigError(refusal)
         return
     try:
         act()
     except MixCPTError as error:
-        store.set(key, str(error))
-        deadline = time.monotonic() + _MOST_S
-        while store.add(f"{key} read", 0) < int(os.environ["WORLD_SIZE"]) - 1 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        _answer(store, str(error), time.monotonic() + _MOST_S)
         raise
-    store.set(key, "")
+    threading.Thread(target=_answer_until_all_met, args=(store,), daemon=True).start()
+
+
+def _answer_until_all_met(store: dist.Store) -> None:
+    with contextlib.suppress(RuntimeError):  # the store has ended, and the ranks with it
+        _answer(store, "", None)
+
+
+def _answer(store: dist.Store, answer: str, deadline: float | None) -> None:
+    """Answer the other ranks until the deadline or until all have read it; without a deadline until a group is made.
+
+    The first rank may serve the store, and then must not end before.
+    """
+    ranks, answered, seen = range(1, int(os.environ["WORLD_SIZE"])), dict[int, str](), -1
+    while time.monotonic() < deadline if deadline else not dist.is_initialized():
+        if (asked := store.add(f"{_KEY} questions", 0)) != seen:
+            seen = asked
+            for rank in (rank for rank in ranks if store.check([f"{_KEY} question {rank}"])):
+                answered[rank] = store.get(f"{_KEY} question {rank}").decode()
+                store.set(f"{_KEY} answer {answered[rank]}", answer)
+        if deadline and len(answered) == len(ranks):
+            if all(store.check([f"{_KEY} read {question}"]) for question in answered.values()):
+                return
+        time.sleep(0.05)
 
 
 def _rank() -> int:
