@@ -1,6 +1,7 @@
 """Settings of low-rank adapters, under the names and with the meaning that they have in PEFT."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from megatron_mixcpt.adapters.targets import DEFAULT_TARGETS, TARGETS
@@ -74,6 +75,14 @@ class LoRASettings:
     def targets(self) -> tuple[str, ...]:
         """``lora_target_modules``, one by one."""
         return tuple(name.strip() for name in self.lora_target_modules.split(","))
+
+    def missing_from(self, there: Collection[str]) -> str | None:
+        """The first target that is not among those that a model has; None: nothing that somebody chose is missing.
+
+        Of the default targets some may be: experts in the place of every MLP leave attention.
+        """
+        chosen = self.targets if self.targets != DEFAULT_TARGETS else DEFAULT_TARGETS[:1]
+        return next((name for name in chosen if name not in there), None)
 
     @property
     def scale(self) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_mixcpt.adapters.settings import LoRASettings
-from megatron_mixcpt.adapters.targets import DEFAULT_TARGETS, TARGETS
+from megatron_mixcpt.adapters.targets import TARGETS
 from megatron_mixcpt.errors import ConfigError
 from megatron_mixcpt.flags import setting
 from megatron_mixcpt.objective import Objective
@@ -246,11 +246,8 @@ class PlannedRun:
 def check_targets(model: ModelShape, lora: LoRASettings) -> None:
     """Raise ConfigError where the model has no linear layer of a name that adapters are asked for."""
     there = sorted({linear.name for layer in model.layers for linear in layer.linears}, key=list(TARGETS).index)
-    # Of those that nobody chose, some may be missing: experts in the place of every MLP leave attention.
-    chosen = lora.targets if lora.targets != DEFAULT_TARGETS else DEFAULT_TARGETS[:1]
-    for name in chosen if lora.is_given else ():
-        if name not in there:
-            raise ConfigError(
-                f"--lora-target-modules {name}: the model has no such module outside of its routed experts; choose "
-                f"from {', '.join(there)}"
-            )
+    if lora.is_given and (missing := lora.missing_from(there)):
+        raise ConfigError(
+            f"--lora-target-modules {missing}: the model has no such module outside of its routed experts; choose "
+            f"from {', '.join(there)}"
+        )

@@ -39,13 +39,17 @@ LOSS_FLAGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
+def make_world(root: Path) -> Path:
+    """Fill ``root`` with a model, ``llama``, and the samples of both stages; returns it."""
     build_model("llama", 0).save_pretrained(root / "llama")
     save_tiny_tokenizer(root / "llama", vocab_size=VOCAB_SIZE)
     make_samples(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,10 @@ import pytest
 from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_mixcpt.errors import CheckpointError, ConfigError
-from tests.distributed.dense_alignment import make_samples
 from tests.distributed.test_alignment_training import flags as alignment_flags
+from tests.distributed.test_alignment_training import make_world as make_alignment_world
 from tests.distributed.test_alignment_training import train as train_alignment
-from tests.distributed.tiny_models import build_model
 from tests.distributed.tiny_run import flags, make_world, train, train_rank
-from tests.distributed.tiny_shape import VOCAB_SIZE
-from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
 
 TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 PP2 = ["--pipeline-model-parallel-size", "2"]
@@ -151,11 +148,7 @@ def test_what_is_refused(uninterrupted, world: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("samples")
-    build_model("llama", 0).save_pretrained(root / "llama")
-    save_tiny_tokenizer(root / "llama", vocab_size=VOCAB_SIZE)
-    make_samples(root)
-    return root
+    return make_alignment_world(tmp_path_factory.mktemp("samples"))
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])

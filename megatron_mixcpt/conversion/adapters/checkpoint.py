@@ -15,6 +15,7 @@ from megatron_mixcpt.conversion.megatron_layout import Place
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.errors import CheckpointError
 
+_READ = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_use_rslora")
 _SHOWN = 3
 
 
@@ -87,9 +88,6 @@ def _settings_of(checkpoint: MegatronCheckpoint) -> LoRASettings:
             f"{checkpoint.folder} holds adapters, and its arguments have no lora_rank: save it again with this project"
         )
     return LoRASettings(**{name: arguments[name] for name in _READ if name in arguments})
-
-
-_READ = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_use_rslora")
 
 
 def _check(adapters: CheckpointAdapters, plan: ModelPlan) -> None:

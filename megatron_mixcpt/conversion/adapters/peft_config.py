@@ -38,11 +38,6 @@ class PeftConfig:
     dropout: float
     use_rslora: bool
 
-    @property
-    def scale(self) -> float:
-        """What B A is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
-
 
 def config_values(config: PeftConfig, targets: Sequence[str], base: str | None) -> dict[str, Any]:
     """The contents of ``adapter_config.json``.

@@ -119,8 +119,9 @@ class DequantizedFolder(SafetensorsFolder):
         before = self._stored.bytes_read
         if name in self._packed:
             target.copy_(self._read_packed(name, rows, columns, index))
-        for part in _parts(rows, columns) if name in self._scales else ():
-            target[part.start - rows.start : part.stop - rows.start] = self._read_scaled(name, part, columns, index)
+        else:
+            for part in _parts(rows, columns):
+                target[part.start - rows.start : part.stop - rows.start] = self._read_scaled(name, part, columns, index)
         self.bytes_read += self._stored.bytes_read - before
 
     def _read_scaled(self, name: str, rows: slice, columns: slice, index: int | None) -> Tensor:

@@ -15,8 +15,7 @@ from typing import Any
 
 from megatron_mixcpt.adapters.settings import LoRASettings
 from megatron_mixcpt.config import AlignmentConfig, SFTConfig
-from megatron_mixcpt.conversion.base_weights import weights_digest
-from megatron_mixcpt.conversion.hf_model_folder import HFModel, refuse_contradictions
+from megatron_mixcpt.conversion.hf_model_folder import refuse_contradictions
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.data.chat.encoding import ChatEncoder
 from megatron_mixcpt.data.chat.templates import choose_template
@@ -92,11 +91,6 @@ class AlignmentFlags[Config: AlignmentConfig]:
     shape: RowShape
     resumed: MegatronCheckpoint | None
     """The checkpoint in ``--save``."""
-
-    @property
-    def base_weights(self) -> str | None:
-        """Digest of the weights that adapters are trained beside; None: there are none."""
-        return weights_digest(self.source.plan) if self.lora and isinstance(self.source.plan, HFModel) else None
 
     @property
     def cache(self) -> Path | None:

@@ -31,6 +31,7 @@ from megatron_mixcpt.training.alignment.summary import describe
 from megatron_mixcpt.training.batch import Batch, get_batch, to_device
 from megatron_mixcpt.training.engine.console import show_plan, show_where
 from megatron_mixcpt.training.engine.launch import build_model_config, start_distributed, train
+from megatron_mixcpt.training.lora.record import digest_of_base
 from megatron_mixcpt.training.lora.start import fill_adapters
 
 
@@ -111,7 +112,7 @@ def train_alignment(
             run.flags.source.plan,
             chat_template=run.encoder.template.text,
             stop_token_ids=run.encoder.stop_token_ids(),
-            base_weights=run.flags.base_weights,
+            base_weights=digest_of_base(lora, run.flags.source.plan),
         )
     RENDERER.close()  # a process with transformers in it, which training does not need
     forward_step = _forward_step_func(run, groups, make_loss_func, count, runs_reference)

@@ -18,10 +18,18 @@ def adapters_record(lora: LoRASettings | None, model: ModelPlan, adapter: str | 
         model: the base model, a Hugging Face folder.
         adapter: the PEFT folder that they start from.
     """
-    if lora is None:
+    base_weights = digest_of_base(lora, model)
+    if lora is None or base_weights is None:
         return {}
-    assert isinstance(model, HFModel), "adapters belong to a Hugging Face folder"
     settings = as_settings(lora)
     flags = {flag_name(name): settings[name] for name in settings if name != "lora_adapter"}
     start = {"the adapters to start from": files_digest(Path(adapter).glob("adapter_*"))} if adapter else {}
-    return {**flags, "the base model's weights": weights_digest(model)[:16], **start}
+    return {**flags, "the base model's weights": base_weights[:16], **start}
+
+
+def digest_of_base(lora: LoRASettings | None, model: ModelPlan) -> str | None:
+    """Of the weights that adapters are trained beside, those of a Hugging Face folder; None: the run trains none."""
+    if lora is None:
+        return None
+    assert isinstance(model, HFModel), "adapters belong to a Hugging Face folder"
+    return weights_digest(model)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mixcpt.adapters.settings import LoRASettings
-from megatron_mixcpt.adapters.targets import DEFAULT_TARGETS, TARGETS, adapted_modules
+from megatron_mixcpt.adapters.targets import TARGETS, adapted_modules
 from megatron_mixcpt.conversion.adapters.checkpoint import holds_adapters
 from megatron_mixcpt.conversion.adapters.peft_folder import read_peft_folder
 from megatron_mixcpt.conversion.hf_model_folder import ModelPlan
@@ -53,11 +53,9 @@ def check_lora(lora: LoRASettings, plan: ModelPlan, settings: Mapping[str, Any])
         if settings.get(name):
             raise ConfigError(f"{flag} cannot be used with --lora-rank: {reason}; remove it")
     there = targets_of(plan, TARGETS)
-    # Of those that nobody chose, some may be missing: experts in the place of every MLP leave attention.
-    chosen = lora.targets if lora.targets != DEFAULT_TARGETS else DEFAULT_TARGETS[:1]
-    if absent := [name for name in chosen if name not in there]:
+    if missing := lora.missing_from(there):
         raise ConfigError(
-            f"--lora-target-modules {lora.lora_target_modules}: {plan.folder} has no {absent[0]} outside of its routed "
+            f"--lora-target-modules {lora.lora_target_modules}: {plan.folder} has no {missing} outside of its routed "
             f"experts; choose from {','.join(there)}"
         )
 

@@ -115,7 +115,8 @@ def parse_run(argv: Sequence[str]) -> Run:
         settings |= as_settings(lora)
     load = explicit.get("load", explicit.get("save"))  # the same command again resumes
     resumed = resumable(load, explicit.get("ckpt_step"))
-    check_adapters_in(resumed, trains_adapters=lora is not None)
+    checkpoint = resumed or resumable(explicit.get("pretrained_checkpoint"))
+    check_adapters_in(checkpoint, trains_adapters=lora is not None)
     if resumed:
         settings["load"] = load
     check_transformer_engine(explicit, settings, teacher_fp8=config.teacher_fp8)
@@ -132,8 +133,6 @@ def parse_run(argv: Sequence[str]) -> Run:
     contents = mixture_contents(config, manifest, plan) | rotary_embedding(config, student)
     record = build_record(args, config, contents | adapters_record(lora, student, config.lora.lora_adapter))
     check_resumes(args, resumed, record, student.engine_arguments, allow=config.resume_with_changes)
-    checkpoint = resumed or resumable(args.pretrained_checkpoint)
-    check_adapters_in(checkpoint, trains_adapters=lora is not None)
     return Run(args, config, sizes, student, teacher, lora, manifest, plan, named, checkpoint)
 
 

@@ -17,7 +17,6 @@ from megatron.training import get_timers
 from torch import Tensor
 
 from megatron_mixcpt.config import MixCPTConfig
-from megatron_mixcpt.conversion.base_weights import weights_digest
 from megatron_mixcpt.conversion.context_length import canonical
 from megatron_mixcpt.conversion.hf_metadata import copy_hf_metadata
 from megatron_mixcpt.data.datasets.sequence_origins import describe_sequence
@@ -36,6 +35,7 @@ from megatron_mixcpt.training.engine.launch import (
     start_distributed,
     train,
 )
+from megatron_mixcpt.training.lora.record import digest_of_base
 from megatron_mixcpt.training.lora.start import fill_adapters
 from megatron_mixcpt.training.pretraining.arguments import Run, parse_run
 from megatron_mixcpt.training.pretraining.datasets import IndexedSamples, dataset_provider, set_identities
@@ -81,7 +81,7 @@ def _train(run: Run) -> None:
     )
     if args.save and args.rank == 0:
         rope_scaling = canonical(run.student) if config.rope_scaling else None
-        base_weights = weights_digest(run.student) if run.lora else None
+        base_weights = digest_of_base(run.lora, run.student)
         copy_hf_metadata(
             run.student.folder, args.save, run.student, rope_scaling=rope_scaling, base_weights=base_weights
         )
