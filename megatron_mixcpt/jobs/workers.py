@@ -44,9 +44,10 @@ class Workers:
     def __init__(self, num_workers: int, make_worker: Callable[..., Any], *arguments: Any) -> None:
         self._worker = _Lazy(make_worker, arguments)
         self._pool: ProcessPoolExecutor | None = None
-        self._life_line: tuple[int, ...] = ()
+        self._life_line: list[int] = []
         if num_workers > 1:
-            self._life_line = read_end, write_end = os.pipe()
+            self._life_line = [*os.pipe()]
+            read_end, write_end = self._life_line
             fork = get_context("fork")
             self._pool = ProcessPoolExecutor(num_workers, fork, _start_process, (read_end, write_end, self._worker))
 
@@ -61,11 +62,20 @@ class Workers:
         for end in self._life_line:  # once no process listens any more: each would end at once
             os.close(end)
 
+    def _end_processes(self) -> None:
+        """After one was killed: the pool asks the others with SIGTERM, which they answer as this process did, or not.
+
+        It then waits for them for ever, and so would leaving the context manager.
+        """
+        for end in self._life_line[1:]:
+            os.close(end)
+        del self._life_line[1:]
+
     def submit(self, method: str, *arguments: Any) -> Pending:
         """Have a worker's ``method`` called. Its result raises DataError where the process was killed."""
         if self._pool is None:
             return _Postponed(self._worker, method, arguments)
-        return _Submitted(self._pool.submit(_call, method, arguments))
+        return _Submitted(self._pool.submit(_call, method, arguments), self._end_processes)
 
 
 class _Lazy:
@@ -83,13 +93,15 @@ class _Lazy:
 
 
 class _Submitted:
-    def __init__(self, future: Future) -> None:
+    def __init__(self, future: Future, end_processes: Callable[[], None]) -> None:
         self._future = future
+        self._end_processes = end_processes
 
     def result(self) -> Any:
         try:
             return self._future.result()
         except BrokenProcessPool as error:
+            self._end_processes()
             raise DataError("a worker was killed, perhaps for want of memory; try fewer --workers") from error
 
 

@@ -58,6 +58,15 @@ def test_a_killed_process_is_one_line() -> None:
         workers.submit("die").result()
 
 
+def test_a_killed_process_is_one_line_where_signals_are_answered_otherwise() -> None:
+    """As in a training, which answers SIGTERM itself while samples are encoded: the other process must end."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        test_a_killed_process_is_one_line()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     """A process that sleeps for an hour is gone soon after its parent was killed, which could not say goodbye."""
     script = """
