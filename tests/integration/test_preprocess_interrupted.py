@@ -1,6 +1,7 @@
 """Runs that are killed, starved of disk, or meet another run: they resume to the same bytes or say what is wrong."""
 
 import fcntl
+import functools
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from megatron_mixcpt.data.preprocessing.parts.encode import WhoWorks
 from megatron_mixcpt.data.preprocessing.run import preprocess
+from megatron_mixcpt.data.preprocessing.settings import PreprocessSettings
 from megatron_mixcpt.data.preprocessing.tool import build_parser, preprocess_settings
 from megatron_mixcpt.data.reading import parts
 from megatron_mixcpt.errors import ConfigError, DataError
@@ -46,9 +48,14 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART_BYTES", 100_000)
 
 
+@functools.cache
+def settings_of(*arguments: str) -> PreprocessSettings:
+    """Settings from flags, once for all runs: a process of its own reads the tokenizer, which takes seconds."""
+    return preprocess_settings(build_parser().parse_args([*arguments, "--output", "not read from the settings"]))
+
+
 def run(arguments: list[str], output: Path, num_workers: int = 1) -> None:
-    settings = preprocess_settings(build_parser().parse_args([*arguments, "--output", str(output)]))
-    preprocess(settings, output, WhoWorks(num_workers))
+    preprocess(settings_of(*arguments), output, WhoWorks(num_workers))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
