@@ -24,6 +24,7 @@ SCRIPTS = [
     "examples/sft_qwen2.sh",
     "examples/slurm/pretrain_mixcpt.sbatch",
     "tests/run.sh",
+    "tests/run_engine.sh",
     "tests/run_ray.sh",
     "tests/run_te.sh",
     "tests/transformer_engine/build.sh",
