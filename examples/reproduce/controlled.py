@@ -29,7 +29,7 @@ from examples.reproduce.synthetic_language import KINDS, Language
 from examples.reproduce.trade_off import Cell, kept_at_equal_gain, picture, table
 
 ALPHAS = (0.95, 0.8, 0.5, 0.2)
-# The regime -> kinds of facts in the domain, and the methods that are compared there.
+# The regime -> the kinds of facts of which its domain speaks.
 MAIN = "mixed"
 REGIMES = {MAIN: KINDS, **{kind: (kind,) for kind in KINDS}}
 METHODS = ("lssd", "kd", "l2")
