@@ -1,11 +1,12 @@
 """Which iterations of a checkpoint folder are complete: an interrupted save is found without reading its tensors.
 
 The engine writes the files with the tensors first, then ``.metadata``, the index of what they hold (renamed into
-place), then ``metadata.json``, and last the tracker file. So an iteration is complete when it has the latter two and
-every file is at least as long as its index says. This also finds files that were truncated later, by a power failure or
-an interrupted copy.
+place), then ``metadata.json``, and last the tracker file. So an iteration is complete when ``.metadata`` and
+``metadata.json`` can be read and every file is at least as long as its index says. This also finds files that were
+truncated later, by a power failure or an interrupted copy.
 """
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,10 @@ def why_incomplete(folder: Path) -> str | None:
     for name in (INDEX_NAME, FORMAT_NAME):
         if not (folder / name).is_file() or not (folder / name).stat().st_size:
             return f"it has no {name}"
+    try:
+        json.loads((folder / FORMAT_NAME).read_bytes())
+    except ValueError as error:  # after a power failure there may be zeros in its place
+        return f"its {FORMAT_NAME} cannot be read ({error})"
     try:
         parts = load_index((folder / INDEX_NAME).read_bytes()).storage_data.values()
     except Exception as error:  # an index is a pickle: anything can come out of a damaged one

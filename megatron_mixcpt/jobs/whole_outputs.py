@@ -54,8 +54,18 @@ def make_aside(path: Path) -> Path:
     """The empty folder :func:`aside_of` ``path``; what an earlier process left there is removed. Raises OSError."""
     aside = aside_of(path)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    if not aside.parent.exists():
+        make_folder(aside.parent)
+    aside.mkdir()
     return aside
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its missing parents, with their names on the disk; an existing one is left. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush(folder.parent)
 
 
 def aside_of(path: Path) -> Path:

@@ -9,7 +9,7 @@ import jinja2
 
 from megatron_mixcpt import __version__
 from megatron_mixcpt.errors import ConfigError
-from megatron_mixcpt.jobs.whole_outputs import write_whole
+from megatron_mixcpt.jobs.whole_outputs import make_folder, write_whole
 from megatron_mixcpt.report.charts import SIDE_TITLES, draw_curves, draw_fas, gain_pictures, signed
 from megatron_mixcpt.report.compare import DOMAIN, GENERAL, Comparison, compare_evaluations, compare_validation
 from megatron_mixcpt.report.curves import CurveChart, training_charts, validation_charts
@@ -73,7 +73,7 @@ def write_page(gathered: Gathered, output: Path, *, title: str) -> int:
 
 def _write(output: Path, pictures: Sequence[Picture], text: str) -> None:
     """Write the files, each complete or not at all, the page last."""
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     for picture in pictures:
         write_whole(output / f"{picture.name}.png", picture.png)
     write_whole(output / PAGE_NAME, text)

@@ -23,6 +23,7 @@ from megatron_mixcpt.errors import CheckpointError, ConfigError, MixCPTError
 from megatron_mixcpt.jobs import claims
 from megatron_mixcpt.jobs.agreement import agreement
 from megatron_mixcpt.jobs.claims import Claim, ClaimLostError, Found, Holder, age, described
+from megatron_mixcpt.jobs.whole_outputs import make_folder
 from megatron_mixcpt.rank_exit import at_the_end, fail_from_a_thread
 from megatron_mixcpt.terminal import say
 
@@ -106,7 +107,7 @@ def _take_or_wait(save: str) -> Claim:
     deadline, said = time.monotonic() + claims.STALE_AFTER_S, False
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             found = claims.take(folder, me)
         except OSError as error:
             raise ConfigError(f"--save {save} cannot be written ({error}): give a folder that can") from error

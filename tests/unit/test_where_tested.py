@@ -25,6 +25,7 @@ TESTED_IN = {
     "data/chat/special_tokens.py": "unit/data/chat/test_encoding.py",
     "data/chat/templates.py": "unit/data/chat/test_encoding.py",
     "data/datasets/": "distributed/test_pretrain.py distributed/test_alignment_training.py",
+    "data/datasets/whole_indices.py": "faults/test_power_cuts.py",
     "data/preprocessing/": "integration/test_preprocess.py integration/test_preprocess_options.py",
     "data/preprocessing/parts/": "integration/test_preprocess_options.py integration/test_preprocess_interrupted.py",
     "data/reading/": "unit/data/preprocessing/test_sample_maker.py",

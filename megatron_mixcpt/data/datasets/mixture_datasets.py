@@ -18,6 +18,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
 from megatron_mixcpt.data.datasets.passes import PassesDataset
+from megatron_mixcpt.data.datasets.whole_indices import WholeBlendedDataset
 from megatron_mixcpt.data.mixture.manifest import MANIFEST_NAME, MixtureManifest
 from megatron_mixcpt.data.mixture.plan import (
     MixturePlan,
@@ -123,7 +124,7 @@ def _blend(
         return None
     counts = list(wanted.values())
     return BlendedMegatronDatasetBuilder.build_generic_dataset(
-        BlendedDataset, is_built_on_rank, True, parts, counts, None, config
+        WholeBlendedDataset, is_built_on_rank, True, parts, counts, None, config
     )
 
 

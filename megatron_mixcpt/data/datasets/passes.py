@@ -9,10 +9,10 @@ sequence that crosses a border belongs to the pass in which it begins, and ends 
 from pathlib import Path
 
 import numpy as np
-import torch.distributed as dist
 from megatron.core.datasets.gpt_dataset import GPTDataset
 
-from megatron_mixcpt.jobs.whole_outputs import open_whole
+from megatron_mixcpt.data.datasets.whole_indices import builds_indices, whole_indices
+from megatron_mixcpt.jobs.whole_outputs import make_folder, open_whole
 
 _INDICES = ("document_index", "sample_index", "shuffle_index")
 
@@ -30,13 +30,13 @@ class PassesDataset(GPTDataset):
         """
         num_tokens = self._get_num_tokens_per_epoch()
         num_passes = self._get_num_epochs(num_tokens)
-        if num_passes == 1:
-            return super()._build_document_sample_shuffle_indices()
         start = f"{self.unique_description_hash}-{type(self).__name__}-{self.index_split.name}"
+        if num_passes == 1:
+            with whole_indices(self.config, start):
+                return super()._build_document_sample_shuffle_indices()
         paths = [Path(self.config.path_to_cache) / f"{start}-{name}.npy" for name in _INDICES]
-        is_first_rank = not dist.is_initialized() or dist.get_rank() == 0
-        if is_first_rank and not all(path.is_file() for path in paths):
-            paths[0].parent.mkdir(parents=True, exist_ok=True)
+        if builds_indices() and not all(path.is_file() for path in paths):
+            make_folder(paths[0].parent)
             for path, index in zip(paths, self._ordered(num_passes, num_tokens), strict=True):
                 with open_whole(path) as file:
                     np.save(file, index)

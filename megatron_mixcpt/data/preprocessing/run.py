@@ -24,7 +24,7 @@ from megatron_mixcpt.data.tokens.encoder import EncoderMismatch, one_encoder_thr
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.digests import file_digest
 from megatron_mixcpt.jobs.ray_workers import refuse_relative
-from megatron_mixcpt.jobs.whole_outputs import publish
+from megatron_mixcpt.jobs.whole_outputs import flush, make_folder, publish
 from megatron_mixcpt.jobs.work_folder import lock, refuse_other, start_or_resume
 
 WORK_NAME = ".work"
@@ -44,7 +44,7 @@ def preprocess(settings: PreprocessSettings, output: Path, who: WhoWorks = THIS_
     for line in inputs.left_out:
         print(line, flush=True)
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         with lock(output), one_encoder_thread():
             if (output / MANIFEST_NAME).exists():
                 return _finished_before(settings, sources, output)
@@ -145,4 +145,6 @@ def restart_without_fast(work: Path) -> None:
     """Forget every finished part, and remember that the fast encoder is not to be used."""
     for path in work.glob("part-*"):
         path.unlink()
+    flush(work)  # else, after a power failure, parts of the fast encoder might stand beside the mark
     (work / "exact").touch()
+    flush(work)

@@ -21,7 +21,7 @@ from megatron_mixcpt.inference.batches import ScoredSequence
 from megatron_mixcpt.inference.runner import ForwardRunner
 from megatron_mixcpt.jobs.agreement import agreement
 from megatron_mixcpt.jobs.progress import Progress
-from megatron_mixcpt.jobs.whole_outputs import open_whole
+from megatron_mixcpt.jobs.whole_outputs import make_folder, open_whole
 from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.alignment.prepare import AlignmentRun
 
@@ -82,7 +82,7 @@ def _write(folder: Path | None, start: int, sums: np.ndarray) -> None:
     if folder is None:
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with open_whole(folder / _name(start)) as file:
             np.save(file, sums)
     except OSError as error:

@@ -23,7 +23,7 @@ from megatron_mixcpt.data.reading.reading_settings import num_bad
 from megatron_mixcpt.errors import DataError
 from megatron_mixcpt.jobs.agreement import Agreement
 from megatron_mixcpt.jobs.progress import Progress
-from megatron_mixcpt.jobs.whole_outputs import whole_folder
+from megatron_mixcpt.jobs.whole_outputs import make_folder, whole_folder
 from megatron_mixcpt.jobs.workers import Pending, Workers
 from megatron_mixcpt.terminal import say
 from megatron_mixcpt.training.alignment.sample_encoder import SampleEncoder, SegmentCounts
@@ -98,7 +98,7 @@ def _make(recipe: SampleRecipe, folder: Path, num_workers: int) -> None:
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """One job at a time writes into a cache, where the file system has locks."""
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     descriptor = os.open(root, os.O_RDONLY)
     try:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_mixcpt.conversion.megatron_reader import MegatronCheckpoint
 from megatron_mixcpt.data.chat.templates import ChatTemplate
-from megatron_mixcpt.jobs.whole_outputs import write_whole
+from megatron_mixcpt.jobs.whole_outputs import make_folder, write_whole
 
 IN_RECORD = "the date in the chat template"
 """Its name in the record of a run, see ``engine/run_record.py``."""
@@ -26,5 +26,5 @@ def date_of_first_start(resumed: MegatronCheckpoint | None, save: str | None) ->
 def keep_date(template: ChatTemplate, save: str | None) -> None:
     """Keep the date for the next start, where the template writes one. Raises OSError."""
     if template.uses_date and save:
-        Path(save).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(save))
         write_whole(Path(save) / _FILE, template.now + "\n")

@@ -157,10 +157,14 @@ def prune(save_dir: Path, keep_last: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Rename at once, so that a kill leaves no part of it under its name; then delete in the background."""
+    """Rename at once, so that neither a kill nor a power failure leaves a part of it under its name; then delete.
+
+    In the background.
+    """
     aside = folder.with_name(_REMOVED + folder.name)
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
+    flush(aside.parent)
     threading.Thread(target=shutil.rmtree, args=(aside,), kwargs={"ignore_errors": True}).start()
 
 

@@ -252,7 +252,13 @@ REGISTER = (
         "megatron.core.datasets.gpt_dataset.GPTDataset._build_document_sample_shuffle_indices",
         OVERRIDDEN,
         "data/datasets/passes.py",
-        "it shuffles several passes over the data together",
+        "it shuffles several passes over the data together, and its files of one pass are not flushed",
+    ),
+    Entry(
+        "megatron.core.datasets.blended_dataset.BlendedDataset._build_indices",
+        OVERRIDDEN,
+        "data/datasets/whole_indices.py",
+        "its files are not flushed, and are taken for whole after a power failure",
     ),
     Entry(
         "megatron.core.datasets.gpt_dataset.GPTDataset._get_num_tokens_per_epoch",

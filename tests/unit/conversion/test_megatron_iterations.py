@@ -46,6 +46,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda folder: (folder / ".metadata").unlink(), "no .metadata"),
     "empty index": (lambda folder: (folder / ".metadata").write_bytes(b""), "no .metadata"),
     "half an index": (lambda folder: os.truncate(folder / ".metadata", 100), "cannot be read"),
+    "zeros": (lambda folder: (folder / "metadata.json").write_bytes(bytes(64)), "metadata.json cannot be read"),
     "not finished": (lambda folder: (folder / "metadata.json").unlink(), "no metadata.json"),
 }
 

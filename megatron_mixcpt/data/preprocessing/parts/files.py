@@ -18,7 +18,7 @@ from typing import BinaryIO, TextIO
 
 import numpy as np
 
-from megatron_mixcpt.jobs.whole_outputs import write_whole
+from megatron_mixcpt.jobs.whole_outputs import flush, write_whole
 
 SAMPLE_TYPE = np.dtype([("length", "<i4"), ("line", "<u4"), ("digest", "<u8", 2)])
 """Tokens, BOS and EOS included; line within the segment, from 1; 128 bits of the sha256 of the normalised text."""
@@ -66,6 +66,7 @@ def open_files(base: Path) -> Iterator[PartFiles]:
             os.fsync(file.fileno())
     for suffix in ("bin", "samples", "minhash", "rejects"):
         os.replace(f"{aside}.{suffix}", f"{base}.{suffix}")
+    flush(base.parent)
 
 
 @dataclass

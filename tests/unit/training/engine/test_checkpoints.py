@@ -62,7 +62,7 @@ def check_flushed_before_deletion(release: Path, save: Path) -> None:
     flushed, fsync = [], os.fsync
 
     def recorded(descriptor: int) -> None:
-        assert (save / "iter_0000040").is_dir(), "deleted before the new iteration was flushed"
+        assert save in flushed or (save / "iter_0000040").is_dir(), "deleted before the new iteration was flushed"
         flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
         fsync(descriptor)
 
@@ -71,7 +71,8 @@ def check_flushed_before_deletion(release: Path, save: Path) -> None:
     join_deletions()
     newest, tracker = save / "iter_0000050", save / "latest_checkpointed_iteration.txt"
     assert {*newest.rglob("*"), newest, tracker, save} == set(flushed)
-    assert flushed[-1] == save and flushed.index(newest) < flushed.index(tracker)
+    assert flushed.index(newest) < flushed.index(tracker) < flushed.index(save)
+    assert flushed[-4:] == [save] * 4, "the new name of each older one is flushed before it is deleted"
     assert [path.name for path in save.glob("iter_*")] == ["iter_0000050"]
 
 
