@@ -61,7 +61,6 @@ TESTED_IN = {
     "torchrun_report.py": "distributed/test_terminal.py",
     "training/lora/": "distributed/test_lora.py",
     "training/alignment/": "distributed/test_alignment_training.py",
-    "training/engine/async_writer.py": "distributed/test_failed_rank.py",
     "training/engine/": "distributed/test_refusals.py distributed/test_faults.py",
     "training/pretraining/": "distributed/test_pretrain.py distributed/test_ablations.py",
     "training/router_losses.py": "distributed/test_experts_training.py",

@@ -17,7 +17,7 @@ from typing import Any
 from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
 from megatron_mixcpt.errors import CheckpointError
-from megatron_mixcpt.rank_exit import ended_here, fail_from_a_thread
+from megatron_mixcpt.rank_exit import die_with_the_launcher, ended_here, fail_from_a_thread
 from megatron_mixcpt.training.engine.patches import Change
 from megatron_mixcpt.training.engine.preemption import SIGNALS
 
@@ -39,7 +39,8 @@ def bound_writer() -> list[Change]:
 
 
 def write_until_told_to_stop(*positional: Any, **named: Any) -> None:
-    """The writer's program, in its process, where the engine is as its wheel has it."""
+    """The writer's program, in its process, where the engine is as its wheel has it. What it forks ends with it."""
+    die_with_the_launcher()
     threading.Thread(target=_end_with_the_rank, daemon=True).start()
     PersistentAsyncCaller.async_loop(*positional, **named)
 
