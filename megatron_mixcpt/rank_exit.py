@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn
 
 from megatron_mixcpt.errors import MixCPTError, report_user_error, wait_for_the_first_rank, with_rank
@@ -86,6 +87,35 @@ def at_the_end(act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _last_acts.remove(act)
+
+
+class _Stopped(SystemExit):
+    """A signal has asked for the end."""
+
+
+@contextlib.contextmanager
+def stops_at_sigterm(outcome: Callable[[], str]) -> Iterator[None]:
+    """Answer SIGTERM inside as an error is: once the running operation has returned, and with all that tidies up.
+
+    The default would leave temporary folders behind. The process ends with the code that the default has, and the first
+    rank says what ``outcome`` returns.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the tidying
+        raise _Stopped(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except _Stopped:
+        line = f"stopped by SIGTERM: {outcome()}"
+        if os.environ.get("RANK", "0") == "0":
+            say(line)
+        explained(line)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _ended: set[int] = set()

@@ -1,11 +1,12 @@
 """The program behind ``tools/evaluate.py``, which imports it once the CPU emulation is in place."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_mixcpt import flags
 from megatron_mixcpt.evaluation.evaluate import evaluate
 from megatron_mixcpt.evaluation.settings import EvaluateSettings
-from megatron_mixcpt.rank_exit import exit_as_rank
+from megatron_mixcpt.rank_exit import exit_as_rank, stops_at_sigterm
 
 ABOUT = """Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, benchmark tasks, MT-Bench.
 
@@ -24,4 +25,10 @@ def build_parser() -> flags.Parser:
 @exit_as_rank(OUT_OF_MEMORY)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, evaluate, write and print."""
-    evaluate(flags.settings_from(build_parser().parse_args(argv), EvaluateSettings))
+    settings = flags.settings_from(build_parser().parse_args(argv), EvaluateSettings)
+    with stops_at_sigterm(lambda: _outcome(settings.output)):
+        evaluate(settings)
+
+
+def _outcome(output: Path) -> str:
+    return f"{output} is complete" if output.exists() else f"nothing was written to --output {output}"

@@ -69,6 +69,26 @@ def test_it_ends_at_once_whatever_it_has_started(body: str, code: int, last: str
     assert done.stderr.strip().endswith(last) if last else done.stderr == ""
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_is_answered_with_one_line_and_after_tidying(rank: int, tmp_path: Path) -> None:
+    """A second one, in the middle of that, changes nothing; only the first rank speaks."""
+    body = f"""
+    import tempfile
+    from megatron_mixcpt.rank_exit import stops_at_sigterm
+    with stops_at_sigterm(lambda: "nothing was written"), tempfile.TemporaryDirectory(dir="{tmp_path}"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)"""
+    done = run(body, RANK=str(rank))
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    said = "" if rank else "stopped by SIGTERM: nothing was written\n"
+    assert done.stdout + done.stderr == f"before {said}"
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_kernel_ends_what_hangs_while_ending() -> None:
     """Such as a file system that does not answer; the flush of a stream stands for it."""
     body = "sys.excepthook = lambda *_: (signal.alarm(1), time.sleep(600))\n    1 / 0"
