@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_torn_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits(
     resumed = train(2, command(world, save), tmp_path / "log")
     assert len(resumed["loss"]) == 2  # from iteration 4 on
     assert_same_bits(save, undisturbed, tmp_path)
+    lines = shown(save)  # the log goes on where that of the first run ended
+    assert len(lines) == 8 and lines[6:] == lines[4:6]
+
+
+def shown(save: Path) -> list[str]:
+    """The lines of iterations, without what depends on the clock."""
+    log = (save / "logs" / "rank-00001.log").read_text()
+    lines = re.findall(r"^iteration \d+/6 \|.*$", log, re.MULTILINE)
+    return [re.sub(r" \| (tokens per second|time left): [^|]*", "", line) for line in lines]
 
 
 def test_signal_ends_with_a_checkpoint_and_the_code_that_asks_for_a_restart(
@@ -93,6 +103,39 @@ def send_when_saved(save: Path) -> None:
     while not (save / "latest_checkpointed_iteration.txt").exists():
         time.sleep(0.002)
     os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_ends_a_validation_after_the_running_step(world: Path, tmp_path: Path) -> None:
+    """And then the training, with a checkpoint; of the fifty steps of the first validation two are run."""
+    argv = [*flags(world, iterations=3), "--split", "50,50,0", "--eval-interval", "3", "--save", str(tmp_path / "save")]
+    run_distributed(interrupted_validation, 1, argv, str(tmp_path / "steps"), cpu_emulation=True, timeout_s=240)
+    assert (tmp_path / "steps").read_text() == "2"
+    assert (tmp_path / "save" / "latest_checkpointed_iteration.txt").read_text() == "1"
+    assert "validation after" not in (tmp_path / "save" / "logs" / "rank-00000.log").read_text()
+
+
+def interrupted_validation(argv: list[str], output: str) -> None:
+    """The signal comes in the first step of the validation before training; counts the steps."""
+    from megatron.training import training
+
+    steps, get = [], training.get_forward_backward_func
+
+    def counting(*positional: object, **named: object) -> Callable:
+        run_step = get(*positional, **named)
+
+        def step(*rest: object, **options: object) -> object:
+            if options["forward_only"]:
+                steps.append(None)
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return run_step(*rest, **options)
+
+        return step
+
+    training.get_forward_backward_func = counting
+    with pytest.raises(SystemExit) as exit:
+        train_rank(argv)
+    assert exit.value.code == 75
+    Path(output).write_text(str(len(steps)))
 
 
 def test_numbers_that_are_not_finite_stop_the_run(world: Path, tmp_path: Path) -> None:

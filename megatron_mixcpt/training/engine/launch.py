@@ -28,7 +28,7 @@ from megatron_mixcpt.training.engine.checkpoints import guarded_saves, settle_ch
 from megatron_mixcpt.training.engine.console import shown_training
 from megatron_mixcpt.training.engine.loss_watch import DescribeSample, LossWatch, watched_numbers
 from megatron_mixcpt.training.engine.patches import Change, change_engine, restore_engine
-from megatron_mixcpt.training.engine.preemption import exits_as_preempted, preemption_handling
+from megatron_mixcpt.training.engine.preemption import exits_as_preempted, preemption_handling, validation_broken_off
 from megatron_mixcpt.training.engine.repairs import repairs
 from megatron_mixcpt.training.engine.run_record import schedule_check
 from megatron_mixcpt.training.engine.whole_validation import each_set_once_from_the_start
@@ -186,4 +186,5 @@ def _changes(args: argparse.Namespace, config: RunConfig, watch: LossWatch) -> l
     """The changes to the engine that this run needs, whatever it trains; their order is the register's."""
     validation = each_set_once_from_the_start() if args.full_validation else []
     saving = guarded_saves(config.keep_last)
+    validation += validation_broken_off()
     return [*repairs(args), regrouped_experts(), schedule_check(), *saving, *watched_numbers(watch), *validation]

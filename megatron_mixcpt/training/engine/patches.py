@@ -115,6 +115,12 @@ REGISTER = (
         "SFT and DPO tell the schedule how many microbatches each batch is, and of which length",
     ),
     Entry(
+        "megatron.training.training.get_forward_backward_func",
+        WRAPPED,
+        "training/engine/preemption.py",
+        "a signal ends a validation after the running step",
+    ),
+    Entry(
         "megatron.training.training.consume_seqlen_stats_in_iteration",
         REPLACED,
         "training/alignment/batch_steps.py",
@@ -149,6 +155,12 @@ REGISTER = (
         WRAPPED,
         "training/engine/whole_validation.py",
         "each sequence of a validation set is measured once, at any batch size and pipeline schedule",
+    ),
+    Entry(
+        "megatron.training.training.evaluate_and_print_results",
+        WRAPPED,
+        "training/engine/preemption.py",
+        "a validation that a signal has ended is followed by the checkpoint",
     ),
     Entry(
         "megatron.training.training.save_checkpoint",

@@ -1,20 +1,26 @@
 """Preemption: SIGTERM and SIGUSR1 end training after the running step, with a checkpoint and exit code 75.
 
+A validation is broken off after its running step: it can take longer than a scheduler waits. Its figures are not shown.
+
 Slurm sends SIGTERM before it takes a node back, or the signal of ``--signal`` some time before; Kubernetes SIGTERM. The
 engine's own handler (megatron/training/dist_signal_handler.py) knows one signal and waits for the device in every step;
 this one asks around in the background, and a step later all ranks know.
 """
 
 import contextlib
+import functools
+import inspect
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.training import get_signal_handler
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from megatron.training import get_signal_handler, get_timers
 from megatron.training.dist_signal_handler import DistributedSignalHandler
 
 from megatron_mixcpt.terminal import say
@@ -70,6 +76,54 @@ class PreemptionHandler(DistributedSignalHandler):
 def preemption_handling() -> Change:
     """Lets the engine use :class:`PreemptionHandler`; it takes effect when the engine's arguments are set."""
     return Change("megatron.training.global_vars.DistributedSignalHandler", __name__, lambda _: PreemptionHandler)
+
+
+class _BrokenOffError(Exception):
+    """A validation was broken off by a signal, on all ranks before the same step."""
+
+
+def validation_broken_off() -> list[Change]:
+    """Changes to the engine: a signal ends a validation after the running step, not after the last."""
+    return [
+        Change("megatron.training.training.get_forward_backward_func", __name__, _asking_before_each_step),
+        Change("megatron.training.training.evaluate_and_print_results", __name__, _going_on_to_the_checkpoint),
+    ]
+
+
+def _asking_before_each_step(get_forward_backward_func: Callable) -> Callable:
+    @functools.wraps(get_forward_backward_func)
+    def get(*positional: Any, **named: Any) -> Callable:
+        run_step = get_forward_backward_func(*positional, **named)
+
+        @functools.wraps(run_step)
+        def asked(*rest: Any, **options: Any) -> Any:
+            is_validation = options.get("forward_only") and not options.get("collect_non_loss_data")  # of one rank
+            if is_validation and any(get_signal_handler().signals_received()):
+                raise _BrokenOffError
+            return run_step(*rest, **options)
+
+        return asked
+
+    return get
+
+
+def _going_on_to_the_checkpoint(evaluate_and_print_results: Callable) -> Callable:
+    signature = inspect.signature(evaluate_and_print_results)
+
+    @functools.wraps(evaluate_and_print_results)
+    def evaluate(*positional: Any, **named: Any) -> None:
+        call, rerun = signature.bind(*positional, **named).arguments, get_rerun_state_machine()
+        mode = rerun.get_mode()
+        try:
+            evaluate_and_print_results(*positional, **named)
+        except _BrokenOffError:  # what the engine's evaluate() would put back
+            for module in call["model"]:
+                module.train()
+            rerun.set_mode(mode)
+            call["config"].timers = get_timers()
+            get_timers()("evaluate").stop()
+
+    return evaluate
 
 
 @contextlib.contextmanager

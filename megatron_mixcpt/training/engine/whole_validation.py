@@ -74,8 +74,10 @@ def _each_set_once(evaluate_and_print_results: Callable) -> Callable:
         num_microbatches = args.eval_iters
         per_step = args.eval_global_batch_size // (args.eval_micro_batch_size * args.data_parallel_size)
         args.eval_iters = [count // per_step for count in num_microbatches]
-        evaluate_and_print_results(prefix, forward_step_func, data_iterator, *rest, **options)
-        args.eval_iters = num_microbatches
+        try:
+            evaluate_and_print_results(prefix, forward_step_func, data_iterator, *rest, **options)
+        finally:
+            args.eval_iters = num_microbatches
 
     return evaluate
 
