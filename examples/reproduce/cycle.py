@@ -72,10 +72,10 @@ def go_round(row: str, seed: int, first_iters: int, train_iters: int, output: Pa
         return
     first, folder = FIRST[row], output / "cycle" / row / f"seed-{seed}"
     train(first, POINTS[first], seed, first_iters, output)
-    run, model = output / "runs" / first / f"seed-{seed}", folder / "model-before-code"
+    run = output / "runs" / first / f"seed-{seed}"
     for domain in LATER:
         model = folder / f"model-before-{domain}"
-        to_hugging_face(run, model, output / "model")
+        to_hugging_face(run, model)
         run = folder / domain
         teacher = {"none": [], "kept": ["--teacher", output / "model"], "renewed": ["--teacher", model]}[row]
         paths = ["--hf-model", model, *teacher, "--mixture", output / "cycle" / f"mixture-{domain}", "--save", run]

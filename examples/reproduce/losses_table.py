@@ -10,13 +10,14 @@ from examples.reproduce.trade_off import mean_and_margin
 PAIRS = (("low", "high"), ("low", "random"), ("high", "random"), ("half", "random"), ("low-perplexity", "random"))
 
 
-def compared(folder: Path, model: str) -> dict[str, Any]:
+def compared(folder: Path, model: str, over: int = 0) -> dict[str, Any]:
     """Mean response losses (nats per token) before and after by row and seed, the change of each row, and differences
-    of rows: see :func:`difference`. ``folder`` is that of ``second_stage.py``."""
-    before = losses(folder / f"before-{model}" / "heldout.jsonl")
+    of rows: see :func:`difference`. ``folder`` is that of ``second_stage.py``; samples count whose response has more
+    than ``over`` tokens."""
+    before = losses(folder / f"before-{model}" / "heldout.jsonl", over)
     after: dict[str, dict[int, dict[str, float]]] = {}
     for path in sorted(folder.glob("seed-*/*/heldout.jsonl")):
-        after.setdefault(path.parent.name, {})[int(path.parents[1].name.removeprefix("seed-"))] = losses(path)
+        after.setdefault(path.parent.name, {})[int(path.parents[1].name.removeprefix("seed-"))] = losses(path, over)
     reached = {row: {seed: statistics.mean(each.values()) for seed, each in of.items()} for row, of in after.items()}
     base = {seed: before for of in after.values() for seed in of}
     changes = {row: difference(of, base) for row, of in after.items() if row != "csd"}
@@ -24,10 +25,12 @@ def compared(folder: Path, model: str) -> dict[str, Any]:
     return {"before": statistics.mean(before.values()), "after": reached, "changes": changes, "pairs": pairs}
 
 
-def losses(path: Path) -> dict[str, float]:
-    """The loss of each instruction's response given its query, in nats per token, by the sample's id."""
+def losses(path: Path, over: int) -> dict[str, float]:
+    """The loss of each instruction's response given its query, in nats per token, by the sample's id, where the
+    response has more than ``over`` tokens."""
     scores = [json.loads(line) for line in path.open(encoding="utf-8")]
-    return {each["id"]: each["loss_given_query"] for each in scores if each["kind"] == "sft"}
+    counted = (each for each in scores if each["kind"] == "sft" and each["num_response_tokens"] > over)
+    return {each["id"]: each["loss_given_query"] for each in counted}
 
 
 def difference(one: dict[int, dict[str, float]], two: dict[int, dict[str, float]]) -> dict[str, Any]:
@@ -62,4 +65,4 @@ def table(found: dict[str, Any]) -> str:
         seeds = ", ".join(f"{value:+.4f}" for value in each["by_seed"].values())
         margins = f"{each['seed_margin']:.4f} | {each['sample_margin']:.4f}"
         lines.append(f"| {name} | {seeds} | {each['mean']:+.4f} | {margins} | {each['lower']:.0%} |")
-    return "\n".join(lines)
+    return "\n".join(lines).replace("nan", "")

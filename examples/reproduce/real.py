@@ -16,7 +16,7 @@ from examples.reproduce.runs import (
     train,
     write_json,
 )
-from examples.reproduce.trade_off import Cell, kept_at_equal_gain, picture, table
+from examples.reproduce.trade_off import Cell, kept_at_equal_gain, mean_and_margin, picture, table
 
 ALPHAS = ("0.95", "0.8", "0.5", "0.2")
 CURVES = {
@@ -31,7 +31,7 @@ POINTS = {
     "kd-forward-0.8": [*MIXTURE, "--distillation", "kd", "--divergence", "forward", "--alpha", "0.8"],
     "lora-8": [*LORA_8, "--alpha", "0.8"],
 }
-COMPARED = (("lssd", "kd"), ("lssd", "none"), ("kd", "none"))
+COMPARED = (("lssd", "kd"), ("lssd", "l2"), ("kd", "l2"))
 
 
 def run(output: Path, points: Sequence[str], seeds: Sequence[int], train_iters: int) -> None:
@@ -51,13 +51,15 @@ def report(output: Path) -> None:
     if len(steps) > 1:
         sys.exit(f"error: {output} has runs of {sorted(steps)} steps; runs of one length need an --output of their own")
     cells = [cell(name, output) for name in done]
-    write_json(output / "frontier.json", {"runs": by_run, "cells": cells, "kept_at_equal_gain": kept(cells)})
+    pairs = [*at_equal_alpha(cells, "none"), *at_equal_alpha(cells, "kd")]
+    found = {"runs": by_run, "cells": cells, "kept_at_equal_gain": kept(cells), "at_equal_alpha": pairs}
+    write_json(output / "frontier.json", found)
     if not cells:
         return
     picture(
         cells, output / "frontier.png", f"SmolLM2-135M, {DOMAIN}, {steps.pop()} steps", f"bits of {DOMAIN} saved (%)"
     )
-    print(table(cells), *map(_line, kept(cells)), sep="\n", flush=True)
+    print(table(cells), "", pairs_table(pairs), "", *map(_line, kept(cells)), sep="\n", flush=True)
 
 
 def _evaluated(output: Path) -> list[Path]:
@@ -94,9 +96,35 @@ def kept(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return found
 
 
+def at_equal_alpha(cells: Sequence[Cell], other: str) -> list[dict[str, Any]]:
+    """What each point has more than ``other`` at its alpha (or than "none", which has none), paired by seed: means of
+    the differences of gain and change with half of their 95% intervals, and the differences of the seeds."""
+    found = []
+    points = dict.fromkeys((each["method"], each["alpha"]) for each in cells if each["method"] not in (other, "none"))
+    for method, alpha in points:
+        beside = {c["seed"]: c for c in cells if c["method"] == other and (other == "none" or c["alpha"] == alpha)}
+        own = [c for c in cells if (c["method"], c["alpha"]) == (method, alpha) and c["seed"] in beside]
+        if own:
+            apart = {key: [c[key] - beside[c["seed"]][key] for c in own] for key in ("gain", "change")}
+            margins = {key: mean_and_margin(values) for key, values in apart.items()}
+            found.append({"method": method, "alpha": alpha, "minus": other, "by_seed": apart, "mean": margins})
+    return found
+
+
+def pairs_table(pairs: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the differences of :func:`at_equal_alpha`."""
+    lines = ["| | minus | gain, by seed | mean | change, by seed | mean |", "|---|---|---|---|---|---|"]
+    for pair in pairs:
+        weight = "" if pair["alpha"] is None else f", {pair['alpha']:g}"
+        values = []
+        for key in ("gain", "change"):
+            mean, margin = pair["mean"][key]
+            values += [", ".join(f"{value:+.2f}" for value in pair["by_seed"][key]), f"{mean:+.2f} ± {margin:.2f}"]
+        lines.append(f"| `{pair['method']}`{weight} | `{pair['minus']}` | {' | '.join(values)} |")
+    return "\n".join(lines).replace(" ± nan", "")
+
+
 def _line(number: dict[str, Any]) -> str:
     seeds = ", ".join(f"seed {seed}: {value:+.2f}" for seed, value in number["by_seed"].items())
-    return (
-        f"{number['method']} minus {number['other']} at equal gain: {number['mean']:+.2f} points, 95% interval "
-        f"{number['low']:+.2f} to {number['high']:+.2f} ({seeds})"
-    )
+    interval = f", 95% interval {number['low']:+.2f} to {number['high']:+.2f}" if len(number["by_seed"]) > 1 else ""
+    return f"{number['method']} minus {number['other']} at equal gain: {number['mean']:+.2f} points{interval} ({seeds})"

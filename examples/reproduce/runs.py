@@ -9,6 +9,7 @@ there is not made again.
 """
 
 import json
+import math
 import os
 import re
 import statistics
@@ -70,14 +71,13 @@ def trained(name: str, flags: Sequence[object], seed: int, output: Path) -> list
     if "--lora-rank" not in flags:
         return ["--load", run]
     merged = output / "merged" / name / f"seed-{seed}"
-    to_hugging_face(run, merged, output / "model")
+    to_hugging_face(run, merged, "--hf-reference", output / "model")
     return ["--hf-model", merged]
 
 
-def to_hugging_face(run: Path, folder: Path, reference: Path) -> None:
+def to_hugging_face(run: Path, folder: Path, *flags: object) -> None:
     """A run's model in Hugging Face format."""
-    flags = ["--hf-reference", reference, "--dtype", dtype()]
-    once(folder, ["tools/convert_to_hf.py", "--load", run, "--save", folder, *flags])
+    once(folder, ["tools/convert_to_hf.py", "--load", run, "--save", folder, "--dtype", dtype(), *flags])
 
 
 def evaluate(model: Sequence[object], output: Path, name: str | Path) -> None:
@@ -113,8 +113,16 @@ def figures(name: str, output: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``value`` as indented JSON."""
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    """``value`` as indented JSON; numbers to four places, and null for what is not a number."""
+    path.write_text(json.dumps(_rounded(value), indent=1) + "\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return (round(value, 4) if math.isfinite(value) else None) if isinstance(value, float) else value
 
 
 def dtype() -> str:

@@ -130,10 +130,12 @@ def align(row: str, model: Path, top_k: int, folder: Path, kinds: list[str], see
 
 
 def report(folder: Path, model: str) -> None:
-    """OUTPUT/alignment/figures.json and the table, of what was measured."""
-    found = compared(folder, model)
+    """OUTPUT/alignment/figures.json and the tables, of what was measured: over all samples, and without the shortest
+    responses, whose loss per token falls most and would otherwise decide the mean."""
+    found = {f"over {tokens} tokens": compared(folder, model, tokens) for tokens in (0, 10)}
     write_json(folder / "figures.json", found)
-    print(table(found), flush=True)
+    for name, figures in found.items():
+        print(f"\nResponses {name}.", table(figures), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

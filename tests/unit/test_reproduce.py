@@ -46,9 +46,15 @@ def test_frontier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Both curves end in the same point at 10%; at 5% they are 2 apart; in the mean of the line 1.
     number = found["kept_at_equal_gain"][0]
     assert (number["method"], number["other"], number["mean"]) == ("lssd", "kd", pytest.approx(1.0))
+    # kd 0.8 beside none: 5 - 10 and 0.5 - -2.5; lssd 0.8 beside kd 0.8; lora-8, which has no alpha, beside none alone.
+    printed = capsys.readouterr().out
+    assert "| `kd`, 0.8 | `none` | -5.00 | -5.00 | +3.00 | +3.00 |" in printed
+    assert "| `lssd`, 0.8 | `kd` | +0.00 | +0.00 | +2.00 | +2.00 |" in printed
+    assert "| `lora-8` | `none` | -5.00 | -5.00 | +2.50 | +2.50 |" in printed and "| `lora-8` | `kd`" not in printed
+    assert "lssd minus kd at equal gain: +1.00 points (seed 1: +1.00)" in printed
+    assert "NaN" not in (tmp_path / "frontier.json").read_text(encoding="utf-8")
     assert found["runs"]["none/seed-1"]["median_step_s"] == 2.0
     assert (tmp_path / "frontier.png").stat().st_size > 0
-    assert "lssd minus kd at equal gain: +1.00 points" in capsys.readouterr().out
 
 
 def test_runs_of_two_lengths_are_not_compared(tmp_path: Path) -> None:
@@ -83,8 +89,11 @@ def test_difference_by_seed_and_by_sample() -> None:
 def scores(path: Path, losses: list[float]) -> None:
     """Scores of held-out instructions."""
     path.parent.mkdir(parents=True)
-    lines = [json.dumps({"id": str(i), "kind": "sft", "loss_given_query": loss}) for i, loss in enumerate(losses)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [
+        {"id": str(i), "kind": "sft", "loss_given_query": loss, "num_response_tokens": 10 + i}
+        for i, loss in enumerate(losses)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def test_second_stage_table(tmp_path: Path) -> None:
@@ -94,6 +103,7 @@ def test_second_stage_table(tmp_path: Path) -> None:
         scores(tmp_path / f"seed-{seed}" / "high" / "heldout.jsonl", [1.5, 3.5])
     found = compared(tmp_path, "lssd-0.8")
     assert (found["before"], found["after"]["low"], found["changes"]["high"]["mean"]) == (3.0, {1: 2.0, 2: 2.0}, -0.5)
+    assert compared(tmp_path, "lssd-0.8", over=10)["before"] == 4.0
     assert "| low - high | -0.5000, -0.5000 | -0.5000 | 0.0000 | 0.0000 | 100% |" in table(found)
 
 
