@@ -115,18 +115,19 @@ def make_folder(folder: Path) -> None:
         make_samples(world)
 
 
-def command(folder: Path, case: str, save: Path) -> tuple[str, list[str]]:
-    """What a user would type, and type again: the tool and its flags."""
+def command(folder: Path, case: str, save: Path, iterations: int = 24, interval: int = 2) -> tuple[str, list[str]]:
+    """What a user would type, and type again: the tool and its flags. ``interval`` is that of the checkpoints; of SFT
+    and DPO, which have three batches an epoch, ``iterations`` must be a multiple of three."""
     tool, layout = CASES[case]
     world = folder / "world"
     if tool == "pretrain_mixcpt":
-        argv = flags(world, iterations=24)
+        argv = flags(world, iterations=iterations)
     else:
         kind = tool.removeprefix("train_")
         argv = [*("--hf-model", str(world / "chat"), f"--{kind}", str(world / f"{kind}.jsonl"))]
-        argv += ["--chat-template", "zephyr", "--seq-length", "256", "--global-batch-size", "2", "--epochs", "8"]
-        argv += ["--lr", "1e-3", "--log-interval", "1", "--num-workers", "0"]
-    return tool, [*argv, "--save", str(save), "--save-interval", "2", *layout]
+        argv += ["--chat-template", "zephyr", "--seq-length", "256", "--global-batch-size", "2"]
+        argv += ["--epochs", str(iterations // 3), "--lr", "1e-3", "--log-interval", "1", "--num-workers", "0"]
+    return tool, [*argv, "--save", str(save), "--save-interval", str(interval), *layout]
 
 
 def compare(folder: Path, expected_folder: Path) -> None:
