@@ -1,33 +1,19 @@
-"""Benchmark tasks, run by lm-eval on the model as transformers reads it; a Megatron checkpoint is exported first.
-
-Generation needs a cache of keys and values, which transformers has; the exported folder holds the same weights, lies in
-a temporary place and is removed at the end. All of it happens in one process: transformers spreads a model over the
-GPUs that this process sees.
-"""
+"""Benchmark tasks, asked and scored by lm-eval, of a model wherever it runs (``evaluation/models``)."""
 
 import math
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from megatron_mixcpt.conversion.convert import convert_to_hf
-from megatron_mixcpt.conversion.hf_model_folder import read_config
-from megatron_mixcpt.data.tokens.tokenizer_files import load_tokenizer
 from megatron_mixcpt.errors import CheckpointError, ConfigError
 from megatron_mixcpt.evaluation.code_runner import check_isolation
 from megatron_mixcpt.evaluation.settings import TaskSettings
 from megatron_mixcpt.evaluation.suites import BenchmarkTask
 from megatron_mixcpt.evaluation.task_data import load_task
-from megatron_mixcpt.inference.model_source import ModelSource
 
-if TYPE_CHECKING:  # lm-eval is an extra, transformers takes seconds to import
-    from lm_eval.models.huggingface import HFLM
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+if TYPE_CHECKING:  # lm-eval is an extra
+    from megatron_mixcpt.evaluation.models.local_model import LocalModel
+    from megatron_mixcpt.evaluation.models.served_model import ServedModel
 
 BOOTSTRAP_ITERATIONS = 1000
 """Resamplings for standard errors of metrics without a formula."""
@@ -43,13 +29,18 @@ class TaskScore:
     """A record for each question as lm-eval logs it: the prompt, what the model made of it, the metrics."""
 
 
-def check_available() -> None:
-    """Raise ConfigError where lm-eval is not installed."""
+def check_available(*, served: bool = False) -> None:
+    """Raise ConfigError where lm-eval is not installed, or what it asks servers with, where the model is ``served``."""
     try:
         import lm_eval.models.huggingface  # noqa: F401
+
+        if served:
+            import aiohttp  # noqa: F401
+            import requests  # noqa: F401
+            import tenacity  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"--tasks needs lm-eval ({error}): pip install 'megatron-mixcpt[evaluate]', or remove --tasks"
+            f"--tasks and --mt-bench need lm-eval ({error}): pip install 'megatron-mixcpt[evaluate]', or remove them"
         ) from error
 
 
@@ -58,7 +49,6 @@ def prepare_tasks(settings: TaskSettings) -> dict[str, list[tuple[BenchmarkTask,
 
     Raises ConfigError or DataError.
     """
-    check_available()
     tasks = [task for chosen in settings.suites.values() for task in chosen]
     if code := [task.name for task in tasks if task.runs_code]:
         if not settings.run_generated_code:
@@ -72,62 +62,39 @@ def prepare_tasks(settings: TaskSettings) -> dict[str, list[tuple[BenchmarkTask,
     }
 
 
+def scored_by_likelihood(prepared: Mapping[str, list[tuple[BenchmarkTask, Any]]]) -> str | None:
+    """The first task that is scored by log-likelihoods of given answers and not by answers that the model writes."""
+    for items in prepared.values():
+        for task, loaded in items:
+            leaves = loaded.get_all_tasks() if hasattr(loaded, "get_all_tasks") else [loaded]
+            if any(leaf.OUTPUT_TYPE != "generate_until" for leaf in leaves):
+                return task.name
+    return None
+
+
 def run_tasks(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: "LocalModel | ServedModel",
     prepared: Mapping[str, list[tuple[BenchmarkTask, Any]]],
     settings: TaskSettings,
 ) -> dict[str, dict[str, TaskScore]]:
-    """Scores by suite and task. One process calls it, after the process group was destroyed."""
-    runner = make_runner(model, tokenizer, settings)
-    return {
-        suite: {task.name: _run(runner, task, loaded, settings) for task, loaded in items}
-        for suite, items in prepared.items()
-    }
+    """Scores by suite and task. One process calls it."""
+    from megatron_mixcpt.evaluation.models.progress import without_other_bars
+
+    scores: dict[str, dict[str, TaskScore]] = {}
+    for number, (suite, items) in enumerate(prepared.items(), start=1):
+        scores[suite] = {}
+        for task, loaded in items:
+            model.progress.title(f"suite {number} of {len(prepared)}, {suite}/{task.name}")
+            with without_other_bars():
+                scores[suite][task.name] = _run(model, task, loaded, settings)
+    return scores
 
 
-def make_runner(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", settings: TaskSettings) -> "HFLM":
-    """What lm-eval asks. It encodes a prompt as the tokenizer does, BOS included, unless the prompt begins with BOS."""
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.task_batch_size)
-
-
-@contextmanager
-def hugging_face_folder(source: ModelSource) -> Iterator[Path]:
-    """The model's folder for transformers: its own, or an export of the checkpoint, which is there inside the block."""
-    if not source.is_megatron:
-        yield source.weights
-        return
-    with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
-        exported = Path(folder) / "model"
-        convert_to_hf(source.weights.parent, exported, iteration=source.iteration)
-        yield exported
-
-
-def load_for_generation(folder: Path, dtype: torch.dtype) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model and tokenizer of a Hugging Face folder, by transformers, on the engine's device or spread over several."""
-    import transformers
-
-    several = torch.cuda.device_count() > 1
-    plan = read_config(folder)
-    if plan.quantization:
-        raise ConfigError(
-            f"{folder}: its weights are quantized ({plan.quantization}), and whether transformers computes with them "
-            "or with bfloat16 depends on the device: convert and export it, and evaluate the export"
-        )
-    model_class = getattr(transformers, plan.architecture.name)
-    model = model_class.from_pretrained(folder, dtype=dtype, device_map="auto" if several else None)
-    if not several:
-        model = model.to(torch.cuda.current_device())
-    return model.eval(), load_tokenizer(folder)
-
-
-def _run(runner: "HFLM", task: BenchmarkTask, loaded: Any, settings: TaskSettings) -> TaskScore:
+def _run(model: "LocalModel | ServedModel", task: BenchmarkTask, loaded: Any, settings: TaskSettings) -> TaskScore:
     from lm_eval import simple_evaluate
 
     results = simple_evaluate(
-        model=runner,
+        model=model,
         tasks=[loaded],
         num_fewshot=settings.num_fewshot_of(task),
         limit=settings.task_limit,

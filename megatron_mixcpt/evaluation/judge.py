@@ -1,19 +1,17 @@
-"""A language model behind an OpenAI-compatible endpoint that rates answers; nothing but the standard library."""
+"""A language model behind an OpenAI-compatible endpoint that rates answers."""
 
 import http.client
-import json
 import re
 import time
 import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.evaluation.models.endpoint import Endpoint
 
 ATTEMPTS = 4
 WAIT_SECONDS = 2.0
 """Before the second attempt; doubled before each further one."""
-TIMEOUT_SECONDS = 180.0
 RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 BEST_RATING = 10.0
 
@@ -50,11 +48,8 @@ class Judge:
 
     def _post(self, prompt: str) -> str:
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        address = f"{self.url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            content = json.load(response)["choices"][0]["message"]["content"]
+        answer = Endpoint(self.url, self.key).call("/chat/completions", body)
+        content = answer["choices"][0]["message"]["content"]
         if not isinstance(content, str):
             raise TypeError
         return content

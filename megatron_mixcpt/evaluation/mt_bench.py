@@ -6,12 +6,11 @@ words of ours, so that ratings compare among runs of this tool with the same jud
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-import torch
 from tqdm import tqdm
 
 from megatron_mixcpt.data.chat.templates import choose_template, render
@@ -21,9 +20,6 @@ from megatron_mixcpt.evaluation.benchmarks import TaskScore
 from megatron_mixcpt.evaluation.judge import BEST_RATING, Judge, rating_of
 from megatron_mixcpt.evaluation.settings import MTBenchSettings
 from megatron_mixcpt.evaluation.task_data import read_rows
-
-if TYPE_CHECKING:  # transformers takes seconds to import
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "mt_bench"
 INSTRUCTION = """You are to rate the last answer of an AI assistant in the conversation below. Look at whether it helps,
@@ -63,20 +59,24 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def run_mt_bench(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    questions: Sequence[Question],
-    judge: Judge,
-    settings: MTBenchSettings,
-) -> TaskScore:
+class Answerer(Protocol):
+    """A model, wherever it runs; the classes of ``evaluation/models``."""
+
+    tokenizer: Any
+    progress: Any
+
+    def reply(self, prompts: Sequence[str], sampling: Mapping[str, Any], seed: int) -> list[str]:
+        """The answer to each prompt."""
+
+
+def run_mt_bench(model: Answerer, questions: Sequence[Question], judge: Judge, settings: MTBenchSettings) -> TaskScore:
     """Answer and rate all questions; the value is the mean rating of all turns over 10.
 
     Raises ConfigError where the tokenizer has no chat template, or the judge gives no answer or no rating.
     """
     lines, ratings = [], []
-    for question in tqdm(questions, desc="mt-bench", unit=" questions"):
-        answers = answer(model, tokenizer, question, settings)
+    answered = zip(questions, answer_all(model, questions, settings), strict=True)
+    for question, answers in tqdm(answered, desc="mt-bench, judge", total=len(questions), unit=" questions"):
         judgements = [judge.ask(judge_prompt(question, answers[: turn + 1])) for turn in range(len(answers))]
         rated = [rating_of(judgement) for judgement in judgements]
         ratings += [rating for rating in rated if rating is not None]
@@ -94,24 +94,25 @@ def run_mt_bench(
     return TaskScore(figures, lines)
 
 
-@torch.no_grad()
-def answer(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", question: Question, settings: MTBenchSettings
-) -> list[str]:
-    """The model's answer to each turn, given those before; the same for the same question every time."""
-    template = choose_template(tokenizer, None)
-    torch.manual_seed(settings.seed)
-    messages: list[Message] = []
-    answers = []
-    for turn in question.turns:
-        messages.append(Message("user", turn))
-        prompt = render(tokenizer, template, messages, generation_prompt=True)
-        inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
-        sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "do_sample": True}
-        output = model.generate(**inputs, **sampling, max_new_tokens=settings.max_new_tokens)
-        answers.append(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).strip())
-        messages.append(Message("assistant", answers[-1]))
-    return answers
+def answer_all(model: Answerer, questions: Sequence[Question], settings: MTBenchSettings) -> list[list[str]]:
+    """The model's answer to each turn of each question, given those before; the same for a question every time."""
+    template = choose_template(model.tokenizer, None)
+    sampling = {
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_new_tokens": settings.max_new_tokens,
+    }
+    talks: list[list[Message]] = [[] for _ in questions]
+    num_turns = max(len(question.turns) for question in questions)
+    for turn in range(num_turns):
+        asked = [place for place, question in enumerate(questions) if turn < len(question.turns)]
+        for place in asked:
+            talks[place].append(Message("user", questions[place].turns[turn]))
+        prompts = [render(model.tokenizer, template, talks[place], generation_prompt=True) for place in asked]
+        model.progress.title(f"mt-bench, turn {turn + 1} of {num_turns}")
+        for place, text in zip(asked, model.reply(prompts, sampling, settings.seed), strict=True):
+            talks[place].append(Message("assistant", text.strip()))
+    return [[message.content for message in talk if message.role == "assistant"] for talk in talks]
 
 
 def judge_prompt(question: Question, answers: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 ``results.json`` is what ``tools/report.py`` compares runs by::
 
-    {"model": {"path", "kind": "hf" or "megatron", "iteration", "name"},
+    {"model": {"path", "kind": "hf", "megatron" or "server", "iteration", "name"; of a server: "url", "served_model"},
      "perplexity": {NAME: {"path", "documents", "tokens", "bytes", "bits_per_byte", "perplexity",
                            "sequence_length", "stride"}},
      "tasks": {SUITE: {TASK: {"metric", "value" (0 to 1), "stderr", "samples", "num_fewshot"}}},
@@ -19,6 +19,7 @@ from typing import Any
 
 from megatron_mixcpt import __version__
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.evaluation.models.server_settings import ServerSettings
 from megatron_mixcpt.evaluation.perplexity import Perplexity
 from megatron_mixcpt.evaluation.settings import PerplexitySettings
 from megatron_mixcpt.inference.model_source import ModelSource
@@ -43,6 +44,18 @@ def described_model(source: ModelSource, folder: Path, name: str | None) -> dict
         "kind": "megatron" if source.is_megatron else "hf",
         "iteration": source.iteration,
         "name": name or folder.resolve().name,
+    }
+
+
+def described_server(settings: ServerSettings, folder: Path, name: str | None) -> dict[str, Any]:
+    """The identity of a model that a server answered for; ``folder`` is the one given to ``--hf-model``."""
+    return {
+        "path": str(folder.resolve()),
+        "kind": "server",
+        "iteration": None,
+        "name": name or settings.served_model,
+        "url": settings.base_url,
+        "served_model": settings.served_model,
     }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_mixcpt.data.reading.field_names import FieldNames
 from megatron_mixcpt.errors import ConfigError
+from megatron_mixcpt.evaluation.models.server_settings import ServerSettings
 from megatron_mixcpt.evaluation.suites import BenchmarkTask, choose_tasks, listing
 from megatron_mixcpt.flags import setting
 from megatron_mixcpt.inference.settings import LayoutSettings, ModelSettings
@@ -75,6 +76,9 @@ class TaskSettings:
     """Number of questions that run together."""
     apply_chat_template: bool = False
     """Ask in the tokenizer's chat template, for aligned models."""
+    share_tasks: bool = setting(default=True, decides=False)
+    """Under torchrun, let every rank hold the whole model and answer its share of the questions, if the model fits on
+    each device; otherwise, and with --no-share-tasks, the first rank answers alone."""
     run_generated_code: bool = False
     """Run the programs that the model writes for HumanEval and MBPP, isolated from the machine
     (docs/how-to/evaluate.md)."""
@@ -145,6 +149,7 @@ class EvaluateSettings(ModelSettings):
     tasks: TaskSettings = setting(default_factory=TaskSettings)
     mt_bench: MTBenchSettings = setting(default_factory=MTBenchSettings)
     layout: LayoutSettings = setting(default_factory=LayoutSettings)
+    server: ServerSettings = setting(default_factory=ServerSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,3 +157,39 @@ class EvaluateSettings(ModelSettings):
             raise ConfigError("nothing to evaluate: give --perplexity NAME=PATH, --tasks or --mt-bench")
         if self.iteration is not None and self.load is None:
             raise ConfigError(f"--iteration {self.iteration} is not used with --hf-model; remove it, or use --load")
+        if self.is_served:
+            self._check_served()
+
+    @property
+    def asks(self) -> bool:
+        """Whether there are questions, which perplexities are not."""
+        return bool(self.tasks.tasks or self.mt_bench.questions)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a server answers."""
+        return bool(self.server.base_url)
+
+    def _check_served(self) -> None:
+        """Raise ConfigError where a flag is of a model in this process, and a server answers."""
+        if self.load is not None:
+            raise ConfigError(
+                f"--load {self.load} is not used with --base-url: export it with tools/convert_to_hf.py, serve the "
+                "folder, and give it as --hf-model"
+            )
+        if self.texts.perplexity:
+            raise ConfigError(
+                f"--perplexity {self.texts.perplexity[0]} is not measured through --base-url, whose windows and first "
+                "tokens are the server's; run it without --base-url"
+            )
+        for flag, given, default in (
+            ("--dtype", self.layout.dtype, LayoutSettings.dtype),
+            ("--tensor-model-parallel-size", self.layout.tensor_model_parallel_size, 1),
+            ("--pipeline-model-parallel-size", self.layout.pipeline_model_parallel_size, 1),
+            ("--expert-model-parallel-size", self.layout.expert_model_parallel_size, 1),
+            ("--task-batch-size", self.tasks.task_batch_size, TaskSettings.task_batch_size),
+        ):
+            if given != default:
+                raise ConfigError(
+                    f"{flag} {given} is not used with --base-url: it is the server's to choose; remove it"
+                )

@@ -8,7 +8,8 @@ from megatron_mixcpt.evaluation.evaluate import evaluate
 from megatron_mixcpt.evaluation.settings import EvaluateSettings
 from megatron_mixcpt.rank_exit import exit_as_rank, stops_at_sigterm
 
-ABOUT = """Evaluate a Hugging Face folder or a Megatron checkpoint: perplexity of texts, benchmark tasks, MT-Bench.
+ABOUT = """Evaluate a Hugging Face folder, a Megatron checkpoint or a model behind a server: perplexity of texts,
+benchmark tasks, MT-Bench.
 
 Writes DIR/results.json, which tools/report.py reads, and prints a table. See docs/how-to/evaluate.md."""
 

@@ -35,7 +35,9 @@ class Progress:
             from tqdm import tqdm
 
             name = "B" if unit == "bytes" else f" {unit}"
-            self._bar = tqdm(total=total, initial=done, desc=label, unit=name, unit_scale=True, file=stream)
+            counted = {"total": total, "initial": done, "desc": label, "unit": name, "unit_scale": True}
+            # Shown also where the bars of libraries are not.
+            self._bar = tqdm(**counted, file=stream, disable=False)
 
     def __enter__(self) -> "Progress":
         return self

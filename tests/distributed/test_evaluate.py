@@ -3,12 +3,15 @@
 import gzip
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.evaluation.beside_lm_eval import directly
@@ -16,6 +19,7 @@ from megatron_mixcpt.testing import run_distributed
 from tests.distributed.tiny_models import build_model
 from tests.distributed.tiny_shape import VOCAB_SIZE
 from tests.unit.data.tiny_tokenizer import TRAINING_TEXTS, save_tiny_tokenizer
+from tests.unit.evaluation.models.openai_server import NAME, serving
 
 SEQUENCE_LENGTH, STRIDE = 24, 10
 QUESTIONS = [f"Add {number} and 22, they said. It will be" for number in range(5)]
@@ -133,8 +137,11 @@ def test_the_tool(repository, world, expected_tasks, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "evaluation"]
 
 
-def check_tasks(found: dict[str, dict], expected: dict[str, dict], output: Path) -> None:
-    """The ``tasks`` entry of ``results.json`` and the samples: equal, for the model is the same bit for bit."""
+def check_tasks(found: dict[str, dict], expected: dict[str, dict], output: Path, tolerance: float = 0) -> None:
+    """The ``tasks`` entry of ``results.json`` and the samples: equal, for the model is the same bit for bit.
+
+    ``tolerance`` in nats is that of log-likelihoods where batches are others.
+    """
     assert list(found) == ["math", "medicine", "arithmetic"]
     for suite, task, metric in (
         ("math", "gsm8k", "exact_match,strict-match"),
@@ -146,16 +153,71 @@ def check_tasks(found: dict[str, dict], expected: dict[str, dict], output: Path)
         assert (entry["samples"], entry["num_fewshot"]) == (len(QUESTIONS), 1)
         samples = [json.loads(line) for line in (output / f"samples-{task}.jsonl").read_text().splitlines()]
         wanted = json.loads(json.dumps(direct["samples"][task], default=str))
-        assert [sample["resps"] for sample in samples] == [sample["resps"] for sample in wanted]
+        for sample, one in zip(samples, wanted, strict=True):
+            check_answers(sample["resps"], one["resps"], tolerance)
         assert [sample["arguments"] for sample in samples] == [sample["arguments"] for sample in wanted]
     stderr = expected["medical_question_pairs"]["results"]["medical_question_pairs"]["acc_stderr,none"]
     assert found["medicine"]["medical_question_pairs"]["stderr"] == stderr
     assert found["arithmetic"]["svamp"]["value"] == found["math"]["gsm8k"]["value"] == 0.6
 
 
-def test_two_ranks(world, tmp_path):
-    """Cut in tensors, stages or data, from either kind of folder, in large batches and small ones."""
+def check_answers(found: list, expected: list, tolerance: float) -> None:
+    """A text, or log-likelihood and whether it is the greedy one, for each request."""
+    for [answer], [wanted] in zip(found, expected, strict=True):
+        if isinstance(wanted, str):
+            assert answer == wanted
+        else:
+            assert float(answer[0]) == pytest.approx(float(wanted[0]), abs=tolerance) and answer[1] == wanted[1]
+
+
+def test_a_server(world, expected_tasks, tmp_path, capsys):
+    """The first question of two tasks, to the same model behind a server: scores, answers and prompts are equal."""
+    from megatron_mixcpt.evaluation.evaluate import evaluate
+
+    tokenizer = AutoTokenizer.from_pretrained(world / "hf")
+    with serving(LlamaForCausalLM.from_pretrained(world / "hf").eval(), tokenizer) as server:
+        place = ["--hf-model", str(world / "hf"), "--base-url", server.url, "--served-model", NAME]
+        asked = ["--tasks", "gsm8k", "medical_question_pairs", "--task-limit", "1"]
+        evaluate(task_settings(world, tmp_path / "served", [*place, *asked]))
+    results = json.loads((tmp_path / "served" / "results.json").read_text())
+    path = str((world / "hf").resolve())
+    assert results["model"] == {
+        "path": path,
+        "kind": "server",
+        "iteration": None,
+        "name": NAME,
+        "url": server.url,
+        "served_model": NAME,
+    }
+    assert "--dtype" not in results["settings"] and results["settings"]["--num-fewshot"] == 1
+    for suite, task, metric in (("math", "gsm8k", "exact_match"), ("medicine", "medical_question_pairs", "acc")):
+        lines = (tmp_path / "served" / f"samples-{task}.jsonl").read_text().splitlines()
+        direct = json.loads(json.dumps(expected_tasks[task]["samples"][task], default=str))
+        wanted = [sample for sample in direct if sample["doc_id"] == 0]
+        assert results["tasks"][suite][task]["value"] == wanted[0][metric]
+        for sample, one in zip(map(json.loads, lines), wanted, strict=True):
+            assert sample["arguments"] == one["arguments"]
+            check_answers(sample["resps"], one["resps"], 1e-4)  # float32: a question alone, and in a batch
+    assert "math        gsm8k" in capsys.readouterr().out
+
+
+def task_settings(world: Path, output: Path, more: list[str]) -> Any:
+    """Of the tasks in ``expected_tasks``."""
+    from megatron_mixcpt.evaluation.settings import EvaluateSettings
+    from megatron_mixcpt.evaluation.tool import build_parser
+    from megatron_mixcpt.flags import settings_from
+
+    flags = ["--task-data", world / "tasks", "--output", output, "--num-fewshot", "1"]
+    flags += ["--tasks", "gsm8k", "medical_question_pairs", "arithmetic", *more]
+    return settings_from(build_parser().parse_args([*map(str, flags)]), EvaluateSettings)
+
+
+def test_two_ranks(world, expected_tasks, tmp_path):
+    """Cut in tensors, stages or data, from either kind of folder, in large batches and small ones; tasks shared."""
     run_distributed(check_two_ranks, 2, str(world), str(tmp_path), cpu_emulation=True, timeout_s=200)
+    results = json.loads((tmp_path / "shared" / "results.json").read_text())
+    # Batches of two, so that there are several: other padding than in the expected batches of eight.
+    check_tasks(results["tasks"], expected_tasks, tmp_path / "shared", tolerance=1e-4)
 
 
 def check_two_ranks(world: str, folder: str) -> None:
@@ -170,6 +232,30 @@ def check_two_ranks(world: str, folder: str) -> None:
         found = measure([*flags, *text_flags(world / "folder"), "--batch-tokens", str(batch_tokens)], *sizes)
         check(found["texts"], world, TEXTS[:2])
     check_refusals(world, checkpoint)
+    check_shared_tasks(world, checkpoint, Path(folder) / "shared")
+
+
+def check_shared_tasks(world: Path, checkpoint: Path, output: Path) -> None:
+    """Each rank answers a share of the questions to an export; the first one's results are compared by the test."""
+    from megatron_mixcpt.evaluation.evaluate import evaluate
+    from megatron_mixcpt.evaluation.models.local_model import LocalModel
+
+    asked: list[int] = []
+    own = LocalModel._answer
+    LocalModel._answer = lambda model, kind, items: (asked.append(len(items)), own(model, kind, items))[1]
+    dist.destroy_process_group()
+    join, rank = dist.init_process_group, int(os.environ["RANK"])
+
+    def join_at_a_file(*positional: Any, name: str = "shares", **named: Any) -> None:
+        join(*positional, **named, init_method=f"file://{output}.{name}", rank=rank, world_size=2)
+
+    dist.init_process_group = join_at_a_file
+    model = ["--load", str(checkpoint), "--dtype", "float32"]
+    evaluate(task_settings(world, output, [*model, "--task-batch-size", "2"]))
+    assert not dist.is_initialized()
+    join_at_a_file("gloo", name="end")  # of run_distributed
+    # Five prompts of GSM8K and of SVAMP in three batches; of MQP, five pairs with two answers of one token each.
+    assert asked == ([3, 6, 3] if rank == 0 else [2, 4, 2]), asked
 
 
 def text_flags(path: Path) -> list[str]:

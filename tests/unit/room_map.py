@@ -94,7 +94,12 @@ ROOMS = {
     ),
     "evaluation": _room(
         "perplexity, benchmark tasks, MT-Bench",
-        "flags named_paths inference conversion data data/chat data/reading data/tokens jobs rank_exit",
+        "flags named_paths inference data data/chat data/reading data/tokens jobs rank_exit evaluation/models",
+        "torch",
+    ),
+    "evaluation/models": _room(
+        "what answers the questions: a model in this process, on all ranks, or behind a server",
+        "flags inference conversion data/tokens jobs terminal",
         "torch",
     ),
     "evaluation/tasks": _room("benchmark tasks that lm-eval lacks"),

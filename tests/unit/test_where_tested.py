@@ -40,6 +40,8 @@ TESTED_IN = {
     "evaluation/code_jail.py": "unit/evaluation/test_code_runner.py",
     "evaluation/evaluate.py": "distributed/test_evaluate.py",
     "evaluation/judge.py": "unit/evaluation/test_mt_bench.py",
+    "evaluation/models/endpoint.py": "unit/evaluation/models/test_server.py",
+    "evaluation/models/server_settings.py": "unit/evaluation/test_settings.py",
     "evaluation/suites.py": "unit/evaluation/test_task_data.py",
     "evaluation/tasks/": "unit/evaluation/test_code_runner.py",
     "inference/": "distributed/test_evaluate.py distributed/test_conversion_verify.py",

@@ -14,6 +14,7 @@ from megatron_mixcpt.data.chat.templates import BUILT_IN_TEMPLATES
 from megatron_mixcpt.errors import ConfigError, DataError
 from megatron_mixcpt.evaluation import judge as judge_module
 from megatron_mixcpt.evaluation.judge import Judge, rating_of
+from megatron_mixcpt.evaluation.models.local_model import LocalModel
 from megatron_mixcpt.evaluation.mt_bench import Question, judge_prompt, read_questions, run_mt_bench
 from megatron_mixcpt.evaluation.settings import MTBenchSettings
 from tests.unit.data.tiny_tokenizer import save_tiny_tokenizer
@@ -70,20 +71,20 @@ def settings() -> MTBenchSettings:
 
 
 @pytest.fixture(scope="module")
-def model_and_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tuple:
+def model(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
     tokenizer = AutoTokenizer.from_pretrained(save_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
     tokenizer.chat_template = BUILT_IN_TEMPLATES["chatml"]
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), **sizes, bos_token_id=None, eos_token_id=tokenizer.eos_token_id)
-    return LlamaForCausalLM(config).eval(), tokenizer
+    return LocalModel(LlamaForCausalLM(config).eval(), tokenizer, batch_size=1)
 
 
-def test_answers_are_rated_and_summed_up(server, model_and_tokenizer):
+def test_answers_are_rated_and_summed_up(server, model):
     server.answers = ["Good. [[7]]", 503, "Not [[1]], rather [[4]]", "no rating", "[[10]]"]
     judge = Judge(server.url, "judge-1", "secret")
     questions = [QUESTION, Question(82, "math", ("Add 2.", "Add 3."), ())]
-    score = run_mt_bench(*model_and_tokenizer, questions, judge, settings())
+    score = run_mt_bench(model, questions, judge, settings())
     assert score.figures["value"] == pytest.approx((7 + 4 + 10) / 3 / 10)
     assert (score.figures["samples"], score.figures["stderr"]) == (3, pytest.approx(3 / 3**0.5 / 10))
     assert [line["ratings"] for line in score.samples] == [[7.0, 4.0], [None, 10.0]]
@@ -91,7 +92,7 @@ def test_answers_are_rated_and_summed_up(server, model_and_tokenizer):
     assert (first["model"], first["temperature"], first["path"]) == ("judge-1", 0, "/v1/chat/completions")
     assert first["key"] == "Bearer secret" and "secret" not in repr(judge)
     assert first["messages"][0]["content"] == judge_prompt(QUESTION, score.samples[0]["answers"][:1])
-    again = run_mt_bench(*model_and_tokenizer, [QUESTION], _agreeing(server), settings())
+    again = run_mt_bench(model, [QUESTION], _agreeing(server), settings())
     assert again.samples[0]["answers"] == score.samples[0]["answers"]
 
 
@@ -114,11 +115,11 @@ def test_ratings(judgement, rating):
 @pytest.mark.parametrize(
     ("answers", "message"), [([401], "401 Unauthorized"), ([503] * 4, "503"), ([""], "gave no rating")]
 )
-def test_a_judge_that_does_not_judge_is_named(server, model_and_tokenizer, answers, message):
+def test_a_judge_that_does_not_judge_is_named(server, model, answers, message):
     server.answers = answers
     one = Question(1, "", ("Write.",), ())
     with pytest.raises(ConfigError, match=message) as refused:
-        run_mt_bench(*model_and_tokenizer, [one], Judge(server.url, "judge-1", "secret"), settings())
+        run_mt_bench(model, [one], Judge(server.url, "judge-1", "secret"), settings())
     assert not server.answers and "secret" not in str(refused.value)
 
 

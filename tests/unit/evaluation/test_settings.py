@@ -11,6 +11,7 @@ from megatron_mixcpt.evaluation.tool import build_parser
 from megatron_mixcpt.flags import described, settings_from
 
 MT_BENCH = ["--mt-bench", "questions.jsonl"]
+SERVED = ["--base-url", "http://localhost:8000/v1", "--served-model", "tiny"]
 JUDGE = ["--judge-url", "http://localhost:8000/v1", "--judge-model", "judge"]
 
 
@@ -31,6 +32,8 @@ def test_what_flags_make(tmp_path):
     asked = settings(*MT_BENCH, *JUDGE, "--mt-bench-top-p", "0.5", "--task-data", str(tmp_path))
     assert (asked.mt_bench.questions, asked.mt_bench.temperature, asked.mt_bench.top_p) == (Path(MT_BENCH[1]), 0.3, 0.5)
     assert settings("--load", "x", "--iteration", "3", "--tasks", "math").folder == Path("x")
+    served = settings("--tasks", "math", *SERVED, "--num-concurrent", "32")
+    assert (served.is_served, served.asks, served.server.num_concurrent, served.server.key) == (True, True, 32, None)
 
 
 def test_the_record_is_of_what_decides():
@@ -77,6 +80,15 @@ def test_the_record_is_of_what_decides():
         (["--tasks", "math", "--num-fewshot", "-1"], "--num-fewshot -1: must be at least 0"),
         (["--tasks", "math", "--task-limit", "0"], "--task-limit 0: must be at least 1"),
         (["--tasks", "math", "--task-data", "nowhere"], "--task-data nowhere: no such folder; check the path"),
+        (["--tasks", "math", "--num-concurrent", "0"], "--num-concurrent 0: must be at least 1"),
+        (["--tasks", "math", "--served-model", "x"], "--served-model is not used without --base-url"),
+        (["--tasks", "math", "--base-url", SERVED[1]], "name the model that it serves with --served-model"),
+        (["--tasks", "math", *SERVED, "--base-url", "localhost"], "--base-url localhost: expected an address that"),
+        (["--tasks", "math", *SERVED, "--server-key", "NOT_SET"], "--server-key NOT_SET: this environment variable is"),
+        (["--perplexity", "a=x", *SERVED], "--perplexity a=x is not measured through --base-url"),
+        (["--load", "x", "--tasks", "math", *SERVED], "--load x is not used with --base-url: export it with"),
+        (["--tasks", "math", *SERVED, "--dtype", "float32"], "--dtype float32 is not used with --base-url"),
+        (["--tasks", "math", *SERVED, "--task-batch-size", "4"], "--task-batch-size 4 is not used with --base-url"),
         (MT_BENCH, "--mt-bench questions.jsonl: name the judge with --judge-url and --judge-model"),
         ([*MT_BENCH, *JUDGE, "--judge-url", "file:///x"], "--judge-url file:///x: expected an address that begins"),
         ([*MT_BENCH, *JUDGE, "--mt-bench-top-p", "1.1"], "--mt-bench-top-p 1.1: must be greater than 0 and at most 1"),
