@@ -10,6 +10,7 @@ import functools
 import importlib
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -56,7 +57,11 @@ def _add_flags(parser: argparse.ArgumentParser, config_class: type) -> argparse.
 @functools.cache
 def _parser(config_class: type) -> argparse.ArgumentParser:
     """The engine's flags with those of a settings dataclass."""
-    return _add_flags(add_megatron_arguments(Parser()), config_class)
+    parser = add_megatron_arguments(Parser())
+    for action in parser._actions:  # argparse has no public list of them
+        # The engine takes some help from docstrings, where a percent sign stands for itself and not for a format.
+        action.help = re.sub(r"%%|%(?!\()", "%%", action.help) if action.help else action.help
+    return _add_flags(parser, config_class)
 
 
 def explicit_arguments(argv: Sequence[str], config_class: type) -> dict[str, Any]:

@@ -126,3 +126,12 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == len(engine_arguments()) - len(NEW_IN_0_20)
     assert any(line.startswith("--clip-grad") and "served" in line and "the optimizer" in line for line in printed)
+
+
+@pytest.mark.parametrize("config_class", (MixCPTConfig, SFTConfig, DPOConfig))
+def test_help_is_shown_whatever_percent_signs_the_engine_writes(config_class, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        explicit_arguments(["--help"], config_class)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and "--hf-model" in shown and "--tensor-model-parallel-size" in shown
+    assert "%%" not in shown
