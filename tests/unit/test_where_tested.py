@@ -36,7 +36,6 @@ TESTED_IN = {
     "data/reading/held_out_names.py": "unit/data/reading/test_sources.py",
     "data/reading/formats/": "unit/data/reading/test_readers.py",
     "distillation/": "distributed/test_pretrain.py distributed/test_alignment_training.py",
-    "errors.py": "distributed/test_refusals.py",
     "evaluation/code_jail.py": "unit/evaluation/test_code_runner.py",
     "evaluation/evaluate.py": "distributed/test_evaluate.py",
     "evaluation/judge.py": "unit/evaluation/test_mt_bench.py",
@@ -66,7 +65,6 @@ TESTED_IN = {
     "training/engine/": "distributed/test_refusals.py distributed/test_faults.py",
     "training/pretraining/": "distributed/test_pretrain.py distributed/test_ablations.py",
     "training/router_losses.py": "distributed/test_experts_training.py",
-    "training_log.py": "unit/report/test_compare.py",
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
