@@ -14,7 +14,6 @@ prompt, and the divergence over the whole vocabulary of 87 words.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,20 +28,18 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from examples.reproduce.controlled import MAIN, cell_of  # noqa: E402
-from examples.reproduce.small_model import Budget, Method, measure  # noqa: E402
+from examples.reproduce.controlled import MAIN, SDFT, cell_of, cell_path, write  # noqa: E402
+from examples.reproduce.small_model import Budget, measure  # noqa: E402
 from examples.reproduce.synthetic_language import (  # noqa: E402
     KINDS,
     NOTE,
     OBJECTS,
-    OPENINGS,
     PAD,
-    RELATIONS,
     SENTENCES_PER_ROW,
     STOP,
-    SUBJECTS,
     VOCABULARY_SIZE,
     Language,
+    questions,
 )
 
 
@@ -54,11 +51,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     for seed in args.seeds:
-        path = args.output / MAIN / "cells" / "sdft-0" / f"seed-{seed}.json"
+        path = cell_path(args.output / MAIN, SDFT, seed)
         if not path.exists():
             cell = learn_from_demonstrations(args.output, seed, Budget())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+            write(path, cell)
             print(f"seed {seed}: gain {cell['gain']:+.1f}, change {cell['change']:+.1f} points", flush=True)
 
 
@@ -74,7 +70,7 @@ def learn_from_demonstrations(output: Path, seed: int, budget: Budget) -> dict[s
         processing_class=word_tokenizer(),
     )
     trainer.train()
-    cell = cell_of(Method("sdft", 0.0), seed, before, measure(model, language), KINDS)
+    cell = cell_of(SDFT, seed, before, measure(model, language), KINDS)
     return cell | {"alpha": None, "follows": follows, "losses": trainer.state.log_history}
 
 
@@ -110,12 +106,9 @@ def settings(folder: Path, seed: int, budget: Budget) -> SDFTConfig:
 
 def demonstrations(language: Language, seed: int, budget: Budget) -> Dataset:
     """The sentences of the mixture, in its order: prompt, and the demonstration that the teacher sees before it."""
-    generator, rows = np.random.default_rng([seed, 2]), []
-    num_domain = round(budget.domain_share * budget.rows)
-    for _ in range(budget.steps):
-        texts = language.domain_rows(budget.rows, generator), language.replayed_rows(budget.rows, generator)
-        rows.append(np.concatenate([texts[0][:num_domain], texts[1][num_domain:]])[:, 1:].reshape(-1, 5))
-    sentences = np.concatenate(rows)
+    generator = np.random.default_rng([seed, 2])
+    rows = [language.mixed_rows(budget.rows, budget.domain_share, generator) for _ in range(budget.steps)]
+    sentences = np.concatenate(rows)[:, 1:].reshape(-1, 5)
     return Dataset.from_list(
         [
             {"prompt": words([STOP, *sentence[:3]]), "privileged_context": words([NOTE, *sentence[1:4]])}
@@ -138,10 +131,9 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 def followed(model: LlamaForCausalLM, language: Language, seed: int) -> float:
     """The mean probability in percent that the teacher gives to the domain's answer once it is demonstrated."""
     facts = language.domain_facts
-    answers = OBJECTS + language.answers[facts, 0]
-    subjects, relations = SUBJECTS + facts // 4, RELATIONS + facts % 4
-    marks = [np.full_like(facts, mark) for mark in (NOTE, STOP, OPENINGS)]
-    prompts = np.stack([marks[0], subjects, relations, answers, marks[1], marks[2], subjects, relations], axis=1)
+    answers, asked = OBJECTS + language.answers[facts, 0], questions(facts)
+    notes = np.full_like(facts, NOTE)[:, None]
+    prompts = np.concatenate([notes, asked[:, 2:], answers[:, None], asked], axis=1)
     with torch.no_grad():
         logits = model(torch.from_numpy(prompts), use_cache=False).logits[:, -1]
     return 100 * float(logits.softmax(-1).gather(1, torch.from_numpy(answers)[:, None]).mean())

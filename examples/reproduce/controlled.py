@@ -27,6 +27,7 @@ from transformers import LlamaForCausalLM
 from examples.reproduce.small_model import Budget, Method, learn, measure, train_base
 from examples.reproduce.synthetic_language import KINDS, Language
 from examples.reproduce.trade_off import Cell, kept_at_equal_gain, picture, table
+from megatron_mixcpt.jobs.whole_outputs import whole_folder, write_whole
 
 ALPHAS = (0.95, 0.8, 0.5, 0.2)
 # The regime -> the kinds of facts of which its domain speaks.
@@ -34,6 +35,7 @@ MAIN = "mixed"
 REGIMES = {MAIN: KINDS, **{kind: (kind,) for kind in KINDS}}
 METHODS = ("lssd", "kd", "l2")
 RIVALS = ("kd-forward", "ewc")
+SDFT = Method("sdft", 0.0)
 SHARES = (1.0, 0.5, 0.25)
 """The domain's share of the rows, of experience replay alone: 0.75 is the method ``none``, and 1 is no replay."""
 
@@ -65,7 +67,7 @@ def methods_of(regime: str) -> Iterator[Method]:
 
 def _run_seed(folder: Path, regime: str, seed: int, budget: Budget) -> None:
     """All methods on one language; its base model is trained only if a run is missing, and shared by the regimes."""
-    missing = [method for method in methods_of(regime) if not _cell_path(folder, method, seed).exists()]
+    missing = [method for method in methods_of(regime) if not cell_path(folder, method, seed).exists()]
     if not missing:
         return
     language = Language(seed, domain_kinds=REGIMES[regime])
@@ -75,7 +77,7 @@ def _run_seed(folder: Path, regime: str, seed: int, budget: Budget) -> None:
         started = time.process_time()
         after = measure(learn(base, language, method, seed, budget), language)
         cell = {**cell_of(method, seed, before, after, REGIMES[regime]), "cpu_s": time.process_time() - started}
-        _write(_cell_path(folder, method, seed), cell)
+        write(cell_path(folder, method, seed), cell)
         line = f"gain {cell['gain']:+.1f}, change on the rest {cell['change']:+.1f} points, {cell['cpu_s']:.1f} s"
         print(f"{time.strftime('%H:%M:%S')} {regime}, {method.name} {method.alpha:g}, seed {seed}: {line}", flush=True)
 
@@ -85,8 +87,8 @@ def _base(output: Path, language: Language, seed: int, budget: Budget) -> LlamaF
     folder = output / "base" / f"seed-{seed}"
     if not folder.exists():
         model = train_base(language, seed, budget)
-        model.save_pretrained(folder.with_suffix(".part"))
-        folder.with_suffix(".part").rename(folder)
+        with whole_folder(folder) as aside:
+            model.save_pretrained(aside)
         found = measure(model, language)
         said = ", ".join(f"{kind} {found[kind]['probability']:.0f}%" for kind in found)
         print(f"{time.strftime('%H:%M:%S')} base, seed {seed}: probability of the domain's answer {said}", flush=True)
@@ -110,15 +112,15 @@ def cell_of(method: Method, seed: int, before: dict, after: dict, kinds: Sequenc
     }
 
 
-def _cell_path(folder: Path, method: Method, seed: int) -> Path:
+def cell_path(folder: Path, method: Method, seed: int) -> Path:
+    """Where a run of the regime ``folder`` is kept."""
     return folder / "cells" / f"{method.name}-{method.alpha:g}" / f"seed-{seed}.json"
 
 
-def _write(path: Path, value: Any) -> None:
+def write(path: Path, value: Any) -> None:
+    """``value`` as indented JSON, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    part.rename(path)
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def summarize(output: Path, seeds: Sequence[int], regimes: Sequence[str], budget: Budget) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def summarize(output: Path, seeds: Sequence[int], regimes: Sequence[str], budget
         figures["regimes"][regime] = {"kept": kept(cells, regime), "cells": [_of_cell(cell) for cell in cells]}
         print(f"\n{regime}\n{table(cells)}\n" + "\n".join(_said(figures["regimes"][regime]["kept"])), flush=True)
         draw(cells, regime, output)
-    _write(output / "figures.json", figures)
+    write(output / "figures.json", figures)
     return figures
 
 
@@ -155,8 +157,8 @@ def _of_cell(cell: Cell) -> Cell:
 
 def read_cells(folder: Path, regime: str, seeds: Sequence[int]) -> list[Cell]:
     """The runs that are there, also those of ``benchmarks/rivals/sdft.py``."""
-    methods = [*methods_of(regime), Method("sdft", 0.0)]
-    paths = [_cell_path(folder, method, seed) for method in methods for seed in seeds]
+    methods = [*methods_of(regime), SDFT]
+    paths = [cell_path(folder, method, seed) for method in methods for seed in seeds]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 

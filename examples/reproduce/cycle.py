@@ -62,8 +62,9 @@ def main() -> None:
 
 def report(output: Path) -> None:
     """OUTPUT/cycle/figures.json and the table, of what was evaluated."""
-    write_json(output / "cycle" / "figures.json", kept(output))
-    print(table(kept(output)), flush=True)
+    steps = kept(output)
+    write_json(output / "cycle" / "figures.json", steps)
+    print(table(steps), flush=True)
 
 
 def go_round(row: str, seed: int, first_iters: int, train_iters: int, output: Path) -> None:

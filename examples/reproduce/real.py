@@ -52,14 +52,15 @@ def report(output: Path) -> None:
         sys.exit(f"error: {output} has runs of {sorted(steps)} steps; runs of one length need an --output of their own")
     cells = [cell(name, output) for name in done]
     pairs = [*at_equal_alpha(cells, "none"), *at_equal_alpha(cells, "kd")]
-    found = {"runs": by_run, "cells": cells, "kept_at_equal_gain": kept(cells), "at_equal_alpha": pairs}
+    numbers = kept(cells)
+    found = {"runs": by_run, "cells": cells, "kept_at_equal_gain": numbers, "at_equal_alpha": pairs}
     write_json(output / "frontier.json", found)
     if not cells:
         return
     picture(
         cells, output / "frontier.png", f"SmolLM2-135M, {DOMAIN}, {steps.pop()} steps", f"bits of {DOMAIN} saved (%)"
     )
-    print(table(cells), "", pairs_table(pairs), "", *map(_line, kept(cells)), sep="\n", flush=True)
+    print(table(cells), "", pairs_table(pairs), "", *map(_line, numbers), sep="\n", flush=True)
 
 
 def _evaluated(output: Path) -> list[Path]:

@@ -84,11 +84,9 @@ def learn(base: LlamaForCausalLM, language: Language, method: Method, seed: int,
     student, teacher = copy.deepcopy(base).requires_grad_(True), base.requires_grad_(False).eval()
     generator = np.random.default_rng([seed, 2])
     share = method.alpha if method.name == "replay" else budget.domain_share
-    num_domain = round(share * budget.rows)
 
     def loss() -> Tensor:
-        texts = language.domain_rows(budget.rows, generator), language.replayed_rows(budget.rows, generator)
-        rows = torch.from_numpy(np.concatenate([texts[0][:num_domain], texts[1][num_domain:]]))
+        rows = torch.from_numpy(language.mixed_rows(budget.rows, share, generator))
         with torch.no_grad():
             of_teacher = _logits(teacher, rows) if method.objective.runs_teacher else None
         labels = rows[:, 1:].contiguous()

@@ -85,6 +85,13 @@ class Language:
         facts = generator.choice(self.facts["replayed"], (count, SENTENCES_PER_ROW))
         return self._rows(facts, self.answers[facts, 0], generator)
 
+    def mixed_rows(self, count: int, domain_share: float, generator: np.random.Generator) -> np.ndarray:
+        """``[count, ROW_TOKENS]`` of the mixture: the domain's share of rows first, then replayed ones. Both texts are
+        drawn for all rows, so that another share changes no row that stays."""
+        domain, replayed = self.domain_rows(count, generator), self.replayed_rows(count, generator)
+        num_domain = round(domain_share * count)
+        return np.concatenate([domain[:num_domain], replayed[num_domain:]])
+
     def general_rows(self, count: int, generator: np.random.Generator) -> np.ndarray:
         """``[count, ROW_TOKENS]`` of what the base model learns from: all facts, and quotations."""
         facts = generator.integers(len(self.answers), size=(count, SENTENCES_PER_ROW))

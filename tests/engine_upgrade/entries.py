@@ -12,9 +12,7 @@ import json
 import pkgutil
 from importlib.metadata import version
 
-from megatron_mixcpt import cpu_emulation
-from megatron_mixcpt.training.engine.patches import REGISTER
-from tests.unit.training.engine.test_patches import signature
+from tests.unit.training.engine.test_patches import of_each_name, signature
 
 
 def source_digest(name: str) -> str | None:
@@ -27,12 +25,8 @@ def source_digest(name: str) -> str | None:
 
 
 def main() -> None:
-    """Print the entries; torch's own names are looked up before any stand-in takes their place."""
-    names = sorted({entry.name for entry in REGISTER})
-    found = {name: (signature(name), source_digest(name)) for name in names if name.startswith("torch")}
-    cpu_emulation.install()
-    found |= {name: (signature(name), source_digest(name)) for name in names if name not in found}
-    entries = {name: {"signature": found[name][0], "source": found[name][1]} for name in names}
+    """Print the entries."""
+    entries = of_each_name(lambda name: {"signature": signature(name), "source": source_digest(name)})
     print(json.dumps({"version": version("megatron-core"), "entries": entries}, indent=1))
 
 

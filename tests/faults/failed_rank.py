@@ -12,7 +12,6 @@ import argparse
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_mixcpt import testing
+from tests.faults.launchers import free_port
 
 ROOT = Path(__file__).parents[2]
 # After which a rank is said to stay; torchrun would kill the other one after 30.
@@ -90,11 +90,9 @@ def drill(tool: str, argv: list[str], fault: str, folder: Path, *, rank: int = 1
 
 
 def _world(folder: Path) -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     return {
-        **{"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "drill"},
+        **{"WORLD_SIZE": "2", **place, "TORCHELASTIC_RUN_ID": "drill"},
         **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "DRILL_FOLDER": str(folder)},
     }
 

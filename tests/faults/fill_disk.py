@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.faults.small_disk import check, resize, small_disk
+
 MIB = 1 << 20
 
 
@@ -23,19 +25,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_folder(folder)
-        expected, disk = folder / "expected", folder / "disk"
+        expected = folder / "expected"
         check(train(folder, expected) == 0, f"the undisturbed run failed: {said(folder)}")
         size = sum(path.stat().st_size for path in (expected / "iter_0000002").iterdir())
-        disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={3 * size + 2 * MIB}", "tmpfs", str(disk)], check=True)
-        try:
+        with small_disk(folder / "disk", 3 * size + 2 * MIB) as disk:
             fill_while_saving(folder, disk / "save")
-            subprocess.run(["mount", "-o", f"remount,size={30 * size}", str(disk)], check=True)
+            resize(disk, 30 * size)
             check(train(folder, disk / "save") == 0, f"the run did not go on: {said(folder)}")
             compare(disk / "save", expected)
             fill_while_exporting(expected, disk, size // 20)
-        finally:
-            subprocess.run(["umount", str(disk)], check=True)
 
 
 def train(folder: Path, save: Path) -> int:
@@ -68,8 +66,7 @@ def fill_while_saving(folder: Path, save: Path) -> None:
 
 def fill_while_exporting(checkpoint: Path, disk: Path, left: int) -> None:
     """The export must end with one line, and leave no folder that looks finished."""
-    used = shutil.disk_usage(disk).used
-    subprocess.run(["mount", "-o", f"remount,size={used + left}", str(disk)], check=True)
+    resize(disk, shutil.disk_usage(disk).used + left)
     tool = Path(__file__).parents[2] / "tools" / "convert_to_hf.py"
     argv = [sys.executable, str(tool), "--load", str(checkpoint), "--save", str(disk / "exported")]
     result = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -78,12 +75,6 @@ def fill_while_exporting(checkpoint: Path, disk: Path, left: int) -> None:
     check(lines[-1].startswith("error:"), result.stderr)
     check(not (disk / "exported").exists(), "a half-written export looks finished")
     print(f"exporting: {lines[-1]}", flush=True)
-
-
-def check(promise: bool, otherwise: str) -> None:
-    """Exits with ``otherwise`` where the promise is not kept."""
-    if not promise:
-        sys.exit(otherwise)
 
 
 if __name__ == "__main__":

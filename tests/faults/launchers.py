@@ -60,10 +60,7 @@ class Forked:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.faults.preloaded"])
         log.write_bytes(b"")
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = str(free.getsockname()[1])
-        world = {"WORLD_SIZE": str(NUM_RANKS), "MASTER_ADDR": "localhost", "MASTER_PORT": port} | environment
+        world = {"WORLD_SIZE": str(NUM_RANKS), "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()} | environment
         self._ranks = [
             context.Process(target=_run_rank, args=(rank, tool, argv, str(log), world)) for rank in range(NUM_RANKS)
         ]
@@ -115,6 +112,13 @@ def _run_rank(rank: int, tool: str, argv: list[str], log: str, world: dict[str, 
     finally:  # not through the interpreter's shutdown, where a forked process can wait for threads that it lacks
         sys.stdout.flush()
         os._exit(code or 0)
+
+
+def free_port() -> str:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
 
 
 def children(pid: int) -> list[int]:

@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from megatron_mixcpt.conversion.megatron_iterations import iteration_folders, why_incomplete
 from tests.faults.disk import read_tree
+from tests.faults.launchers import free_port
 
 type Units = dict[str, object]
 """What has a final name: name -> content. A folder that gets its name as a whole is one."""
@@ -59,7 +59,7 @@ def make_checkpoints(folder: Path) -> None:
     argv = flags(folder / "world", iterations=1)
     place = argv.index("--teacher")
     del argv[place : place + 2]
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": _free_port()}
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     os.environ |= ranks
     _tool("pretrain_mixcpt", [*argv, "--lora-rank", "2", "--save", str(folder / "adapters")])
 
@@ -128,19 +128,13 @@ def _rank(rank: int, port: str, tool: str, argv: list[str]) -> None:
     _tool(tool, argv)
 
 
-def _free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return str(free.getsockname()[1])
-
-
 def _training(case: str, *more: str) -> Callable[[Path, Path], Sequence[Process]]:
     def processes(inputs: Path, root: Path) -> Sequence[Process]:
         from tests.faults.interruptions import command
 
         tool, argv = command(inputs, case, root / "save")
         argv += ["--data-cache-path", str(root / "cache"), *more]
-        port = _free_port()
+        port = free_port()
         return [functools.partial(_rank, rank, port, tool, argv) for rank in range(NUM_RANKS)]
 
     return processes

@@ -9,20 +9,21 @@ moments. Without root there is no full disk, because that takes a tmpfs of its o
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import random
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import psutil
+
+from tests.faults.small_disk import check, resize, small_disk
 
 ITERATIONS, INTERVAL = 300, 20
 DISK_BYTES = 2 << 30
@@ -195,17 +196,6 @@ def resident_mb(ranks: list[int]) -> float:
     return max(found)
 
 
-def resize(disk: Path, size: int) -> None:
-    """Give the tmpfs ``disk`` this many bytes."""
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
-
-
-def check(promise: bool, otherwise: str) -> None:
-    """Exits with ``otherwise`` where the promise is not kept."""
-    if not promise:
-        sys.exit(f"found: {otherwise}")
-
-
 def main() -> None:
     """Read the command line, soak, print what happened."""
     from tests.faults.interruptions import make_folder  # not at the top: see kill_training.py
@@ -222,19 +212,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         make_folder(folder)
-        disk = folder / "disk" if os.geteuid() == 0 else None
-        if disk:
-            disk.mkdir(exist_ok=True)
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)
-        soak = Soak(folder, options.launchers, disk)
-        try:
-            soak.run(time.monotonic() + options.hours * 3600)
-            growth = statistics.median(soak.growths_mb or [0.0])
-            check(growth < ALLOWED_GROWTH_MB, f"a rank's memory grows by {growth:.1f} MB in 100 iterations")
-        finally:
-            print(f"seed {options.seed}, {options.hours:g} hours\n{soak.summary()}", flush=True)
-            if disk:
-                subprocess.run(["umount", "-l", str(disk)], check=True)
+        own_disk = small_disk(folder / "disk", DISK_BYTES) if os.geteuid() == 0 else contextlib.nullcontext()
+        with own_disk as disk:
+            soak = Soak(folder, options.launchers, disk)
+            try:
+                soak.run(time.monotonic() + options.hours * 3600)
+                growth = statistics.median(soak.growths_mb or [0.0])
+                check(growth < ALLOWED_GROWTH_MB, f"a rank's memory grows by {growth:.1f} MB in 100 iterations")
+            finally:
+                print(f"seed {options.seed}, {options.hours:g} hours\n{soak.summary()}", flush=True)
 
 
 if __name__ == "__main__":

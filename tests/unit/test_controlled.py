@@ -81,7 +81,7 @@ def test_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [cell["method"] for cell in cells] == ["none", "lssd", "kd", "l2", "kd-forward", "ewc", "replay"]
     exact = controlled.read_cells(tmp_path / "mixed", "mixed", [1])
     assert len({(cell["gain_bits"], cell["change_bits"]) for cell in exact}) == len(cells)
-    path = controlled._cell_path(tmp_path / "mixed", Method("kd", 0.5), 1)
+    path = controlled.cell_path(tmp_path / "mixed", Method("kd", 0.5), 1)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"gain": 77.0}))
     again = controlled.run(tmp_path, [1], regimes=["mixed"], budget=budget)["regimes"]["mixed"]["cells"]
     assert [cell["gain"] for cell in again] == [77.0 if cell["method"] == "kd" else cell["gain"] for cell in cells]

@@ -10,8 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from megatron_mixcpt.evaluation.models import local_model
 from megatron_mixcpt.evaluation.models.local_model import LocalModel, fits_here
 from tests.unit.data.tokenizer_classes import save_model_tokenizer
-
-TEMPLATE = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>{% endfor %}"
+from tests.unit.evaluation.models.conftest import TEMPLATE
 
 
 @pytest.mark.parametrize("is_chat", [False, True], ids=["plain", "chat template"])

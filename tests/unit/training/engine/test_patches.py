@@ -13,7 +13,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,15 +55,20 @@ def _is_set_in_instances(owner: str, attribute: str) -> bool:
     return any(f"self.{attribute} = " in source for source in sources)
 
 
-def print_signatures() -> None:
-    """Print what the golden file holds; torch's own names are looked up before any stand-in takes their place."""
+def of_each_name[T](look_up: Callable[[str], T]) -> dict[str, T]:
+    """What ``look_up`` finds under each name of the register, torch's own before any stand-in takes their place."""
     names = list(dict.fromkeys(entry.name for entry in REGISTER))
-    signatures = {name: signature(name) for name in names if name.startswith("torch")}
+    found = {name: look_up(name) for name in names if name.startswith("torch")}
     from megatron_mixcpt import cpu_emulation
 
     cpu_emulation.install()
-    signatures |= {name: signature(name) for name in names if name not in signatures}
-    print("".join(f"{name}{signatures[name]}\n" for name in names), end="")
+    found |= {name: look_up(name) for name in names if name not in found}
+    return {name: found[name] for name in names}
+
+
+def print_signatures() -> None:
+    """Print what the golden file holds."""
+    print("".join(f"{name}{found}\n" for name, found in of_each_name(signature).items()), end="")
 
 
 def differences(expected: str, found: str) -> list[str]:
